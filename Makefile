@@ -1,0 +1,41 @@
+# Each target does all the set-up it needs. VENV=<folder> chooses the environment.
+VENV ?= .venv
+# options for pytest, such as ARGS="-k template"
+ARGS ?=
+export VENV
+
+# recipes call bare python3, so the environment comes first on PATH
+run := PATH="$(abspath $(VENV))/bin:$$PATH"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## environment and ESPnet's recipe template; instant when done already
+	@./setup_env.sh
+
+demo: setup ## train, size, decode and score on a small synthetic corpus
+	cd egs2/librispeech/asr1 && $(run) ./run_demo.sh
+
+test: setup ## the tests, without the slow ones
+	$(run) python -m pytest $(ARGS)
+
+test-all: setup ## all tests, the slow ones too
+	$(run) python -m pytest -m "slow or not slow" $(ARGS)
+
+lint: setup ## ruff, black and, where present, shellcheck
+	$(run) python -m ruff check .
+	$(run) python -m black --check .
+	@if command -v shellcheck >/dev/null; then \
+	    git ls-files -co --exclude-standard '*.sh' .ci/run espnet_omnisparse/bin \
+	        | xargs shellcheck --severity=warning; \
+	else echo "shellcheck is not installed: the shell scripts were not checked"; fi
+
+bench: setup ## paired times: supernet, stock Conformer and each size
+	$(run) python -m espnet_omnisparse.bench
+
+clean: ## remove caches and build leftovers; environment and experiments stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find espnet_omnisparse tests egs2 -name __pycache__ -prune -exec rm -rf {} +

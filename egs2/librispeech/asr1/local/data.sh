@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Stage 1 of asr.sh: LibriSpeech, or any corpus laid out as it is, as Kaldi folders.
+# Lists of parts are separated by spaces or commas; commas pass through asr.sh's
+# --local_data_opts, which splits its value at spaces.
+set -euo pipefail
+
+log() {
+    echo "$(date '+%Y-%m-%dT%H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
+}
+
+corpus=${LIBRISPEECH:-downloads/LibriSpeech}  # the folder that holds the parts
+url=https://www.openslr.org/resources/12      # where missing standard parts are
+data_dir=data
+train_set=train_960
+train_parts="train-clean-100 train-clean-360 train-other-500"
+valid_set=dev
+valid_parts="dev-clean dev-other"
+test_parts="test-clean test-other dev-clean dev-other"
+
+log "$0 $*"
+# shellcheck source=/dev/null
+. utils/parse_options.sh
+
+if [ $# -ne 0 ]; then
+    log "error: no positional arguments are taken, but there is '$1'" \
+        "(separate parts by commas)." >&2
+    exit 2
+fi
+
+# progress and errors go to stderr; what is captured is the folders written
+folders=$(python3 -m espnet_omnisparse.librispeech \
+    --corpus "${corpus}" --url "${url}" --data_dir "${data_dir}" \
+    --train_set "${train_set}" --train_parts "${train_parts}" \
+    --valid_set "${valid_set}" --valid_parts "${valid_parts}" \
+    --test_parts "${test_parts}")
+
+while IFS= read -r folder; do
+    utils/validate_data_dir.sh --no-feats "${folder}"
+done <<< "${folders}"
+
+log "Successfully finished. [elapsed=${SECONDS}s]"

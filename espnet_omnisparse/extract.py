@@ -1,0 +1,164 @@
+"""Extraction: a size as tensors and a configuration of its own, physically small.
+
+Both the supernet and what is extracted are described by an ESPnet configuration and a
+state dict, so extraction is a function from pairs to pairs and needs no model.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.subnet import BRANCH_PARTS, SubnetSpec
+
+State = dict[str, torch.Tensor]
+_BLOCKS = "encoder.encoders."
+_TRAINING_ONLY = ("supernet.", "size_ctc.")
+_OURS_ONLY = ("conv_norm", "granularity", "kept")
+
+
+def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
+    """The tensors of one size: kept branches, its own CTC head, nothing else.
+
+    Args:
+        state: State dict of the supernet, or of the same net trained alone.
+        spec: The size.
+
+    Returns:
+        State dict of the extracted model; whole blocks that a block-granular spec
+        drops are gone and the others renumbered.
+    """
+    rows = spec.kept_branches
+    numbers = _block_numbers(spec)
+    small: State = {}
+    for name, tensor in state.items():
+        if name.startswith(_TRAINING_ONLY):
+            continue
+        if not name.startswith(_BLOCKS):
+            small[name] = tensor
+            continue
+        block, rest = name.removeprefix(_BLOCKS).split(".", 1)
+        number = int(block)
+        if number in numbers and branch_of(rest) in (*rows[number], None):
+            small[f"{_BLOCKS}{numbers[number]}.{rest}"] = tensor
+    head = f"size_ctc.{spec.name}."
+    for name, tensor in state.items():
+        if name.startswith(head):
+            small[f"ctc.{name.removeprefix(head)}"] = tensor
+    return small
+
+
+def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
+    """The configuration that builds what `cut_state` cuts.
+
+    It is an ordinary ESPnet configuration: `model: espnet`, and `encoder: conformer`
+    where stock ESPnet can build the size as it is.
+    """
+    small = _without_training(config)
+    conf = small["encoder_conf"]
+    conf["num_blocks"] = len(_block_numbers(spec))
+    if loads_in_stock(config, spec):
+        return _as_conformer(small)
+    conf.pop("granularity", None)
+    if spec.space.granularity == "branch" and not spec.is_full:
+        conf["kept"] = [list(row) for row in spec.kept_branches]
+    return small
+
+
+def loads_in_stock(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
+    """Whether an ESPnet without this package builds the small form itself."""
+    whole_blocks = spec.is_full or spec.space.granularity == "block"
+    return whole_blocks and _conv_norm(config) == "batch_norm"
+
+
+def stock_state(small: State, full: Mapping[str, torch.Tensor], spec: SubnetSpec):
+    """The tensors of a size in the full net's shape, its dropped branches zero.
+
+    A branch whose output projection is zero adds nothing, so a plain Conformer
+    computes the size's output. The rest of the branch is zeroed as well, so that the
+    non-zero count is the size's own.
+
+    Args:
+        small: What `cut_state` cut, calibrated or not.
+        full: The supernet's state dict.
+        spec: The size, at branch granularity.
+    """
+    rows = spec.kept_branches
+    stock: State = {}
+    for name, tensor in full.items():
+        if name.startswith(_TRAINING_ONLY):
+            continue
+        if name in small:
+            stock[name] = small[name]
+            continue
+        block, rest = name.removeprefix(_BLOCKS).split(".", 1)
+        assert branch_of(rest) not in rows[int(block)], name
+        # a variance of 0 would divide by the square root of epsilon: harmless, but 1
+        # is what an unused BatchNorm has
+        fill = torch.ones_like if rest.endswith("running_var") else torch.zeros_like
+        stock[name] = fill(tensor)
+    return stock
+
+
+def stock_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
+    """The configuration that loads `stock_state` in an ESPnet without this package.
+
+    Raises:
+        UserError: If the Conv modules have LayerNorm, which stock ESPnet has not.
+    """
+    if _conv_norm(config) != "batch_norm":
+        raise UserError(
+            "A size with encoder_conf.conv_norm: layer_norm has no form that stock "
+            "ESPnet loads: train with batch_norm, or extract without --stock."
+        )
+    if loads_in_stock(config, spec):
+        return cut_config(config, spec)
+    return _as_conformer(_without_training(config))
+
+
+def branch_of(name: str) -> str | None:
+    """The branch that a block's tensor belongs to; `None`: the block's own.
+
+    >>> branch_of("conv_module.norm.weight")
+    'conv'
+    >>> branch_of("norm_final.weight") is None
+    True
+    """
+    first = name.split(".", 1)[0]
+    for branch, (norm, module, _) in BRANCH_PARTS.items():
+        if first in (norm, module):
+            return branch
+    return None
+
+
+def _block_numbers(spec: SubnetSpec) -> dict[int, int]:
+    """Block of the supernet -> block of the size."""
+    rows = spec.kept_branches
+    if spec.space.granularity == "branch":
+        return {number: number for number in range(len(rows))}
+    kept = [number for number, row in enumerate(rows) if row]
+    return {number: position for position, number in enumerate(kept)}
+
+
+def _without_training(config: Mapping[str, Any]) -> dict[str, Any]:
+    small = copy.deepcopy(dict(config))
+    small["model"] = "espnet"
+    for name in ("supernet", "loss_normalization"):
+        small["model_conf"].pop(name, None)
+    small["encoder_conf"]["macaron_style"] = True
+    # what it was once started from has no part in it any more
+    small["init_param"] = []
+    return small
+
+
+def _as_conformer(config: dict[str, Any]) -> dict[str, Any]:
+    config["encoder"] = "conformer"
+    for name in _OURS_ONLY:
+        config["encoder_conf"].pop(name, None)
+    return config
+
+
+def _conv_norm(config: Mapping[str, Any]) -> str:
+    return config["encoder_conf"].get("conv_norm", "batch_norm")

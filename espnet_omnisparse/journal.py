@@ -1,0 +1,64 @@
+"""What a training leaves beside its checkpoints: the selection and its history.
+
+`selection_log.jsonl` has a line per epoch; `subnets/<size>.yaml` is written when
+step 1 has ended. Neither is ever averaged, unlike tensors in a checkpoint.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from espnet_omnisparse.files import write_text
+from espnet_omnisparse.subnet import FULL, SubnetSpec
+from espnet_omnisparse.supernet import Supernet
+
+LOG = "selection_log.jsonl"
+SUBNETS = "subnets"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of an experiment's selection log, oldest first."""
+    path = Path(folder) / LOG
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def log_epoch(folder: Path, epoch: int, supernet: Supernet) -> None:
+    """Appends an epoch's state; lines of a later, interrupted attempt are dropped."""
+    scores = supernet.selection.scores_now()
+    line = {
+        "epoch": epoch,
+        "update": int(supernet.updates),
+        "phase": supernet.phase,
+        "kept": {
+            draw.size: sum(gate is not None for gate in draw.gates)
+            for draw in supernet.validation_draws()
+        },
+        "scores": None if scores is None else [float(score) for score in scores],
+    }
+    lines = [old for old in read_log(folder) if old["epoch"] < epoch] + [line]
+    write_text(Path(folder) / LOG, "".join(json.dumps(one) + "\n" for one in lines))
+
+
+def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]:
+    """The spec of every size, the full one last, once step 1 has ended."""
+    space = supernet.space
+    specs = {
+        name: SubnetSpec(name, fingerprint, space, tuple(mask.tolist()))
+        for name, mask in reversed(supernet.selection.masks().items())
+    }
+    return {**specs, FULL: SubnetSpec.full(fingerprint, space)}
+
+
+def write_specs(folder: Path, specs: dict[str, SubnetSpec]) -> None:
+    """Writes the specs of all sizes, each atomically."""
+    for name, spec in specs.items():
+        spec.save(Path(folder) / SUBNETS / f"{name}.yaml")
+
+
+def read_specs(folder: Path) -> dict[str, SubnetSpec]:
+    """The specs that `write_specs` wrote, smallest first; empty if there are none."""
+    paths = sorted((Path(folder) / SUBNETS).glob("*.yaml"))
+    specs = [SubnetSpec.load(path) for path in paths]
+    return {s.name: s for s in sorted(specs, key=lambda spec: sum(spec.mask))}

@@ -1,0 +1,59 @@
+"""Runs a Python command with our classes registered in ESPnet.
+
+ESPnet's `asr.sh` takes the interpreter as an option; given this module,
+
+    ./asr.sh --python "python3 -m espnet_omnisparse.launch" ...
+
+the stock pipeline trains and decodes our models: training goes through our task,
+everything else runs unchanged.
+"""
+
+import runpy
+import sys
+from collections.abc import Sequence
+
+from espnet_omnisparse.errors import UserError, one_sentence
+
+#: ESPnet's module -> ours
+REMAPPED = {"espnet2.bin.asr_train": "espnet_omnisparse.asr_train"}
+#: ESPnet's modules that load models and so need our classes registered
+REGISTERED = {"espnet2.bin.asr_inference"}
+REFUSED = {
+    "espnet2.bin.lightning_train": "use_lightning: use ESPnet's own trainer",
+    "espnet2.bin.asr_inference_k2": "use_k2: use ESPnet's own decoder",
+    "espnet2.bin.asr_inference_streaming": "use_streaming: decode offline",
+    "espnet2.bin.asr_transducer_train": "asr_task asr_transducer: use asr_task asr",
+}
+USAGE = "usage: python3 -m espnet_omnisparse.launch (-m MODULE | SCRIPT) [ARGS ...]"
+
+
+def run_module(module: str, arguments: Sequence[str]) -> None:
+    """Runs a module as `python3 -m` would, after remapping and registration.
+
+    Raises:
+        UserError: If the module cannot work with supernets.
+    """
+    if module in REFUSED:
+        raise UserError(f"Supernets cannot be combined with {REFUSED[module]}.")
+    if module in REGISTERED:
+        import espnet_omnisparse.tasks  # noqa: F401  (slow, and only needed here)
+    module = REMAPPED.get(module, module)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with one_sentence():
+        if not argv or (argv[0] == "-m" and len(argv) < 2):
+            raise UserError(USAGE)
+        if argv[0] == "-m":
+            run_module(argv[1], argv[2:])
+        else:
+            sys.argv = argv
+            runpy.run_path(argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

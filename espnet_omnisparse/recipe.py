@@ -1,0 +1,256 @@
+"""Drives ESPnet's unmodified `asr.sh` for a supernet and for every size of it.
+
+Stages 1-11 run once. Then each size is extracted into an experiment folder of its
+own, on which stages 12-15 run as they would on any ESPnet model. Options are
+`asr.sh`'s own; these are added:
+
+    --sizes "small full"  sizes to decode, score, pack and upload (default: all)
+    --stock true          also extract, decode ... the form that stock ESPnet loads
+    --subnets DIR         use the specs in DIR instead of the experiment's own
+    --calibration 400     training utterances for re-estimating BatchNorm statistics
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_omnisparse import template
+from espnet_omnisparse.errors import UserError, one_sentence
+
+OWN_OPTIONS = {"sizes": "", "stock": "false", "subnets": "", "calibration": "400"}
+# asr.sh's defaults that this module has to know
+STOCK_DEFAULTS = {
+    "stage": "1",
+    "stop_stage": "10000",
+    "expdir": "exp",
+    "feats_type": "raw",
+    "token_type": "bpe",
+    "nbpe": "30",
+    "lang": "noinfo",
+    "asr_config": "",
+    "asr_args": "",
+    "asr_tag": "",
+    "asr_exp": "",
+    "speed_perturb_factors": "",
+    "inference_asr_model": "valid.loss_sizes.ave.pth",
+    "skip_packing": "true",
+    "skip_upload_hf": "true",
+    "hf_repo": "",
+    "asr_task": "asr",
+    "download_model": "",
+}
+FIRST_PER_SIZE, LAST_STAGE = 12, 15
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command line asks for.
+
+    Attributes:
+        options: Every option given, names with underscores; the last one counts.
+        own: The options of this module.
+    """
+
+    options: Mapping[str, str]
+    own: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> str:
+        return self.options.get(name, STOCK_DEFAULTS[name])
+
+    @property
+    def stages(self) -> tuple[int, int]:
+        """First and last stage."""
+        try:
+            return int(self["stage"]), min(int(self["stop_stage"]), LAST_STAGE)
+        except ValueError as error:
+            raise UserError("--stage and --stop_stage take a number.") from error
+
+    @property
+    def asr_exp(self) -> str:
+        """The supernet's experiment folder, named as asr.sh would name it."""
+        if self["asr_exp"]:
+            return self["asr_exp"]
+        return f"{self['expdir']}/asr_{self['asr_tag'] or self._tag()}"
+
+    def _tag(self) -> str:
+        config = self["asr_config"]
+        tag = f"{Path(config).stem if config else 'train'}_{self['feats_type']}"
+        if self["lang"] != "noinfo":
+            tag += f"_{self['lang']}"
+        tag += f"_{self['token_type']}"
+        if self["token_type"] == "bpe":
+            tag += self["nbpe"]
+        arguments = self["asr_args"].replace("--", "_")
+        tag += "".join(char for char in arguments if char not in " |=/")
+        return tag + ("_sp" if self["speed_perturb_factors"] else "")
+
+
+def parse(argv: Sequence[str]) -> Run:
+    """Reads Kaldi-style options.
+
+    Raises:
+        UserError: If an argument is not an option with a value.
+    """
+    options: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("--") or not rest:
+            raise UserError(f"{name}: options are given as --name value.")
+        options[name[2:].replace("-", "_")] = rest.pop(0)
+    own = {
+        name: options.pop(name, default) for name, default in OWN_OPTIONS.items()
+    }
+    return Run(options, own)
+
+
+def asr_sh(run: Run, **changes: str) -> None:
+    """Runs the stock asr.sh of the present recipe folder.
+
+    Raises:
+        UserError: If it fails; what it printed stays above the sentence.
+    """
+    options = {
+        **run.options,
+        "asr_exp": run.asr_exp,
+        "inference_asr_model": run["inference_asr_model"],
+        "python": "python3 -m espnet_omnisparse.launch",
+        **changes,
+    }
+    command = ["./asr.sh"]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    status = subprocess.run(command).returncode
+    if status != 0:
+        raise UserError(
+            f"asr.sh failed with status {status} in stages {options['stage']} to "
+            f"{options['stop_stage']}: the reason is printed above, or in the log that "
+            "it names."
+        )
+
+
+def check(run: Run) -> None:
+    """Finds mistakes before anything is written.
+
+    Raises:
+        UserError: For the first mistake found.
+    """
+    first, last = run.stages
+    if run["asr_task"] != "asr":
+        raise UserError(f"--asr_task {run['asr_task']} is not supported: use asr.")
+    if run["download_model"]:
+        raise UserError(
+            "--download_model cannot be combined with sizes: decode downloaded models "
+            "with ./asr.sh itself."
+        )
+    config = run["asr_config"]
+    if config and not Path(config).is_file():
+        raise UserError(f"--asr_config {config} does not exist.")
+    if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
+        _check_upload(run)
+
+
+def _check_upload(run: Run) -> None:
+    if not run["hf_repo"]:
+        raise UserError("Stage 15 uploads: say where to with --hf_repo user/name.")
+    if shutil.which("git") is None or shutil.which("git-lfs") is None:
+        raise UserError("Stage 15 uploads with git: install git and git-lfs first.")
+    for key in ("user.name", "user.email"):
+        found = subprocess.run(["git", "config", key], capture_output=True)
+        if found.returncode != 0:
+            raise UserError(
+                f"Stage 15 commits with git, which has no {key}: set it with "
+                f"git config --global {key} ..."
+            )
+
+
+def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:
+    """The experiment folder of one size."""
+    return f"{asr_exp}_{size}" + ("_stock" if stock else "")
+
+
+def run_sizes(run: Run, first: int, last: int) -> None:
+    """Extracts the wanted sizes and runs the stages from 12 on for each of them."""
+    # slow to import, and stages 1-11 do not need it
+    from espnet_omnisparse import report
+    from espnet_omnisparse.family import extract_size, selected_specs
+    from espnet_omnisparse.journal import read_specs
+
+    specs = selected_specs(Path(run.asr_exp))
+    if run.own["subnets"]:
+        specs = read_specs(Path(run.own["subnets"]).parent)
+    wanted = run.own["sizes"].split() or list(specs)
+    for size in wanted:
+        if size not in specs:
+            raise UserError(f"--sizes: {size} is not one of {', '.join(specs)}.")
+    forms = [False, True] if run.own["stock"] == "true" else [False]
+    checkpoint = Path(run.asr_exp) / run["inference_asr_model"]
+    jobs = [(size, stock) for size in wanted for stock in forms]
+    for size, stock in jobs:
+        folder = size_folder(run.asr_exp, size, stock)
+        print(f"== {size}{' (stock form)' if stock else ''}: {folder}", flush=True)
+        if first <= FIRST_PER_SIZE:
+            written = extract_size(
+                Path(run.asr_exp),
+                checkpoint,
+                specs[size],
+                Path(folder),
+                stock,
+                int(run.own["calibration"]),
+            )
+            print("extracted" if written else "already extracted", flush=True)
+        changes = {}
+        if run["hf_repo"]:
+            suffix = f"-{size}" + ("-stock" if stock else "")
+            changes["hf_repo"] = run["hf_repo"] + suffix
+        asr_sh(
+            run,
+            stage=str(max(first, FIRST_PER_SIZE)),
+            stop_stage=str(last),
+            asr_exp=folder,
+            inference_asr_model="model.pth",
+            **changes,
+        )
+    if last > FIRST_PER_SIZE:
+        report.write_family(Path(run.asr_exp), command_line())
+
+
+def command_line() -> str:
+    """The command that was given, for the report."""
+    return "./run.sh " + shlex.join(sys.argv[1:])
+
+
+def prepare() -> None:
+    """Links ESPnet's template into the present folder; scores without sclite too."""
+    template.require_versions()
+    template.link(Path.cwd(), template.locate())
+    if shutil.which("sclite") is None:
+        stand_in = Path(__file__).parent / "bin"
+        os.environ["PATH"] += f"{os.pathsep}{stand_in}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of every recipe's run.sh."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with one_sentence():
+        if "--help" in argv:
+            print(__doc__)
+            return
+        run = parse(argv)
+        check(run)
+        prepare()
+        first, last = run.stages
+        if first < FIRST_PER_SIZE:
+            stop = min(last, FIRST_PER_SIZE - 1)
+            asr_sh(run, stage=str(first), stop_stage=str(stop))
+        if last >= FIRST_PER_SIZE:
+            run_sizes(run, first, last)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Schedules: pure functions of the number of updates made so far."""
+
+from dataclasses import dataclass
+
+from espnet_omnisparse.errors import UserError
+
+PHASES = WARM, STEP1, STEP2 = "warm", "step1", "step2"
+
+
+def resolve_updates(name: str, length: int | float, total: int | None) -> int:
+    """Turns a length given in updates (int) or as a fraction of the run into updates.
+
+    Args:
+        name: The option's name, for the error message.
+        length: Updates as an int, or a fraction in [0, 1] as a float.
+        total: Updates of the whole run; `None` where nobody knows.
+
+    Raises:
+        UserError: If a fraction is asked of a run of unknown length.
+
+    >>> resolve_updates("step1", 0.6, 1000)
+    600
+    """
+    if isinstance(length, int):
+        return length
+    if length == 0.0:
+        return 0
+    if total is None:
+        raise UserError(
+            f"{name}: {length} is a fraction of a run whose length is unknown: give "
+            f"{name} in updates, or set num_iters_per_epoch."
+        )
+    return round(length * total)
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The phases of a supernet's training, counted in updates.
+
+    Attributes:
+        warm: Updates that train the full net alone.
+        step1: Updates that learn the selection beside it.
+    """
+
+    warm: int
+    step1: int
+
+    @property
+    def selected_at(self) -> int:
+        """The update from which on the selection is settled."""
+        return self.warm + self.step1
+
+    def phase(self, update: int) -> str:
+        """`"warm"`, `"step1"` or `"step2"` at this update."""
+        if update < self.warm:
+            return WARM
+        return STEP1 if update < self.selected_at else STEP2
+
+
+def shrinking_k(
+    update: int, start: int, stop: int, shrink: int, length: int
+) -> int:
+    """How many units Simple-Top-k keeps at an update of step 1.
+
+    `k(t) = max(start - shrink - shrink * floor(t / T), stop)` with
+    `T = length * shrink / (start - stop)` (arXiv 2407.18930).
+
+    Args:
+        update: t, counted from the beginning of step 1.
+        start: Units of the full net.
+        stop: Units of the smallest size.
+        shrink: r, units dropped at a time.
+        length: Updates of step 1.
+
+    >>> [shrinking_k(t, 8, 4, 1, 8) for t in range(8)]
+    [7, 7, 6, 6, 5, 5, 4, 4]
+    """
+    if start == stop or length == 0:
+        return stop
+    # integer arithmetic: t / T without a rounded T
+    intervals = update * (start - stop) // (length * shrink)
+    return max(start - shrink - shrink * intervals, stop)

@@ -1,0 +1,32 @@
+"""No selection: one net of one size, trained as ESPnet would train it."""
+
+from collections.abc import Mapping
+
+import torch
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.selection import Selection
+from espnet_omnisparse.subnet import SearchSpace
+
+
+class NoSelection(Selection, name="none"):
+    """Trains the full net alone: the baseline for every size.
+
+    Args:
+        space: The net's units.
+        sizes: Must be empty.
+    """
+
+    learns = False
+
+    def __init__(self, space: SearchSpace, sizes: Mapping[str, int]):
+        if sizes:
+            raise UserError(
+                "supernet.method none trains one size only: remove sizes, or choose "
+                "a selection method."
+            )
+        super().__init__(space, sizes)
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """No size below the full one."""
+        return {}

@@ -1,0 +1,73 @@
+"""Simple-Top-k: scores per unit, a relaxed top-k, and a k that shrinks.
+
+Dynamic Encoder Size Based on Data-Driven Layer-wise Pruning for Speech Recognition
+(Interspeech 2024, arXiv 2407.18930).
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.gate import Gate, relaxed_top_k, straight_through
+from espnet_omnisparse.mask import top_k_mask
+from espnet_omnisparse.schedule import shrinking_k
+from espnet_omnisparse.selection import Selection
+from espnet_omnisparse.subnet import SearchSpace
+
+
+class SimpleTopK(Selection, name="simple_topk"):
+    """Learns one score per unit through relaxed top-k gates.
+
+    Args:
+        space: The supernet's units.
+        sizes: Units kept by each size below the full one.
+        shrink: r, how many units k loses at a time.
+        straight_through: Hard gates in the forward pass, with the relaxed gates'
+            gradient (the authors' LibriSpeech runs); else soft gates (TED-LIUM 2).
+        temperature: Of the relaxed top-k.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        sizes: Mapping[str, int],
+        shrink: int = 1,
+        straight_through: bool = True,
+        temperature: float = 1.0,
+    ):
+        super().__init__(space, sizes)
+        if shrink < 1 or temperature <= 0:
+            raise UserError(
+                "supernet.method_conf: shrink must be at least 1 and temperature "
+                "above 0."
+            )
+        self.shrink = shrink
+        self.straight_through = straight_through
+        self.temperature = temperature
+        self.scores = torch.nn.Parameter(torch.full((len(space),), 0.5))
+
+    def k(self, time: int, length: int) -> int:
+        """Units kept at this time of step 1."""
+        smallest = min(self.sizes.values())
+        return shrinking_k(time, len(self.space), smallest, self.shrink, length)
+
+    def gates(self, time: int, length: int) -> tuple[Gate, ...]:
+        """Relaxed or straight-through top-k gates; every unit is computed."""
+        k = self.k(time, length)
+        gates = relaxed_top_k(self.scores, k, self.temperature)
+        if self.straight_through:
+            gates = straight_through(gates, top_k_mask(self.scores, k))
+        return tuple(gates.unbind())
+
+    def mask_now(self, time: int, length: int) -> torch.Tensor:
+        """Hard top-k of the present scores."""
+        return top_k_mask(self.scores, self.k(time, length))
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Hard top-k of the scores for each size: nested."""
+        return {name: top_k_mask(self.scores, k) for name, k in self.sizes.items()}
+
+    def scores_now(self) -> torch.Tensor:
+        """The scores themselves."""
+        return self.scores.detach()

@@ -1,0 +1,285 @@
+"""A supernet's plan: which subnets an update trains, with what weight and head.
+
+The plan is a function of the update count alone, so a resumed run and every process
+of a distributed one draw the same subnets.
+"""
+
+import dataclasses
+import difflib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.gate import Gate, mask_gates
+from espnet_omnisparse.schedule import STEP1, STEP2, WARM, Timeline, resolve_updates
+from espnet_omnisparse.selection import build_selection
+from espnet_omnisparse.subnet import FULL, SearchSpace
+
+CURRENT = "current"  # the subnet of step 1, in logs
+HEADS = ("shared", "per_size")
+UPDATES = ("per_batch", "split_batch")
+
+
+@dataclass(frozen=True)
+class SupernetConfig:
+    """The `supernet` section of `model_conf`.
+
+    Attributes:
+        method: Selection method, a name registered in `espnet_omnisparse.selection`.
+        method_conf: Options of that method.
+        sizes: Name of each size below the full one -> units kept, as an int, or as a
+            fraction of all units, as a float.
+        heads: `shared`: one CTC output projection; `per_size`: each size its own.
+        update: `per_batch`: every subnet sees the whole batch; `split_batch`: the
+            batch is divided among them.
+        subnet_weight: Loss weight of each subnet; the full net's is 1.
+        warm_start: Updates (int) or fraction of the run (float) that train the full
+            net alone, before step 1.
+        step1: Updates or fraction of the run that learn the selection.
+        layer_dropout_step1: Rate of layer dropout on the full net in step 1, on units
+            outside the current subnet.
+        layer_dropout_step2: The same in step 2, on units outside the smallest size.
+        score_lr: Learning rate of the selection's parameters; `None`: the optimiser's.
+        seed: Of the random intermediate size.
+    """
+
+    method: str = "none"
+    method_conf: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, int | float] = field(default_factory=dict)
+    heads: str = "shared"
+    update: str = "per_batch"
+    subnet_weight: float = 0.3
+    warm_start: int | float = 0
+    step1: int | float = 0.6
+    layer_dropout_step1: float = 0.0
+    layer_dropout_step2: float = 0.0
+    score_lr: float | None = None
+    seed: int = 0
+
+    def __post_init__(self):
+        _one_of("heads", self.heads, HEADS)
+        _one_of("update", self.update, UPDATES)
+        for name in ("layer_dropout_step1", "layer_dropout_step2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"supernet.{name} must be at least 0 and below 1.")
+        for name in ("warm_start", "step1"):
+            value = getattr(self, name)
+            if value < 0 or (isinstance(value, float) and value > 1.0):
+                raise UserError(
+                    f"supernet.{name} must be a number of updates, or a fraction of "
+                    f"the run between 0.0 and 1.0, not {value}."
+                )
+        if self.method != "none" and not self.sizes:
+            raise UserError(
+                "supernet.sizes is empty: name at least one size, such as "
+                "{small: 0.33, medium: 0.67}."
+            )
+        if FULL in self.sizes or CURRENT in self.sizes:
+            raise UserError(
+                f"supernet.sizes may not be called {FULL} or {CURRENT}: the full net "
+                "is always one of the sizes."
+            )
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> "SupernetConfig":
+        """Makes a config from a YAML section.
+
+        Raises:
+            UserError: If a key is unknown or a value is impossible.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        check_keys("model_conf.supernet", mapping, known)
+        return cls(**mapping)
+
+    def sizes_in(self, space: SearchSpace) -> dict[str, int]:
+        """Units kept by each size, largest first.
+
+        Raises:
+            UserError: If a size keeps no unit, as many as the full net, or more.
+        """
+        kept = {}
+        for name, wanted in self.sizes.items():
+            units = round(wanted * len(space)) if isinstance(wanted, float) else wanted
+            if not 0 < units < len(space):
+                raise UserError(
+                    f"supernet.sizes: {name} asks for {wanted} of {len(space)} units "
+                    f"({space.granularity}es): ask for at least 1 and at most "
+                    f"{len(space) - 1}."
+                )
+            kept[name] = units
+        return dict(sorted(kept.items(), key=lambda item: -item[1]))
+
+
+def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:
+    """Refuses unknown keys of a config section, with the likeliest correction.
+
+    Raises:
+        UserError: Naming the first unknown key.
+    """
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {known}."
+            raise UserError(f"{section} has an unknown key {key!r}; {hint}")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(
+            f"supernet.{name} must be one of {', '.join(choices)}, not {value!r}."
+        )
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One subnet of one update.
+
+    Attributes:
+        size: Its name: `full`, `current` (the subnet of step 1), or a size.
+        gates: A gate per unit.
+        weight: Of its loss.
+        layer_dropout: Rate per unit `[units]`; `None` for no layer dropout.
+    """
+
+    size: str
+    gates: tuple[Gate, ...]
+    weight: float = 1.0
+    layer_dropout: torch.Tensor | None = None
+
+
+class Supernet(torch.nn.Module):
+    """The part of a model that is not deployed: update count, selection, plan.
+
+    Args:
+        config: The supernet's options.
+        space: The encoder's units.
+    """
+
+    def __init__(self, config: SupernetConfig, space: SearchSpace):
+        super().__init__()
+        self.config = config
+        self.space = space
+        self.sizes = config.sizes_in(space)
+        self.selection = build_selection(
+            config.method, space, self.sizes, config.method_conf
+        )
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self._timeline: Timeline | None = None
+
+    def set_run_length(self, total: int | None) -> None:
+        """Fixes the phases of a run of `total` updates (`None`: unknown).
+
+        Raises:
+            UserError: If a fraction meets a run of unknown length, or step 2 would
+                be empty.
+        """
+        config = self.config
+        if not self.selection.learns:
+            self._timeline = Timeline(0, 0)
+            return
+        timeline = Timeline(
+            resolve_updates("supernet.warm_start", config.warm_start, total),
+            resolve_updates("supernet.step1", config.step1, total),
+        )
+        if total is not None and timeline.selected_at >= total:
+            raise UserError(
+                f"supernet.warm_start and supernet.step1 take {timeline.selected_at} "
+                f"of the run's {total} updates and leave none for the joint training "
+                "of the sizes: shorten them or train longer."
+            )
+        self._timeline = timeline
+
+    @property
+    def timeline(self) -> Timeline:
+        """The phases; `set_run_length` must have been called."""
+        if self._timeline is None:
+            raise RuntimeError("set_run_length must be called before training")
+        return self._timeline
+
+    @property
+    def phase(self) -> str:
+        """The present phase."""
+        return self.timeline.phase(int(self.updates))
+
+    @property
+    def settled(self) -> bool:
+        """Whether the selection is final."""
+        return self.phase == STEP2
+
+    @property
+    def step1_time(self) -> tuple[int, int]:
+        """Updates since step 1 began, and its length."""
+        return int(self.updates) - self.timeline.warm, self.timeline.step1
+
+    def full(self, **kwargs) -> Draw:
+        """The full net."""
+        return Draw(FULL, (1.0,) * len(self.space), **kwargs)
+
+    def training_draws(self) -> list[Draw]:
+        """The subnets that the present update trains, the full net first."""
+        if self.phase == WARM:
+            return [self.full()]
+        if self.phase == STEP1:
+            return self._step1_draws()
+        return self._step2_draws()
+
+    def _step1_draws(self) -> list[Draw]:
+        time, length = self.step1_time
+        mask = self.selection.mask_now(time, length)
+        rates = self._rates(self.config.layer_dropout_step1, mask)
+        gates = self.selection.gates(time, length)
+        return [
+            self.full(layer_dropout=rates),
+            Draw(CURRENT, gates, self.config.subnet_weight),
+        ]
+
+    def _step2_draws(self) -> list[Draw]:
+        masks = self.selection.masks()
+        if not masks:
+            return [self.full()]
+        *between, smallest = masks
+        rates = self._rates(self.config.layer_dropout_step2, masks[smallest])
+        names = [smallest]
+        if between:
+            # seeded by the update: the same on every process and after a resume
+            generator = random.Random(f"{self.config.seed}-{int(self.updates)}")
+            names.append(generator.choice(between))
+        return [
+            self.full(layer_dropout=rates),
+            *(
+                Draw(name, mask_gates(masks[name]), self.config.subnet_weight)
+                for name in names
+            ),
+        ]
+
+    @staticmethod
+    def _rates(rate: float, kept: torch.Tensor) -> torch.Tensor | None:
+        return None if rate == 0.0 else rate * (~kept).float()
+
+    def validation_draws(self) -> list[Draw]:
+        """The subnets to validate: all sizes, or in step 1 the full and current one."""
+        if self.phase == STEP1:
+            mask = self.selection.mask_now(*self.step1_time)
+            return [self.full(), Draw(CURRENT, mask_gates(mask))]
+        if self.phase == WARM:
+            return [self.full()]
+        masks = self.selection.masks()
+        return [self.full(), *(Draw(n, mask_gates(m)) for n, m in masks.items())]
+
+    def penalty(self) -> torch.Tensor | float:
+        """The selection method's own loss term at the present update."""
+        if self.phase != STEP1:
+            return 0.0
+        return self.selection.penalty(*self.step1_time)
+
+    def count_update(self) -> None:
+        """To be called after each real optimiser step."""
+        in_step1 = self.phase == STEP1
+        self.updates += 1
+        if in_step1:
+            time, length = self.step1_time
+            self.selection.after_update(time, length)

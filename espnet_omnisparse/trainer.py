@@ -1,0 +1,154 @@
+"""ESPnet's trainer, for supernets: run length, safe checkpoints, selection journal."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.train.trainer import Trainer
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import load_tensors, save_tensors
+from espnet_omnisparse.journal import log_epoch, settled_specs, write_specs
+from espnet_omnisparse.model import OmniASRModel
+from espnet_omnisparse.subnet import fingerprint
+
+
+class OmniTrainer(Trainer):
+    """Wraps the stock training loop; a step itself is ESPnet's."""
+
+    @classmethod
+    def run(cls, *, model, train_iter_factory, trainer_options, **kwargs) -> None:
+        """Trains as ESPnet's `Trainer.run` does, whose arguments these are.
+
+        Raises:
+            UserError: If an option cannot be combined with a planned run.
+        """
+        if trainer_options.patience is not None:
+            raise UserError(
+                "patience cannot be combined with a supernet, whose phases need the "
+                "run's length: remove patience and set max_epoch."
+            )
+        if isinstance(model, OmniASRModel):
+            per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
+            _plan(model, per_epoch, trainer_options)
+        with _atomic_saves():
+            super().run(
+                model=model,
+                train_iter_factory=train_iter_factory,
+                trainer_options=trainer_options,
+                **kwargs,
+            )
+
+    @staticmethod
+    def resume(checkpoint: str | Path, **kwargs) -> None:
+        """Resumes from a checkpoint, as ESPnet does.
+
+        Raises:
+            UserError: If the checkpoint is corrupt.
+        """
+        checkpoint = Path(checkpoint)
+        states = load_tensors(checkpoint)
+        Trainer.resume(checkpoint, **kwargs)
+        # an interruption between the two saves of an epoch leaves out the second,
+        # which averaging needs
+        epoch_file = checkpoint.parent / f"{kwargs['reporter'].get_epoch()}epoch.pth"
+        if not epoch_file.exists():
+            save_tensors(epoch_file, states["model"])
+
+    @classmethod
+    def train_one_epoch(
+        cls, *, model, optimizers, reporter, summary_writer, options, **kwargs
+    ) -> bool:
+        """Trains one epoch, then writes down what the selection has come to."""
+        for optimizer in optimizers:
+            # accum_grad leaves gradients behind at the end of an epoch, which a
+            # resumed run would not have
+            optimizer.zero_grad()
+        invalid = super().train_one_epoch(
+            model=model,
+            optimizers=optimizers,
+            reporter=reporter,
+            summary_writer=summary_writer,
+            options=options,
+            **kwargs,
+        )
+        inner = getattr(model, "module", model)
+        distributed = kwargs["distributed_option"]
+        first = not distributed.distributed or distributed.dist_rank == 0
+        if first and isinstance(inner, OmniASRModel):
+            epoch = reporter.get_epoch()
+            _write_journal(inner, Path(options.output_dir), epoch, summary_writer)
+        return invalid
+
+
+def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:
+    """Optimiser steps in an epoch, if the iterator can tell."""
+    batches = getattr(train_iter_factory, "num_iters_per_epoch", None)
+    if batches is None and hasattr(train_iter_factory, "sampler"):
+        batches = len(train_iter_factory.sampler)
+    return None if batches is None else batches // options.accum_grad
+
+
+def _plan(model: OmniASRModel, per_epoch: int | None, options: Any) -> None:
+    """Fixes the phases, and keeps checkpoints of step 1 out of the average."""
+    supernet = model.supernet
+    supernet.set_run_length(None if per_epoch is None else per_epoch * options.max_epoch)
+    if not supernet.selection.learns:
+        return
+    timeline = supernet.timeline
+    logging.info(f"Supernet: {timeline}, sizes {supernet.sizes} of {len(model.supernet.space)}")
+    if per_epoch is None:
+        return
+    settled_epochs = options.max_epoch - -(-timeline.selected_at // per_epoch) + 1
+    wanted = options.keep_nbest_models
+    wanted = [wanted] if isinstance(wanted, int) else wanted
+    allowed = sorted({min(n, max(settled_epochs, 1)) for n in wanted})
+    if allowed != sorted(wanted):
+        logging.warning(
+            f"keep_nbest_models {wanted} -> {allowed}: only the last "
+            f"{settled_epochs} epochs come after the selection"
+        )
+        options.keep_nbest_models = allowed
+
+
+@contextmanager
+def _atomic_saves() -> Iterator[None]:
+    """Inside, `torch.save` to a path is atomic: the trainer overwrites in place."""
+    plain = torch.save
+
+    def save(value: Any, target: Any, *args, **kwargs) -> None:
+        if isinstance(target, str | Path):
+            save_tensors(target, value, partial(plain, *args, **kwargs))
+        else:
+            plain(value, target, *args, **kwargs)
+
+    torch.save = save
+    try:
+        yield
+    finally:
+        torch.save = plain
+
+
+def _write_journal(
+    model: OmniASRModel, folder: Path, epoch: int, summary_writer: Any
+) -> None:
+    supernet = model.supernet
+    log_epoch(folder, epoch, supernet)
+    scores = supernet.selection.scores_now()
+    if scores is not None and summary_writer is not None:
+        for unit, score in zip(supernet.space.units, scores.tolist(), strict=True):
+            summary_writer.add_scalar(f"selection_score/{unit}", score, epoch)
+    if scores is not None:
+        named = zip(supernet.space.units, scores.tolist(), strict=True)
+        ranked = sorted(named, key=lambda item: -item[1])
+        logging.info(
+            f"{epoch}epoch selection scores: "
+            + ", ".join(f"{unit}={score:.3f}" for unit, score in ranked)
+        )
+    if supernet.settled:
+        specs = settled_specs(supernet, fingerprint(model.state_dict(), model.token_list))
+        write_specs(folder, specs)
