@@ -134,6 +134,20 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _bar(name: str, total: int, unit: str, done: int = 0) -> tqdm:
+    """A progress bar; where stderr is a log file it is drawn twice a minute."""
+    seconds = 0.2 if sys.stderr.isatty() else 30.0
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=done,
+        unit=unit,
+        unit_scale=unit == "B",
+        mininterval=seconds,
+        maxinterval=seconds,
+    )
+
+
 # Downloading -------------------------------------------------------------------------
 
 
@@ -221,35 +235,27 @@ def _size(path: Path) -> int:
 def _fetch(source: str, path: Path, size: int) -> str:
     """Appends to `path` until the connection ends; says how it ended."""
     received = _size(path)
-    request = urllib.request.Request(source)
-    if received:
-        request.add_header("Range", f"bytes={received}-")
+    wanted = {"Range": f"bytes={received}-"} if received else {}
     try:
+        request = urllib.request.Request(source, headers=wanted)
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
             path.parent.mkdir(parents=True, exist_ok=True)
             resumed = response.status == http.client.PARTIAL_CONTENT
             with (
                 path.open("ab" if resumed else "wb") as file,
-                _bar(size, received if resumed else 0, path.stem) as bar,
+                _bar(path.stem, size, "B", received if resumed else 0) as bar,
             ):
                 while chunk := response.read1(_CHUNK):
                     file.write(chunk)
                     bar.update(len(chunk))
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         return str(getattr(error, "reason", error))
     return "the connection was closed early"
 
 
-def _bar(total: int, done: int, name: str) -> tqdm:
-    """A progress bar in bytes, shown on terminals only."""
-    return tqdm(
-        total=total, initial=done, desc=name, unit="B", unit_scale=True, disable=None
-    )
-
-
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, _bar(_size(path), 0, "verifying") as bar:
+    with path.open("rb") as file, _bar("verifying", _size(path), "B") as bar:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             bar.update(len(chunk))
@@ -301,12 +307,13 @@ def read_part(part: Path) -> list[Utterance]:
             f"{part} holds no utterance: lay it out as reader/chapter folders, as "
             "LibriSpeech does."
         )
-    _say(f"checking {len(utterances)} audio files of {part}")
     paths = [utterance.audio for utterance in utterances]
-    with ThreadPool(_CHECKING_THREADS) as pool:
-        checks = pool.imap(check_audio, paths, chunksize=16)
-        for _ in tqdm(checks, total=len(paths), desc=part.name, disable=None):
-            pass
+    with (
+        ThreadPool(_CHECKING_THREADS) as pool,
+        _bar(part.name, len(paths), " files") as bar,
+    ):
+        for _ in pool.imap(check_audio, paths, chunksize=16):
+            bar.update()
     return utterances
 
 

@@ -1,6 +1,5 @@
 """ESPnet's ASR model, trained as a supernet: features once, each subnet, one loss."""
 
-import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from espnet_omnisparse.subnet import FULL
 from espnet_omnisparse.supernet import CURRENT, Draw, Supernet, SupernetConfig
 
 NORMALIZATIONS = ("frames", "batch")
+# ESPnet's log discards infinite values, so "worse than anything" is finite
+NOT_SELECTED = 1.0e4
 
 
 @dataclass(frozen=True)
@@ -236,12 +237,12 @@ class OmniASRModel(ESPnetASRModel):
     def _loss_of_sizes(self, stats: dict[str, Any], draws: list[Draw]) -> Any:
         """The criterion for choosing and averaging checkpoints.
 
-        The mean loss over all sizes once they are selected. Before, infinite, so that
-        no checkpoint of step 1 is chosen or averaged with one of step 2. With
+        The mean loss over all sizes once they are selected. Before, a huge value, so
+        that no checkpoint of step 1 is chosen or averaged with one of step 2. With
         BatchNorm the smaller sizes are uncalibrated until extraction: the full net's.
         """
         if not self.supernet.settled:
-            return math.inf
+            return NOT_SELECTED
         if self.encoder.conv_norm == "batch_norm":
             return stats[f"loss_{FULL}"]
         return sum(stats[f"loss_{draw.size}"] for draw in draws) / len(draws)

@@ -328,9 +328,16 @@ def _summary(corpus: Path, utterances: Sequence[Utterance]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python3 -m espnet_omnisparse.synthesis", description=__doc__
+        prog="python3 -m espnet_omnisparse.synthesis",
+        description="Write the demo corpus: twenty minutes of device commands by "
+        "synthetic voices, laid out as LibriSpeech is.",
     )
-    parser.add_argument("--out", type=Path, default=Path("downloads/LibriSpeech"))
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("downloads/LibriSpeech"),
+        help="folder to make (default: %(default)s)",
+    )
     arguments = parser.parse_args(argv)
     with one_sentence():
         print(write_corpus(arguments.out))

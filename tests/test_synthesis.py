@@ -85,16 +85,20 @@ def test_written_corpus_is_read_by_the_data_preparation(tmp_path, small):
 
 def test_fresh_processes_write_the_same_bytes(tmp_path):
     pytest.importorskip("espeakng_loader")
-    code = (
-        "import sys; from espnet_omnisparse import synthesis; "
-        "synthesis.UTTERANCES = {'demo-train': 9, 'demo-dev': 8, 'demo-test': 1}; "
-        "synthesis.main(['--out', sys.argv[1]])"
-    )
-    running = [
-        subprocess.Popen([sys.executable, "-c", code, tmp_path / name], cwd=REPOSITORY)
-        for name in "ab"
-    ]
-    assert [process.wait(60) for process in running] == [0, 0]
+    # espeak starts anew in each fork; a second apart, as it would seed by the clock
+    code = """
+import os, sys, time
+from espnet_omnisparse import synthesis
+synthesis.UTTERANCES = {"demo-train": 9, "demo-dev": 8, "demo-test": 1}
+for folder in sys.argv[1:]:
+    if os.fork() == 0:
+        synthesis.main(["--out", folder])
+        os._exit(0)
+    os.wait()
+    time.sleep(1.1)
+"""
+    command = [sys.executable, "-c", code, tmp_path / "a", tmp_path / "b"]
+    subprocess.run(command, check=True, cwd=REPOSITORY, capture_output=True)
     written = [
         {
             path.relative_to(tmp_path / name): path.read_bytes()

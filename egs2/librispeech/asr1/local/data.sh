@@ -28,14 +28,15 @@ if [ $# -ne 0 ]; then
 fi
 
 # progress and errors go to stderr; what is captured is the folders written
-folders=$(python3 -m espnet_omnisparse.librispeech \
+written=$(python3 -m espnet_omnisparse.librispeech \
     --corpus "${corpus}" --url "${url}" --data_dir "${data_dir}" \
     --train_set "${train_set}" --train_parts "${train_parts}" \
     --valid_set "${valid_set}" --valid_parts "${valid_parts}" \
     --test_parts "${test_parts}")
 
-while IFS= read -r folder; do
+mapfile -t folders <<< "${written}"
+for folder in "${folders[@]}"; do
     utils/validate_data_dir.sh --no-feats "${folder}"
-done <<< "${folders}"
+done
 
 log "Successfully finished. [elapsed=${SECONDS}s]"
