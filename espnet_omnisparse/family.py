@@ -100,7 +100,7 @@ def selected_specs(folder: Path) -> dict[str, SubnetSpec]:
         UserError: If its selection is not settled yet.
     """
     read_config(folder)
-    specs = read_specs(folder)
+    specs = read_specs(Path(folder) / SUBNETS)
     if not specs:
         raise UserError(
             f"{folder}/{SUBNETS} has no sizes yet: training must pass step 1 first "
@@ -217,9 +217,8 @@ def _calibration_batches(
     config: Mapping[str, Any], utterances: int, batch_size: int = 8
 ) -> Iterator[dict[str, torch.Tensor]]:
     """A fixed, seeded subset of the training audio, without augmentation."""
-    for path, name, kind in config["train_data_path_and_name_and_type"]:
-        if name == "speech":
-            break
+    sources = config["train_data_path_and_name_and_type"]
+    path, name, kind = next(source for source in sources if source[1] == "speech")
     if not Path(path).exists():
         raise UserError(
             f"{path}, the training audio that BatchNorm statistics are re-estimated "
@@ -232,4 +231,3 @@ def _calibration_batches(
     for start in range(0, len(chosen), batch_size):
         items = [dataset[uid] for uid in chosen[start : start + batch_size]]
         yield collate(items)[1]
-

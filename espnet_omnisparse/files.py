@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from espnet_omnisparse.errors import UserError
@@ -87,17 +86,19 @@ def read_yaml(path: str | os.PathLike) -> Any:
 def save_tensors(
     path: str | os.PathLike,
     value: Any,
-    save: Callable[[Any, Any], None] = torch.save,
+    save: Callable[[Any, Any], None] | None = None,
 ) -> None:
     """Saves tensors and plain types atomically, in PyTorch's own format.
 
     Args:
         path: File to write.
         value: State dict, or any nesting of tensors and plain types.
-        save: The writing function; the trainer passes the unwrapped `torch.save`.
+        save: The writing function; `None`: `torch.save`.
     """
+    import torch  # slow, and data preparation needs only the rest of this module
+
     with atomic_path(path) as temporary:
-        save(value, temporary)
+        (save or torch.save)(value, temporary)
 
 
 def load_tensors(path: str | os.PathLike) -> Any:
@@ -106,6 +107,8 @@ def load_tensors(path: str | os.PathLike) -> Any:
     Raises:
         UserError: If the file is missing, truncated or not a plain checkpoint.
     """
+    import torch
+
     path = Path(path)
     if not path.is_file():
         raise UserError(f"The checkpoint {path} does not exist: train it first.")

@@ -24,13 +24,21 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def log_epoch(folder: Path, epoch: int, supernet: Supernet) -> None:
-    """Appends an epoch's state; lines of a later, interrupted attempt are dropped."""
+def log_epoch(folder: Path, epoch: int, supernet: Supernet, seconds: float) -> None:
+    """Appends an epoch's state; lines of a later, interrupted attempt are dropped.
+
+    Args:
+        folder: The experiment's folder.
+        epoch: Its number, from 1.
+        supernet: The state to write down.
+        seconds: What the epoch's updates took.
+    """
     scores = supernet.selection.scores_now()
     line = {
         "epoch": epoch,
         "update": int(supernet.updates),
         "phase": supernet.phase,
+        "train_seconds": round(seconds, 2),
         "kept": {
             draw.size: sum(gate is not None for gate in draw.gates)
             for draw in supernet.validation_draws()
@@ -52,13 +60,13 @@ def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]
 
 
 def write_specs(folder: Path, specs: dict[str, SubnetSpec]) -> None:
-    """Writes the specs of all sizes, each atomically."""
+    """Writes the spec of each size as `folder/<size>.yaml`, each atomically."""
     for name, spec in specs.items():
-        spec.save(Path(folder) / SUBNETS / f"{name}.yaml")
+        spec.save(Path(folder) / f"{name}.yaml")
 
 
 def read_specs(folder: Path) -> dict[str, SubnetSpec]:
-    """The specs that `write_specs` wrote, smallest first; empty if there are none."""
-    paths = sorted((Path(folder) / SUBNETS).glob("*.yaml"))
+    """The specs in a folder, smallest first; empty if there are none."""
+    paths = sorted(Path(folder).glob("*.yaml"))
     specs = [SubnetSpec.load(path) for path in paths]
     return {s.name: s for s in sorted(specs, key=lambda spec: sum(spec.mask))}

@@ -43,7 +43,10 @@ class Batch:
 
     def rows(self, index: torch.Tensor) -> "Batch":
         """The utterances at `index`, without padding that none of them needs."""
-        feats_lengths, text_lengths = self.feats_lengths[index], self.text_lengths[index]
+        feats_lengths, text_lengths = (
+            self.feats_lengths[index],
+            self.text_lengths[index],
+        )
         return Batch(
             self.feats[index, : int(feats_lengths.max())],
             feats_lengths,
@@ -82,9 +85,7 @@ class OmniASRModel(ESPnetASRModel):
         **model_conf,
     ):
         _refuse_unsupported(encoder, ctc_weight, loss_normalization, model_conf)
-        super().__init__(
-            encoder=encoder, ctc=ctc, ctc_weight=ctc_weight, **model_conf
-        )
+        super().__init__(encoder=encoder, ctc=ctc, ctc_weight=ctc_weight, **model_conf)
         config = SupernetConfig.from_mapping(supernet or {})
         self.loss_normalization = loss_normalization
         self.supernet = Supernet(config, encoder.space)

@@ -103,9 +103,7 @@ def parse(argv: Sequence[str]) -> Run:
         if not name.startswith("--") or not rest:
             raise UserError(f"{name}: options are given as --name value.")
         options[name[2:].replace("-", "_")] = rest.pop(0)
-    own = {
-        name: options.pop(name, default) for name, default in OWN_OPTIONS.items()
-    }
+    own = {name: options.pop(name, default) for name, default in OWN_OPTIONS.items()}
     return Run(options, own)
 
 
@@ -181,9 +179,10 @@ def run_sizes(run: Run, first: int, last: int) -> None:
     from espnet_omnisparse.family import extract_size, selected_specs
     from espnet_omnisparse.journal import read_specs
 
-    specs = selected_specs(Path(run.asr_exp))
     if run.own["subnets"]:
-        specs = read_specs(Path(run.own["subnets"]).parent)
+        specs = read_specs(Path(run.own["subnets"]))
+    else:
+        specs = selected_specs(Path(run.asr_exp))
     wanted = run.own["sizes"].split() or list(specs)
     for size in wanted:
         if size not in specs:

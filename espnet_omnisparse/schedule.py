@@ -57,9 +57,7 @@ class Timeline:
         return STEP1 if update < self.selected_at else STEP2
 
 
-def shrinking_k(
-    update: int, start: int, stop: int, shrink: int, length: int
-) -> int:
+def shrinking_k(update: int, start: int, stop: int, shrink: int, length: int) -> int:
     """How many units Simple-Top-k keeps at an update of step 1.
 
     `k(t) = max(start - shrink - shrink * floor(t / T), stop)` with

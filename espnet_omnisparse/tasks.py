@@ -73,9 +73,7 @@ class OmniASRTask(ASRTask):
         (optimizer,) = optimizers
         _separate_scores(optimizer, model, args)
         # counts real updates only: a step skipped for a non-finite gradient is none
-        optimizer.register_step_post_hook(
-            lambda *_: model.supernet.count_update()
-        )
+        optimizer.register_step_post_hook(lambda *_: model.supernet.count_update())
         return optimizers
 
 

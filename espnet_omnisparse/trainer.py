@@ -1,6 +1,7 @@
 """ESPnet's trainer, for supernets: run length, safe checkpoints, selection journal."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +13,7 @@ from espnet2.train.trainer import Trainer
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import load_tensors, save_tensors
-from espnet_omnisparse.journal import log_epoch, settled_specs, write_specs
+from espnet_omnisparse.journal import SUBNETS, log_epoch, settled_specs, write_specs
 from espnet_omnisparse.model import OmniASRModel
 from espnet_omnisparse.subnet import fingerprint
 
@@ -68,6 +69,7 @@ class OmniTrainer(Trainer):
             # accum_grad leaves gradients behind at the end of an epoch, which a
             # resumed run would not have
             optimizer.zero_grad()
+        start = time.perf_counter()
         invalid = super().train_one_epoch(
             model=model,
             optimizers=optimizers,
@@ -81,7 +83,10 @@ class OmniTrainer(Trainer):
         first = not distributed.distributed or distributed.dist_rank == 0
         if first and isinstance(inner, OmniASRModel):
             epoch = reporter.get_epoch()
-            _write_journal(inner, Path(options.output_dir), epoch, summary_writer)
+            seconds = time.perf_counter() - start
+            folder = Path(options.output_dir)
+            log_epoch(folder, epoch, inner.supernet, seconds)
+            _write_journal(inner, folder, epoch, summary_writer)
         return invalid
 
 
@@ -96,11 +101,15 @@ def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:
 def _plan(model: OmniASRModel, per_epoch: int | None, options: Any) -> None:
     """Fixes the phases, and keeps checkpoints of step 1 out of the average."""
     supernet = model.supernet
-    supernet.set_run_length(None if per_epoch is None else per_epoch * options.max_epoch)
+    supernet.set_run_length(
+        None if per_epoch is None else per_epoch * options.max_epoch
+    )
     if not supernet.selection.learns:
         return
     timeline = supernet.timeline
-    logging.info(f"Supernet: {timeline}, sizes {supernet.sizes} of {len(model.supernet.space)}")
+    logging.info(
+        f"Supernet: {timeline}, sizes {supernet.sizes} of {len(model.supernet.space)}"
+    )
     if per_epoch is None:
         return
     settled_epochs = options.max_epoch - -(-timeline.selected_at // per_epoch) + 1
@@ -137,7 +146,6 @@ def _write_journal(
     model: OmniASRModel, folder: Path, epoch: int, summary_writer: Any
 ) -> None:
     supernet = model.supernet
-    log_epoch(folder, epoch, supernet)
     scores = supernet.selection.scores_now()
     if scores is not None and summary_writer is not None:
         for unit, score in zip(supernet.space.units, scores.tolist(), strict=True):
@@ -150,5 +158,7 @@ def _write_journal(
             + ", ".join(f"{unit}={score:.3f}" for unit, score in ranked)
         )
     if supernet.settled:
-        specs = settled_specs(supernet, fingerprint(model.state_dict(), model.token_list))
-        write_specs(folder, specs)
+        specs = settled_specs(
+            supernet, fingerprint(model.state_dict(), model.token_list)
+        )
+        write_specs(folder / SUBNETS, specs)

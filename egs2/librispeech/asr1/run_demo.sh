@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The whole product on a corpus that needs no download: synthetic voices, a supernet
+# and, beside it, the same net without supernet training.
+set -euo pipefail
+
+VENV=${VENV:-$(cd ../../.. && pwd)/.venv}
+[ -d "${VENV}" ] && export PATH="${VENV}/bin:${PATH}"
+
+corpus=downloads/demo/LibriSpeech
+exp=exp/demo
+options=(
+    --ngpu 0
+    --nj 2
+    --inference_nj 1
+    --token_type char
+    --speed_perturb_factors ""
+    --audio_format wav
+    --min_wav_duration 0.1
+    --lang demo
+    --dumpdir dump/demo
+    --expdir "${exp}"
+    --train_set demo_train
+    --valid_set demo_dev
+    --test_sets demo_test
+    --local_data_opts "--corpus ${corpus} --train_set demo_train --train_parts demo-train --valid_set demo_dev --valid_parts demo-dev --test_parts demo-test"
+)
+supernet=(--asr_config conf/demo_supernet.yaml --asr_tag supernet)
+plain=(--asr_config conf/demo_plain.yaml --asr_tag plain)
+
+python3 -m espnet_omnisparse.synthesis --out "${corpus}"
+
+echo "== stages 1-10: data, tokens, statistics (log: ${exp}/prepare.log)"
+mkdir -p "${exp}"
+if ! ./run.sh "${options[@]}" "${supernet[@]}" --stop_stage 10 &> "${exp}/prepare.log"; then
+    tail -n 20 "${exp}/prepare.log" >&2
+    exit 1
+fi
+
+echo "== stage 11: two trainings side by side"
+pids=()
+trap 'kill "${pids[@]}" 2> /dev/null || true' EXIT
+./run.sh "${options[@]}" "${supernet[@]}" --stage 11 --stop_stage 11 &> "${exp}/supernet.log" &
+pids+=($!)
+./run.sh "${options[@]}" "${plain[@]}" --stage 11 --stop_stage 11 &> "${exp}/plain.log" &
+pids+=($!)
+python3 -m espnet_omnisparse.progress "${exp}/asr_supernet/train.log" "${exp}/asr_plain/train.log" &
+pids+=($!)
+wait "${pids[0]}" || { tail -n 20 "${exp}/supernet.log" >&2; exit 1; }
+wait "${pids[1]}" || { tail -n 20 "${exp}/plain.log" >&2; exit 1; }
+kill "${pids[2]}" 2> /dev/null || true
+
+echo "== stages 12-13: every size, and the same branches cut out of the plain net"
+./run.sh "${options[@]}" "${plain[@]}" --stage 12 --stop_stage 13 \
+    --subnets "${exp}/asr_supernet/subnets" &> "${exp}/plain.log" &
+pids=($!)
+./run.sh "${options[@]}" "${supernet[@]}" --stage 12 --stop_stage 13 &> "${exp}/supernet.log" ||
+    { tail -n 20 "${exp}/supernet.log" >&2; exit 1; }
+wait "${pids[0]}" || { tail -n 20 "${exp}/plain.log" >&2; exit 1; }
+pids=()
+
+omnisparse report "${exp}/asr_supernet" \
+    --baseline "without supernet training, small=${exp}/asr_plain_small" \
+    --baseline "without supernet training, medium=${exp}/asr_plain_medium" \
+    --baseline "without supernet training, full=${exp}/asr_plain_full"

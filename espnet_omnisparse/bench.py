@@ -1,0 +1,181 @@
+"""What supernet training costs, and how fast its sizes are, paired in one run.
+
+    python3 -m espnet_omnisparse.bench
+
+Every line is timed in turn with the stock ESPnet Conformer of the same shape, so that
+a slow moment of the machine hits both; ratios are medians of paired ratios.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from espnet_omnisparse.cost import measure_paired, measure_rtf, paired_ratio
+from espnet_omnisparse.errors import one_sentence
+from espnet_omnisparse.family import build, cut
+from espnet_omnisparse.journal import settled_specs
+from espnet_omnisparse.subnet import fingerprint
+from espnet_omnisparse.tasks import OmniASRTask
+
+TOKENS = ["<blank>", "<unk>", *(f"t{i}" for i in range(97)), "<sos/eos>"]
+RUN_LENGTH = 1000
+STEP1_AT, STEP2_AT = 300, 800
+
+
+def configuration(args: argparse.Namespace, update: str | None) -> dict[str, Any]:
+    """ESPnet configuration of the benchmarked shape.
+
+    Args:
+        args: The command line's shape.
+        update: `None` for stock ESPnet, `plain` for our encoder without a supernet,
+            or a supernet's `update` mode.
+    """
+    parser = OmniASRTask.get_parser()
+    config = vars(parser.parse_args(["--output_dir", os.devnull]))
+    encoder = {
+        "output_size": args.size,
+        "attention_heads": 4,
+        "linear_units": 4 * args.size,
+        "num_blocks": args.blocks,
+        "rel_pos_type": "latest",
+        "cnn_module_kernel": 15,
+        "macaron_style": True,
+    }
+    config.update(
+        token_list=TOKENS,
+        input_size=80,
+        normalize=None,
+        encoder="conformer" if update is None else "layer_prunable_conformer",
+        encoder_conf=encoder,
+        model="espnet" if update is None else "omni",
+        model_conf={"ctc_weight": 1.0},
+    )
+    if update not in (None, "plain"):
+        units = 4 * args.blocks
+        config["model_conf"]["supernet"] = {
+            "method": "simple_topk",
+            "sizes": {"small": units // 3, "medium": 2 * units // 3},
+            "update": update,
+        }
+    return config
+
+
+def step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """A function that makes one training step: forward, backward, update."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def run() -> None:
+        model.train()
+        model(**batch)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return run
+
+
+def make_batch(args: argparse.Namespace) -> dict[str, torch.Tensor]:
+    """Random features of `args.batch` utterances of `args.seconds` seconds."""
+    generator = torch.Generator().manual_seed(0)
+    frames, labels = int(100 * args.seconds), int(4 * args.seconds)
+    shape = (args.batch, labels)
+    return {
+        "speech": torch.randn(args.batch, frames, 80, generator=generator),
+        "speech_lengths": torch.full((args.batch,), frames),
+        "text": torch.randint(2, len(TOKENS) - 1, shape, generator=generator),
+        "text_lengths": torch.full((args.batch,), labels),
+    }
+
+
+def supernet_at(args: argparse.Namespace, update: str, at: int) -> Any:
+    """A supernet at a certain update of its run."""
+    model = build(configuration(args, update))
+    model.supernet.set_run_length(RUN_LENGTH)
+    model.supernet.updates.fill_(at)
+    return model
+
+
+def bench_training(args: argparse.Namespace) -> None:
+    """Prints the time of a training step against stock."""
+    plain = build(configuration(args, "plain"))
+    plain.supernet.set_run_length(RUN_LENGTH)
+    models = {
+        "stock conformer": build(configuration(args, None)),
+        "ours, no supernet": plain,
+        "supernet, step 1": supernet_at(args, "per_batch", STEP1_AT),
+        "supernet, step 2": supernet_at(args, "per_batch", STEP2_AT),
+        "step 1, split_batch": supernet_at(args, "split_batch", STEP1_AT),
+        "step 2, split_batch": supernet_at(args, "split_batch", STEP2_AT),
+    }
+    batch = make_batch(args)
+    times = measure_paired(
+        {name: step(model, batch) for name, model in models.items()}, args.rounds
+    )
+    print("\n| training step | median (ms) | against stock |\n|---|---|---|")
+    for name, row in times.items():
+        ratio = paired_ratio(times, name, "stock conformer")
+        print(f"| {name} | {1e3 * statistics.median(row):.0f} | {ratio:.3f}x |")
+
+
+def bench_gating(args: argparse.Namespace) -> None:
+    """Prints the cost of gating at full size: encoder forward against stock."""
+    stock = build(configuration(args, None))
+    ours = build(configuration(args, "plain"))
+    batch = make_batch(args)
+
+    def forward(model: Any) -> Callable[[], Any]:
+        feats, lengths = batch["speech"][:1], batch["speech_lengths"][:1]
+        return torch.no_grad()(lambda: model.encoder(feats, lengths))
+
+    runs = {"stock": forward(stock), "ours": forward(ours)}
+    times = measure_paired(runs, 10 * args.rounds)
+    ratio = paired_ratio(times, "ours", "stock")
+    print(
+        f"\nGating overhead at full size, encoder forward: {100 * (ratio - 1):+.1f} %"
+    )
+
+
+def bench_sizes(args: argparse.Namespace) -> None:
+    """Prints the real-time factor of every size of an (untrained) supernet."""
+    config = configuration(args, "per_batch")
+    config["input_size"] = None  # from the waveform: with ESPnet's front end
+    model = build(config)
+    # random scores: with equal ones the kept branches would all lie at the bottom
+    scores = torch.rand(len(model.supernet.space), generator=torch.manual_seed(0))
+    model.supernet.selection.scores.data.copy_(scores)
+    state = model.state_dict()
+    models = {}
+    for name, spec in settled_specs(model.supernet, fingerprint(state, TOKENS)).items():
+        small_config, small = cut(config, state, spec)
+        size = build(small_config, small)
+        models[f"{name} ({spec.num_branches} branches)"] = size
+    rtf = measure_rtf(models, seconds=10, rounds=args.rounds)
+    largest = list(rtf)[-1]
+    print("\n| size | RTF, 10 s, 1 thread | against full |\n|---|---|---|")
+    for name, row in rtf.items():
+        ratio = paired_ratio(rtf, name, largest)
+        print(f"| {name} | {statistics.median(row):.4f} | {ratio:.2f}x |")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints all benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--size", type=int, default=144, help="model dimension")
+    parser.add_argument("--batch", type=int, default=12, help="utterances")
+    parser.add_argument("--seconds", type=float, default=5.0, help="per utterance")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    with one_sentence():
+        print(f"{args.blocks} blocks, d {args.size}, one thread, {args.rounds} rounds")
+        bench_training(args)
+        bench_gating(args)
+        bench_sizes(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""A resumable comparison of trainings through the recipe, one JSON line per result.
+
+    omnisparse compare conf/compare/digits.yaml --seeds "1 2" --jobs 2
+
+runs stages 11-13 of the named recipe for every variant and seed that has no line yet,
+and rewrites the table from all lines. Interrupt it at any point and run it again.
+"""
+
+import json
+import shlex
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import read_yaml, write_text
+from espnet_omnisparse.journal import read_log
+from espnet_omnisparse.results import read_size
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One training.
+
+    Attributes:
+        asr_config: Its configuration file.
+        asr_args: Further arguments of the training.
+        sizes: The sizes it gives, as the recipe names them.
+    """
+
+    asr_config: str
+    sizes: tuple[str, ...]
+    asr_args: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison file says.
+
+    Attributes:
+        title: Heading of the table: corpus, split, hours, hardware.
+        recipe: The run script; its stages 1-10 must have run.
+        expdir: Its experiment folder.
+        test_set: The set that is compared.
+        results: JSON lines, appended to.
+        table: Markdown file, rewritten.
+        variants: Name -> training.
+        reference: Size -> the variant trained for that size alone.
+    """
+
+    title: str
+    recipe: str
+    expdir: str
+    test_set: str
+    results: str
+    table: str
+    variants: Mapping[str, Variant]
+    reference: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> "Comparison":
+        """Reads a comparison file.
+
+        Raises:
+            UserError: If a key is missing or unknown.
+        """
+        values = dict(read_yaml(path))
+        try:
+            values["variants"] = {
+                name: Variant(**{**one, "sizes": tuple(one["sizes"])})
+                for name, one in values["variants"].items()
+            }
+            return cls(**values)
+        except (TypeError, KeyError) as error:
+            raise UserError(f"{path} is not a comparison: {error}.") from error
+
+
+def read_lines(comparison: Comparison) -> list[dict[str, Any]]:
+    """All results so far."""
+    path = Path(comparison.results)
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def command_of(comparison: Comparison, name: str, seed: int) -> list[str]:
+    """The command that trains, extracts, decodes and scores one variant."""
+    variant = comparison.variants[name]
+    return [
+        *(comparison.recipe, "--stage", "11", "--stop_stage", "13"),
+        *("--asr_config", variant.asr_config),
+        *("--asr_tag", f"{name}_seed{seed}"),
+        *("--asr_args", f"--seed {seed} {variant.asr_args}".strip()),
+    ]
+
+
+def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, Any]]:
+    """Trains one variant with one seed and collects a line per size.
+
+    Raises:
+        UserError: If the recipe fails.
+    """
+    experiment = Path(comparison.expdir) / f"asr_{name}_seed{seed}"
+    log = Path(f"{experiment}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = command_of(comparison, name, seed)
+    with log.open("w") as output:
+        status = subprocess.run(command, stdout=output, stderr=output).returncode
+    if status != 0:
+        raise UserError(f"{name} with seed {seed} failed: see {log}, then run again.")
+    epochs = read_log(experiment)
+    lines = []
+    for size in comparison.variants[name].sizes:
+        result = read_size(Path(f"{experiment}_{size}"))
+        score = result.wer[comparison.test_set]
+        lines.append(
+            {
+                "variant": name,
+                "seed": seed,
+                "size": size,
+                "err": score.err,
+                "sub": score.sub,
+                "del": score.del_,
+                "ins": score.ins,
+                **result.cost,
+                "updates": epochs[-1]["update"],
+                "train_seconds": round(sum(one["train_seconds"] for one in epochs)),
+                "command": shlex.join(command),
+            }
+        )
+    return lines
+
+
+def run_all(comparison: Comparison, seeds: Sequence[int], jobs: int) -> None:
+    """Runs what is missing, several at a time, appending results as they come."""
+    done = {(line["variant"], line["seed"]) for line in read_lines(comparison)}
+    missing = [
+        (name, seed)
+        for seed in seeds
+        for name in comparison.variants
+        if (name, seed) not in done
+    ]
+    path = Path(comparison.results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock()
+
+    def work(item: tuple[str, int]) -> None:
+        print(f"{item[0]}, seed {item[1]}: started", flush=True)
+        lines = run_variant(comparison, *item)
+        with lock, path.open("a") as results:
+            # one write: an interruption leaves all sizes of a training or none
+            results.write("".join(json.dumps(line) + "\n" for line in lines))
+        errors = ", ".join(f"{line['size']} {line['err']} %" for line in lines)
+        print(f"{item[0]}, seed {item[1]}: {errors}", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for _ in pool.map(work, missing):
+            pass
+
+
+def write_table(comparison: Comparison, source: Path) -> Path:
+    """Writes the Markdown table of all results so far."""
+    lines = read_lines(comparison)
+    rows = [
+        f"### {comparison.title}",
+        "",
+        f"Generated by `omnisparse compare {source}` from "
+        f"[{Path(comparison.results).name}]({comparison.results}). WER on "
+        f"`{comparison.test_set}` in %.",
+        "",
+        "| training | size | parameters (M) | MACs 10 s (G) | file (MB) | updates | "
+        "training (min) | WER per seed | mean WER | difference to individual |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, variant in comparison.variants.items():
+        for size in variant.sizes:
+            group = [x for x in lines if (x["variant"], x["size"]) == (name, size)]
+            if group:
+                rows.append(_row(comparison, lines, name, size, group))
+    seeds = sorted({line["seed"] for line in lines})
+    rows += [
+        "",
+        f"Seeds: {', '.join(map(str, seeds))}. Training time is that of the whole "
+        "training, which gives all sizes of a supernet at once.",
+        "",
+    ]
+    write_text(comparison.table, "\n".join(rows))
+    return Path(comparison.table)
+
+
+def _row(
+    comparison: Comparison,
+    lines: Sequence[Mapping[str, Any]],
+    name: str,
+    size: str,
+    group: Sequence[Mapping[str, Any]],
+) -> str:
+    mean = statistics.mean(line["err"] for line in group)
+    difference = ""
+    reference = comparison.reference.get(size)
+    if reference and name not in comparison.reference.values():
+        theirs = {x["seed"]: x["err"] for x in lines if x["variant"] == reference}
+        pairs = [x["err"] - theirs[x["seed"]] for x in group if x["seed"] in theirs]
+        difference = f"{statistics.mean(pairs):+.1f}" if pairs else ""
+    minutes = statistics.mean(line["train_seconds"] for line in group) / 60
+    cells = [
+        name,
+        size,
+        f"{group[0]['parameters'] / 1e6:.3f}",
+        f"{group[0]['macs_10s'] / 1e9:.3f}",
+        f"{group[0]['file_bytes'] / 1e6:.2f}",
+        str(group[0]["updates"]),
+        f"{minutes:.1f}",
+        " / ".join(f"{line['err']:.1f}" for line in group),
+        f"{mean:.1f}",
+        difference,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def compare(path: Path, seeds: Sequence[int], jobs: int) -> None:
+    """Runs a comparison file and prints where its table is.
+
+    Raises:
+        UserError: If the file is wrong or a training fails.
+    """
+    comparison = Comparison.load(path)
+    try:
+        run_all(comparison, seeds, jobs)
+    finally:
+        table = write_table(comparison, path)
+    print(table.read_text())
