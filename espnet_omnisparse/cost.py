@@ -77,7 +77,6 @@ def count_macs(model: Any, feature_size: int, seconds: int) -> int:
     return counter.get_total_flops() // 2  # the counter counts mul and add apart
 
 
-@torch.no_grad()
 def measure_paired(
     runs: Mapping[str, Callable[[], Any]], rounds: int = 15, warmup: int = 2
 ) -> dict[str, list[float]]:
@@ -108,6 +107,7 @@ def paired_ratio(times: Mapping[str, list[float]], name: str, other: str) -> flo
     return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
+@torch.no_grad()
 def measure_rtf(
     models: Mapping[str, Any], seconds: int = 10, rounds: int = 15
 ) -> dict[str, list[float]]:

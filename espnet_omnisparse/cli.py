@@ -1,0 +1,283 @@
+"""Extracts, profiles and reports the sizes of a trained supernet: `omnisparse`.
+
+Run it in the recipe's folder, where the paths of `config.yaml` start.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import espnet_omnisparse
+from espnet_omnisparse import recipe
+from espnet_omnisparse.errors import UserError, one_sentence
+
+if TYPE_CHECKING:  # slow to import: each command does so itself, and --help never
+    from espnet_omnisparse.subnet import SubnetSpec
+
+CHECKPOINT = recipe.STOCK_DEFAULTS["inference_asr_model"]
+TABLE = {
+    "parameters": ("params (M)", 1e6),
+    "encoder_parameters": ("encoder (M)", 1e6),
+    "nonzero_parameters": ("non-zero (M)", 1e6),
+    "macs_10s": ("MACs 10 s (G)", 1e9),
+    "macs_30s": ("MACs 30 s (G)", 1e9),
+    "file_bytes": ("file (MB)", 1e6),
+    "rtf": ("RTF", 1.0),
+}
+
+
+def extract(args: argparse.Namespace) -> None:
+    """Writes sizes of a supernet as experiment folders of their own."""
+    from espnet_omnisparse.family import extract_size, selected_specs
+
+    specs = _load_specs(args.subnets) if args.subnets else selected_specs(args.exp)
+    for size in args.sizes or specs:
+        if size not in specs:
+            raise UserError(f"--sizes: {size} is not one of {', '.join(specs)}.")
+    prefix = args.out or str(args.exp)
+    for size in args.sizes or specs:
+        out = Path(recipe.size_folder(prefix, size, args.stock))
+        written = extract_size(
+            args.exp,
+            args.exp / args.checkpoint,
+            specs[size],
+            out,
+            args.stock,
+            args.calibration,
+        )
+        print(f"{out}: {'extracted' if written else 'already extracted'}")
+
+
+def _load_specs(folder: Path) -> dict[str, "SubnetSpec"]:
+    """The specs in a folder, smallest first."""
+    from espnet_omnisparse.subnet import SubnetSpec
+
+    specs = [SubnetSpec.load(path) for path in sorted(folder.glob("*.yaml"))]
+    if not specs:
+        raise UserError(f"--subnets: {folder} has no specs (*.yaml) in it.")
+    return {spec.name: spec for spec in sorted(specs, key=lambda one: sum(one.mask))}
+
+
+def profile(args: argparse.Namespace) -> None:
+    """Prints the costs of sizes and of models, their times measured in turn."""
+    from espnet_omnisparse.cost import measure_rtf
+
+    models: dict[str, Any] = {}
+    costs: dict[str, dict[str, float]] = {}
+    for folder in args.folders:
+        for name, (model, cost) in _models(folder, args.checkpoint, args.spec).items():
+            models[name], costs[name] = model, cost
+    for name, row in measure_rtf(models, rounds=args.rounds).items():
+        costs[name]["rtf"] = statistics.median(row)
+    if args.json:
+        print(json.dumps(costs, indent=2))
+    else:
+        print(_table(costs))
+
+
+def _models(
+    folder: Path, checkpoint: str, spec_path: Path | None
+) -> dict[str, tuple[Any, dict[str, float]]]:
+    """What a folder holds: name -> model and its costs."""
+    from espnet_omnisparse import family
+    from espnet_omnisparse.cost import count_cost
+    from espnet_omnisparse.files import load_tensors
+    from espnet_omnisparse.journal import read_specs
+    from espnet_omnisparse.subnet import SubnetSpec
+
+    config = family.read_config(folder)
+    if (folder / family.COST).exists() and not spec_path:
+        return {str(folder): (family.load_size(folder), family.read_cost(folder))}
+    if (folder / checkpoint).exists():
+        state = load_tensors(folder / checkpoint)
+    else:
+        print(
+            f"note: {folder} has no {checkpoint}, so its weights are freshly drawn; "
+            "that changes no cost.",
+            file=sys.stderr,
+        )
+        state = family.build(config).state_dict()
+    if spec_path:
+        loaded = SubnetSpec.load(spec_path)
+        specs = {loaded.name: loaded}
+    else:
+        specs = read_specs(folder)
+    cuts = {name: family.cut(config, state, spec) for name, spec in specs.items()}
+    if not specs:  # a model of ordinary training
+        cuts = {"": (config, state)}
+    found = {}
+    for name, (small_config, small) in cuts.items():
+        model = family.build(small_config, small)
+        cost = count_cost(model, family.feature_size(config)).as_dict()
+        cost["file_bytes"] = _file_bytes(small)
+        found[f"{folder} {name}".strip()] = model, cost
+    return found
+
+
+def _file_bytes(state: Mapping[str, Any]) -> int:
+    """The size of the model file that extraction would write."""
+    from espnet_omnisparse.files import save_tensors
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pth"
+        save_tensors(path, {name: tensor.clone() for name, tensor in state.items()})
+        return path.stat().st_size
+
+
+def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [["", *(title for title, _ in TABLE.values())]]
+    for name, cost in costs.items():
+        cells = (f"{cost[key] / unit:.4f}" for key, (_, unit) in TABLE.items())
+        rows.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [row[0].ljust(widths[0])]
+            + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+        )
+        for row in rows
+    )
+
+
+def report(args: argparse.Namespace) -> None:
+    """Writes RESULTS.md and the plots of a supernet's scored sizes."""
+    from espnet_omnisparse.report import write_family
+
+    baselines = []
+    for given in args.baseline:
+        label, equals, folder = given.partition("=")
+        if not (label and equals and folder):
+            raise UserError(f"--baseline {given}: give it as LABEL=FOLDER.")
+        baselines.append((label, Path(folder)))
+    command = shlex.join(["omnisparse", *args.argv])
+    print(write_family(args.exp, command, baselines, args.rounds))
+
+
+def template(args: argparse.Namespace) -> None:
+    """Links ESPnet's recipe template into recipe folders, fetching it when needed."""
+    from espnet_omnisparse import template
+
+    template.require_versions()
+    root = template.locate()
+    print(f"ESPnet's recipe template: {root}")
+    for folder in args.recipes:
+        template.link(folder, root)
+        print(f"Linked into: {folder}")
+
+
+def info(args: argparse.Namespace) -> None:
+    """Prints what a report of a defect should state."""
+    found = {
+        "espnet-omnisparse": espnet_omnisparse.__version__,
+        "python": platform.python_version(),
+        "torch": _version("torch"),
+        "espnet": _version("espnet"),
+        "sclite": _sclite(),
+    }
+    for name, value in found.items():
+        print(f"{name}: {value}")
+
+
+def _sclite() -> str:
+    found = shutil.which("sclite")
+    ours = Path(espnet_omnisparse.__file__).parent / "bin"
+    # the recipe puts the stand-in on PATH under the same name
+    if found is None or Path(found).resolve().parent == ours.resolve():
+        return "the stand-in of espnet-omnisparse"
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="omnisparse", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(run: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            run.__name__, help=run.__doc__, description=run.__doc__
+        )
+        command.set_defaults(run=run)
+        return command
+
+    def add_checkpoint(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--checkpoint", default=CHECKPOINT, help="file in EXP (%(default)s)"
+        )
+
+    def add_rounds(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--rounds", type=_count, default=15, help="of the timing (%(default)s)"
+        )
+
+    one = add(extract)
+    one.add_argument("exp", type=Path, metavar="EXP", help="the supernet's folder")
+    add_checkpoint(one)
+    one.add_argument("--subnets", type=Path, help="folder of specs (EXP/subnets)")
+    one.add_argument("--sizes", nargs="+", metavar="SIZE", help="default: all")
+    one.add_argument("--out", metavar="PREFIX", help="of the folders written (EXP)")
+    one.add_argument(
+        "--stock", action="store_true", help="write the form that ESPnet alone loads"
+    )
+    one.add_argument(
+        "--calibration",
+        type=_count,
+        default=int(recipe.OWN_OPTIONS["calibration"]),
+        help="training utterances for BatchNorm's statistics (%(default)s)",
+    )
+
+    one = add(profile)
+    one.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    one.add_argument("--spec", type=Path, help="cut this size out of FOLDER in memory")
+    add_checkpoint(one)
+    one.add_argument("--json", action="store_true", help="print JSON, not a table")
+    add_rounds(one)
+
+    one = add(report)
+    one.add_argument("exp", type=Path, metavar="EXP", help="the supernet's folder")
+    one.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="LABEL=FOLDER",
+        help="a size to compare with; default: those in EXP/baselines.yaml",
+    )
+    add_rounds(one)
+
+    one = add(template)
+    one.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE")
+    add(info)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the console script."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
+    with one_sentence():
+        args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,484 @@
+"""The report on a family: RESULTS.md and three plots, generated and never typed.
+
+Everything comes from what lies on disk; only the real-time factors are measured here,
+of all models in turn in one process, and kept in `rtf.json` until a model changes.
+"""
+
+import hashlib
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from espnet_omnisparse.cost import measure_rtf, paired_ratio
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.family import FORMS, MODEL, SPEC, load_size, read_config
+from espnet_omnisparse.files import atomic_path, read_yaml, write_text
+from espnet_omnisparse.journal import read_log
+from espnet_omnisparse.results import (
+    BASELINES,
+    INDIVIDUAL,
+    Score,
+    Series,
+    SizeResult,
+    read_baselines,
+    read_family,
+    read_size,
+    with_rtf,
+)
+from espnet_omnisparse.subnet import BRANCHES, SubnetSpec
+
+DEFINITIONS = """\
+- **params**: elements of trainable tensors of the whole model, in millions; BatchNorm
+  statistics are not counted. **encoder**: the encoder's alone, front end to final
+  norm. **non-zero**: those of the whole model that are not zero.
+- **MACs**: multiply-accumulates of matrix products and convolutions, attention
+  included, from log-mel features to CTC log-probabilities, in thousand millions, for
+  one utterance of 10 s and of 30 s.
+- **file**: the model's file on disk, in millions of bytes.
+- **RTF**: real-time factor, the time from waveform to CTC log-probabilities divided by
+  the audio's duration (10 s, batch 1, 1 thread), median of {rounds} rounds in which
+  all models of this report take turns.
+- **speed-up**: the next larger size's time divided by this one's, median over the
+  same rounds.
+- **Err** is the word error rate in per cent (in the table of characters, the
+  character error rate), **S.Err** the share of utterances with an error; **Snt**,
+  **Wrd**, **Corr**, **Sub**, **Del** and **Ins** are sclite's.
+"""
+SIZE_COLUMNS = (
+    "size",
+    "branches",
+    "params (M)",
+    "encoder (M)",
+    "non-zero (M)",
+    "MACs 10 s (G)",
+    "MACs 30 s (G)",
+    "file (MB)",
+    "RTF",
+    "speed-up",
+)
+SCORE_COLUMNS = "dataset Snt Wrd Corr Sub Del Ins Err S.Err".split()
+NONE = "–"
+PLOTS = ("wer_vs_parameters.png", "wer_vs_rtf.png", "selection.png")
+# Okabe and Ito's colours, told apart with every kind of colour vision
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+KEPT, DROPPED = COLOURS[0], "#E4E4E4"
+BRANCH_TITLES = ("FFN1", "MHSA", "Conv", "FFN2")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One run that measured all models in turn.
+
+    Attributes:
+        models: Folder -> checksum of its model file.
+        rounds: Timed rounds.
+        environment: What it ran on.
+        rtf: Folder -> real-time factor of each round.
+    """
+
+    models: Mapping[str, str]
+    rounds: int
+    environment: Mapping[str, str]
+    rtf: Mapping[str, list[float]]
+
+
+def write_family(
+    asr_exp: Path,
+    command: str,
+    baselines: Sequence[tuple[str, Path]] = (),
+    rtf_rounds: int = 15,
+) -> Path:
+    """Writes the report on a supernet and its extracted, scored sizes.
+
+    Args:
+        asr_exp: The supernet's experiment folder.
+        command: The command to name as the one that made the report.
+        baselines: Label and folder of sizes to compare with; empty: those that
+            `asr_exp/baselines.yaml` names, if it is there.
+        rtf_rounds: Rounds of the timing.
+
+    Returns:
+        The written RESULTS.md.
+
+    Raises:
+        UserError: If there is no scored size, or a file is missing or garbled.
+    """
+    asr_exp = Path(asr_exp)
+    family, others = read_family(asr_exp), read_baselines(asr_exp / BASELINES)
+    if baselines:
+        given = [read_size(folder, label) for label, folder in baselines]
+        others = (Series.of(INDIVIDUAL, given),)
+    if not any(size.wer for size in family[0].sizes):
+        raise UserError(
+            f"No size of {asr_exp} is scored yet: decode and score them first "
+            "(stages 12 and 13)."
+        )
+    folders = [size.folder for series in family + others for size in series.sizes]
+    timing = _time_models(folders, asr_exp / "rtf.json", rtf_rounds)
+    medians = {name: statistics.median(row) for name, row in timing.rtf.items()}
+    family = tuple(with_rtf(series, medians) for series in family)
+    others = tuple(with_rtf(series, medians) for series in others)
+
+    # in stock form a size recognises the same words: one curve tells of both
+    curves = (family[0], *others)
+    specs = [SubnetSpec.load(size.folder / SPEC) for size in family[0].sizes]
+    names = _Names(curves)
+    for name, figure in (
+        (PLOTS[0], wer_figure(curves, names, "parameters (M)", _millions)),
+        (PLOTS[1], wer_figure(curves, names, "real-time factor", _rtf)),
+        (PLOTS[2], selection_figure(specs, read_log(asr_exp))),
+    ):
+        _save(figure, asr_exp / "images" / name)
+    path = asr_exp / "RESULTS.md"
+    write_text(path, "\n".join(_markdown(asr_exp, command, family, others, timing)))
+    return path
+
+
+def _time_models(folders: Sequence[Path], cache: Path, rounds: int) -> Timing:
+    """The timing of exactly these models: the one kept, or a new one."""
+    models = {str(folder): _checksum(folder / MODEL) for folder in folders}
+    kept = _read_timing(cache)
+    if kept and (kept.models, kept.rounds) == (models, rounds):
+        return kept
+    rtf = measure_rtf({name: load_size(Path(name)) for name in models}, rounds=rounds)
+    timing = Timing(models, rounds, _environment(), rtf)
+    write_text(cache, json.dumps(vars(timing), indent=1) + "\n")
+    return timing
+
+
+def _read_timing(cache: Path) -> Timing | None:
+    try:
+        return Timing(**json.loads(cache.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None  # absent or useless: measured anew
+
+
+def _checksum(model: Path) -> str:
+    if not model.is_file():
+        raise UserError(f"{model} does not exist: extract this size again (stage 12).")
+    with model.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _environment() -> dict[str, str]:
+    versions = {name: version(name) for name in ("torch", "espnet")}
+    return {"python": platform.python_version(), **versions, "CPU": _cpu_name()}
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _markdown(
+    asr_exp: Path,
+    command: str,
+    family: Sequence[Series],
+    baselines: Sequence[Series],
+    timing: Timing,
+) -> Iterator[str]:
+    names = _Names([*family, *baselines])
+    yield f"<!-- Generated by `omnisparse report {asr_exp}`: changes get lost. -->"
+    yield f"# {asr_exp.name}: one supernet, every size\n"
+    yield (
+        "Each row is a model of its own, cut out of one supernet, then decoded, scored "
+        "and measured by itself.\n"
+    )
+    stated = ", ".join(f"{name} {value}" for name, value in timing.environment.items())
+    yield f"Measured with {stated}, 1 thread.\n"
+    for series in family:
+        yield f"## Sizes: {series.name}\n"
+        yield from _size_table(series, names, timing)
+    yield from _loading_notes(asr_exp, family)
+    for series in baselines:
+        yield f"## Baseline: {series.name}\n"
+        yield from _size_table(series, names, timing)
+    yield "## Characters\n"
+    yield from _character_table([*family, *baselines], names)
+    yield "## Plots\n"
+    for name in PLOTS:
+        yield f"![{name.removesuffix('.png').replace('_', ' ')}](images/{name})"
+    yield "\n## What the columns mean\n"
+    yield DEFINITIONS.format(rounds=timing.rounds)
+    yield "## Commands\n"
+    yield "```sh"
+    yield from _commands(asr_exp, command, [*family, *baselines])
+    yield "```\n"
+
+
+class _Names:
+    """Data sets without the inference tag, where all results share one."""
+
+    def __init__(self, series: Sequence[Series]):
+        sizes = [size for one in series for size in one.sizes]
+        self.tags = {name.split("/")[0] for s in sizes for name in (*s.wer, *s.cer)}
+
+    def __call__(self, dataset: str) -> str:
+        return dataset.split("/", 1)[1] if len(self.tags) == 1 else dataset
+
+
+def _size_table(series: Series, names: _Names, timing: Timing) -> Iterator[str]:
+    yield _row([*SIZE_COLUMNS, *SCORE_COLUMNS, "loads in stock ESPnet"])
+    yield _row(["---"] * (len(SIZE_COLUMNS) + len(SCORE_COLUMNS) + 1))
+    larger = [*series.sizes[1:], None]
+    for size, next_larger in zip(series.sizes, larger, strict=True):
+        costs = _cost_cells(size, next_larger, timing)
+        for score in _score_rows(size.wer, names):
+            yield _row([*costs, *score, FORMS.get(size.form, size.form)])
+    yield ""
+
+
+def _cost_cells(
+    size: SizeResult, larger: SizeResult | None, timing: Timing
+) -> list[str]:
+    speed_up = NONE
+    if larger:
+        ratio = paired_ratio(timing.rtf, str(larger.folder), str(size.folder))
+        speed_up = f"{ratio:.2f}x"
+    cost = size.cost
+    return [
+        size.label,
+        f"{size.kept} of {size.of}",
+        f"{cost['parameters'] / 1e6:.3f}",
+        f"{cost['encoder_parameters'] / 1e6:.3f}",
+        f"{cost['nonzero_parameters'] / 1e6:.3f}",
+        f"{cost['macs_10s'] / 1e9:.3f}",
+        f"{cost['macs_30s'] / 1e9:.3f}",
+        f"{cost['file_bytes'] / 1e6:.2f}",
+        f"{size.rtf:.4f}",
+        speed_up,
+    ]
+
+
+def _score_rows(scores: Mapping[str, Score], names: _Names) -> list[list[str]]:
+    rows = [
+        [names(name), *(str(value) for value in vars(score).values())]
+        for name, score in scores.items()
+    ]
+    return rows or [["not scored", *[NONE] * (len(SCORE_COLUMNS) - 1)]]
+
+
+def _character_table(series: Sequence[Series], names: _Names) -> Iterator[str]:
+    yield _row(["series", "size", *SCORE_COLUMNS])
+    yield _row(["---"] * (len(SCORE_COLUMNS) + 2))
+    for one in series:
+        for size in one.sizes:
+            for score in _score_rows(size.cer, names):
+                yield _row([one.name, size.label, *score])
+    yield ""
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "|" + "|".join(cells) + "|"
+
+
+def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:
+    forms = {size.form for series in family for size in series.sizes}
+    if "slim" in forms:
+        yield (
+            f"A size marked *{FORMS['slim']}* is physically small and loads after "
+            "`import espnet_omnisparse.tasks`."
+        )
+        norm = read_config(asr_exp)["encoder_conf"].get("conv_norm", "batch_norm")
+        if norm == "layer_norm":
+            yield (
+                "No size of this family loads without it: the Conv modules have "
+                "LayerNorm, which ESPnet's Conformer has not."
+            )
+        else:
+            yield "`--stock true` writes it in a form that ESPnet alone loads, too."
+    if "stock-zeroed" in forms:
+        yield (
+            f"A size marked *{FORMS['stock-zeroed']}* has the full net's shape, with "
+            "the dropped branches zero: it costs as much as the full net."
+        )
+    yield ""
+
+
+def _commands(asr_exp: Path, command: str, series: Sequence[Series]) -> Iterator[str]:
+    yield f"# this report\n{command}"
+    yield from _asr_sh_command("training", asr_exp / "run.sh")
+    for one in series:
+        for size in one.sizes:
+            yield f"# {one.name}, {size.label}: extraction"
+            yield _extraction_command(size, read_yaml(size.folder / "origin.yaml"))
+            for tag in sorted({name.split("/")[0] for name in size.wer}):
+                script = size.folder / tag / "run.sh"
+                yield from _asr_sh_command("decoding and scoring", script)
+
+
+def _extraction_command(size: SizeResult, origin: Mapping[str, Any]) -> str:
+    command = (
+        f"omnisparse extract {origin['supernet']} --checkpoint {origin['checkpoint']} "
+        f"--sizes {size.size} --calibration {origin['calibration']}"
+    )
+    return command + (" --stock" if size.folder.name.endswith("_stock") else "")
+
+
+def _asr_sh_command(title: str, script: Path) -> Iterator[str]:
+    """The command that asr.sh left in `script`, if it did."""
+    if script.is_file():
+        command = script.read_text(encoding="utf-8").strip()
+        yield f"# {title}\n{command.removesuffix('"$@"; exit $?').strip()}"
+
+
+def _millions(size: SizeResult) -> float:
+    return size.cost["parameters"] / 1e6
+
+
+def _rtf(size: SizeResult) -> float:
+    return size.rtf
+
+
+def wer_figure(
+    series: Sequence[Series],
+    names: Callable[[str], str],
+    x_label: str,
+    x_of: Callable[[SizeResult], float],
+) -> Figure:
+    """WER against a cost: a panel per data set, a line per series.
+
+    Args:
+        series: The family first, whose points carry their size's name.
+        names: Data set's name -> its title.
+        x_label: What the cost is called.
+        x_of: The cost of a size.
+    """
+    datasets = list(dict.fromkeys(d for size in series[0].sizes for d in size.wer))
+    figure = Figure(figsize=(5.2 * len(datasets), 4.0), layout="constrained")
+    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        for index, one in enumerate(series):
+            sizes = [size for size in one.sizes if dataset in size.wer]
+            points = [(x_of(size), size.wer[dataset].err) for size in sizes]
+            axes.plot(
+                *zip(*points, strict=True) if points else ((), ()),
+                color=COLOURS[index % len(COLOURS)],
+                marker=MARKERS[index % len(MARKERS)],
+                linestyle="--" if index else "-",
+                label=one.name,
+            )
+            for size, point in zip(sizes, points, strict=True) if not index else ():
+                axes.annotate(
+                    size.label, point, (5, 6), textcoords="offset points", fontsize=9
+                )
+        axes.set(title=names(dataset), xlabel=x_label)
+        _scale_wer(axes, [y for line in axes.lines for y in line.get_ydata()])
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False)
+    return figure
+
+
+def _scale_wer(axes: Axes, rates: Sequence[float]) -> None:
+    axes.margins(x=0.15)
+    if max(rates) <= 10 * min(rates) + 5:
+        axes.set_ylim(0, 1.12 * max(*rates, 1.0))
+        axes.set_ylabel("WER (%)")
+        return
+    # nets cut without training are far above all others and would flatten them
+    axes.set_yscale("symlog", linthresh=1.0)
+    axes.set_ylim(0, 1.5 * max(rates))
+    axes.set_yticks([t for t in (0, 1, 2, 5, 10, 20, 50, 100) if t <= 1.5 * max(rates)])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_ylabel("WER (%), logarithmic above 1")
+
+
+def selection_figure(
+    specs: Sequence[SubnetSpec], log: Sequence[Mapping[str, Any]]
+) -> Figure:
+    """The branches that each size keeps, and the scores that led there.
+
+    Args:
+        specs: The sizes, smallest first.
+        log: The lines of the selection log; without scores there is no history.
+    """
+    scored = [line for line in log if line["scores"] is not None]
+    blocks = specs[0].space.num_blocks
+    heights = [0.9 + 0.26 * blocks, 3.4 if scored else 0.0]
+    width = max(1.6 * len(specs) + 0.6, 7.0 if scored else 3.2)
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
+    upper, *lower = figure.subfigures(
+        1 + bool(scored), 1, height_ratios=heights[: 1 + bool(scored)], squeeze=False
+    )[:, 0]
+    panels = upper.subplots(1, len(specs), sharey=True, squeeze=False)[0]
+    for axes, spec in zip(panels, specs, strict=True):
+        _draw_kept(axes, spec)
+    panels[0].set_ylabel("block, from the input down")
+    patches = [Patch(color=KEPT, label="kept"), Patch(color=DROPPED, label="dropped")]
+    upper.legend(handles=patches, loc="outside right center", frameon=False)
+    if scored:
+        _draw_history(lower[0].subplots(), specs[0], scored)
+    return figure
+
+
+def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
+    rows = [[branch in row for branch in BRANCHES] for row in spec.kept_branches]
+    colours = ListedColormap([DROPPED, KEPT])
+    axes.pcolormesh(
+        rows, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5
+    )
+    axes.set_ylim(len(rows), 0)
+    axes.set_title(f"{spec.name}\n{spec.num_branches} of {len(rows) * len(BRANCHES)}")
+    centres = [index + 0.5 for index in range(len(rows))]
+    axes.set_xticks([0.5, 1.5, 2.5, 3.5], BRANCH_TITLES, rotation=90)
+    axes.set_yticks(centres, range(len(rows)))
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _draw_history(
+    axes: Axes, smallest: SubnetSpec, log: Sequence[Mapping[str, Any]]
+) -> None:
+    """One line per unit, coloured by kind; what the smallest size drops is dashed."""
+    updates = [line["update"] for line in log]
+    kinds = dict(zip(BRANCHES, BRANCH_TITLES, strict=True))
+    by_block = smallest.space.granularity == "block"
+    palette = dict(zip(("block",) if by_block else BRANCHES, COLOURS, strict=False))
+    histories = zip(*(line["scores"] for line in log), strict=True)
+    units = zip(smallest.space.units, smallest.mask, histories, strict=True)
+    for unit, kept, history in units:
+        colour = palette["block" if by_block else unit.split(".")[1]]
+        axes.plot(updates, history, "-" if kept else "--", color=colour, lw=1.1)
+    for before, after in zip(log, log[1:], strict=False):
+        if before["phase"] != after["phase"]:
+            axes.axvline(after["update"], color="black", lw=0.8, ls=":")
+            axes.annotate(
+                f" {after['phase']}",
+                (after["update"], 1.0),
+                xycoords=("data", "axes fraction"),
+                va="top",
+                fontsize=9,
+            )
+    handles = [
+        Line2D([], [], color=c, label=kinds.get(k, k)) for k, c in palette.items()
+    ]
+    handles.append(
+        Line2D([], [], color="grey", ls="--", label=f"dropped by {smallest.name}")
+    )
+    axes.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
+    )
+    axes.set(xlabel="update", ylabel="score")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        # no version in the file: the same figure is the same bytes
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})

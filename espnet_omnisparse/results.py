@@ -1,0 +1,231 @@
+"""What lies on disk of each size: its costs, and its scores once it is decoded."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet_omnisparse.errors import UserError
+
+BASELINES = "baselines.yaml"
+INDIVIDUAL = "trained individually"
+COSTS = (
+    "parameters",
+    "encoder_parameters",
+    "nonzero_parameters",
+    "macs_10s",
+    "macs_30s",
+    "file_bytes",
+)
+_FILES = ("subnet.yaml", "origin.yaml", "cost.json")
+
+
+@dataclass(frozen=True)
+class Score:
+    """The Sum/Avg row of sclite's table.
+
+    Attributes:
+        sentences: Utterances scored.
+        words: Words, or characters, of the reference.
+        corr: Percentage of them that is correct.
+        sub: Substituted.
+        del_: Deleted.
+        ins: Inserted.
+        err: The error rate: substituted, deleted and inserted.
+        sentence_err: Percentage of utterances with an error.
+    """
+
+    sentences: int
+    words: int
+    corr: float
+    sub: float
+    del_: float
+    ins: float
+    err: float
+    sentence_err: float
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """One extracted size.
+
+    Attributes:
+        label: What a table calls it.
+        folder: Its experiment folder.
+        size: Its spec's name.
+        kept: Branches kept.
+        of: Branches of the net it was cut from.
+        form: Kind of its file, a key of `family.FORMS`.
+        cost: The numbers named in `COSTS`.
+        wer: Word scores by data set, named `inference_tag/test_set` as in ESPnet.
+        cer: Character scores by data set.
+        rtf: Median real-time factor; `None` until it is measured.
+    """
+
+    label: str
+    folder: Path
+    size: str
+    kept: int
+    of: int
+    form: str
+    cost: dict[str, int]
+    wer: dict[str, Score]
+    cer: dict[str, Score]
+    rtf: float | None = None
+
+
+@dataclass(frozen=True)
+class Series:
+    """Sizes that belong together: a line in a plot, a table in the report.
+
+    Attributes:
+        name: What the legend calls it.
+        sizes: Smallest first.
+    """
+
+    name: str
+    sizes: tuple[SizeResult, ...]
+
+    @classmethod
+    def of(cls, name: str, sizes: Sequence[SizeResult]) -> "Series":
+        """A series in its order: what keeps less, then what costs less, comes first."""
+        by_size = sorted(sizes, key=lambda one: (one.kept, one.cost["parameters"]))
+        return cls(name, tuple(by_size))
+
+
+def read_score(path: Path) -> Score:
+    """Reads a `result.txt` that sclite, or its stand-in, has written.
+
+    Raises:
+        UserError: If the file is missing, empty or has no Sum/Avg row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: score this size first (stage 13).")
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        cells = line.split("|")
+        if len(cells) > 3 and cells[1].strip() == "Sum/Avg":
+            # more columns follow where a recogniser gives confidences
+            counts, shares = cells[2].split(), cells[3].split()
+            try:
+                return Score(*map(int, counts), *map(float, shares))
+            except (ValueError, TypeError):
+                break
+    raise UserError(
+        f"{path} is empty or not sclite's table (it has no whole Sum/Avg row): score "
+        "this size again (stage 13)."
+    )
+
+
+def read_size(folder: Path, label: str | None = None) -> SizeResult:
+    """Reads an extracted size.
+
+    Args:
+        folder: Its experiment folder.
+        label: What a table shall call it; `None`: its spec's name.
+
+    Raises:
+        UserError: If a file of it is missing or garbled.
+    """
+    folder = Path(folder)
+    # YAML's reader takes JSON as well
+    spec, origin, cost = (_read_yaml(folder / name) for name in _FILES)
+    try:
+        return SizeResult(
+            label=label or str(spec["name"]),
+            folder=folder,
+            size=str(spec["name"]),
+            kept=int(spec["branches"]["kept"]),
+            of=int(spec["branches"]["of"]),
+            form=str(origin["form"]),
+            cost={name: int(cost[name]) for name in COSTS},
+            wer=_read_scores(folder, "wer"),
+            cer=_read_scores(folder, "cer"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder} lacks a value in {', '.join(_FILES)}, or has one that is no "
+            "number: delete it and extract again (stage 12)."
+        ) from error
+
+
+def read_family(asr_exp: Path) -> tuple[Series, ...]:
+    """The extracted sizes of a supernet, then those in stock form, if there are any.
+
+    Raises:
+        UserError: If there is no size at all, or a file is garbled.
+    """
+    asr_exp = Path(asr_exp)
+    names = [path.stem for path in sorted((asr_exp / "subnets").glob("*.yaml"))]
+    series = []
+    for title, suffix in (("supernet", ""), ("supernet, stock form", "_stock")):
+        folders = [
+            asr_exp.with_name(f"{asr_exp.name}_{name}{suffix}") for name in names
+        ]
+        sizes = [read_size(folder) for folder in folders if folder.is_dir()]
+        if sizes:
+            series.append(Series.of(title, sizes))
+    if not series:
+        raise UserError(
+            f"{asr_exp} has no extracted sizes: train it and extract them first "
+            "(stages 11 and 12)."
+        )
+    return tuple(series)
+
+
+def read_baselines(path: Path) -> tuple[Series, ...]:
+    """The series named in a `baselines.yaml`; none where there is no such file.
+
+    The file maps a label to a size's folder, or a series' name to such a mapping.
+
+    Raises:
+        UserError: If it is neither, or a folder is no extracted size.
+    """
+    if not Path(path).exists():
+        return ()
+    given = _read_yaml(path)
+    values = list(given.values()) if isinstance(given, dict) else []
+    if values and all(isinstance(value, str) for value in values):
+        given = {INDIVIDUAL: given}
+    elif not values or not all(isinstance(value, dict) for value in values):
+        raise UserError(
+            f"{path} must map labels to folders of sizes, or names of series to such "
+            "mappings."
+        )
+    return tuple(
+        Series.of(
+            str(name),
+            [read_size(Path(str(one)), str(label)) for label, one in folders.items()],
+        )
+        for name, folders in given.items()
+    )
+
+
+def with_rtf(series: Series, medians: dict[str, float]) -> Series:
+    """The series with the real-time factor of each size's folder filled in."""
+    sizes = (replace(one, rtf=medians[str(one.folder)]) for one in series.sizes)
+    return Series(series.name, tuple(sizes))
+
+
+def _read_scores(folder: Path, kind: str) -> dict[str, Score]:
+    # asr.sh decodes the validation set, when asked to, into a folder org/ of its own
+    patterns = (f"*/*/score_{kind}/result.txt", f"*/org/*/score_{kind}/result.txt")
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    return {
+        path.parent.parent.relative_to(folder).as_posix(): read_score(path)
+        for path in paths
+    }
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist, so {path.parent} is not an extracted size: "
+            "extract it first (stage 12)."
+        )
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is garbled: delete it and write it again.") from error

@@ -1,0 +1,170 @@
+import dataclasses
+
+import pytest
+import torch
+import yaml
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.mask import top_k_mask
+from espnet_omnisparse.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
+
+MASK = (True, True, False, True, False, False, False, False)
+
+
+@pytest.fixture
+def spec():
+    return SubnetSpec("small", "0123abcd", SearchSpace(2), MASK)
+
+
+@pytest.fixture
+def edit(spec, tmp_path):
+    """Saves the spec, changes keys of its YAML and loads it again."""
+
+    def reload(granularity="branch", **changes):
+        path = tmp_path / "spec.yaml"
+        spec.save(path)
+        value = yaml.safe_load(path.read_text())
+        value |= {"granularity": granularity, **changes}
+        value = {key: item for key, item in value.items() if item is not ...}
+        path.write_text(yaml.safe_dump(value))
+        return SubnetSpec.load(path)
+
+    return reload
+
+
+def test_units_are_in_the_order_of_computation():
+    branches = SearchSpace(2).units
+    assert branches == (
+        *("0.ffn1", "0.mhsa", "0.conv", "0.ffn2"),
+        *("1.ffn1", "1.mhsa", "1.conv", "1.ffn2"),
+    )
+    assert SearchSpace(2, "block").units == ("0", "1")
+    assert len(SearchSpace(12)) == 48
+    assert len(SearchSpace(12, "block")) == 12
+
+
+def test_an_unknown_granularity_is_refused():
+    with pytest.raises(UserError, match="one of branch, block, not 'layer'"):
+        SearchSpace(2, "layer")
+
+
+@pytest.mark.parametrize(
+    "space, mask",
+    [
+        (SearchSpace(2), MASK),
+        (SearchSpace(2), (True,) * 8),
+        (SearchSpace(3, "block"), (True, False, True)),
+    ],
+)
+def test_a_spec_survives_yaml(space, mask, tmp_path):
+    spec = SubnetSpec("small", "0123", space, mask)
+    spec.save(tmp_path / "spec.yaml")
+    again = SubnetSpec.load(tmp_path / "spec.yaml")
+    assert again == spec
+    assert hash(again) == hash(spec)
+
+
+def test_a_fingerprint_of_digits_stays_text(tmp_path):
+    spec = SubnetSpec("1", "0000123456789012", SearchSpace(2), MASK)
+    spec.save(tmp_path / "spec.yaml")
+    assert SubnetSpec.load(tmp_path / "spec.yaml") == spec
+
+
+def test_a_spec_is_a_value(spec):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        spec.mask = (True,) * 8
+    other = dataclasses.replace(spec, mask=(True,) * 8)
+    assert len({spec, dataclasses.replace(spec), other}) == 2
+
+
+def test_a_spec_tells_what_it_keeps(spec):
+    assert spec.kept_branches == (("ffn1", "mhsa", "ffn2"), ())
+    assert spec.num_branches == 3
+    assert not spec.is_full
+    assert spec.gates() == (1.0, 1.0, None, 1.0, None, None, None, None)
+    full = SubnetSpec.full("0123", SearchSpace(2))
+    assert full.is_full and full.name == FULL and full.num_branches == 8
+
+
+def test_a_kept_block_keeps_its_four_branches():
+    spec = SubnetSpec("small", "0", SearchSpace(2, "block"), (False, True))
+    assert spec.kept_branches == ((), ("ffn1", "mhsa", "conv", "ffn2"))
+    assert spec.num_branches == 4
+    assert spec.gates() == (None, 1.0)
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="3 mask entries, 8 units"):
+        SubnetSpec("small", "0", SearchSpace(2), (True,) * 3)
+
+
+def test_a_spec_of_another_supernet_is_refused(spec):
+    spec.check_supernet("0123abcd")
+    with pytest.raises(UserError, match="belongs to supernet 0123abcd.* feed"):
+        spec.check_supernet("feed")
+
+
+BAD_EDITS = [
+    ({"supernet": ...}, "needs exactly the keys"),
+    ({"extra": 1}, "needs exactly the keys"),
+    ({"format": 2}, "spec format 2, this version reads 1"),
+    ({"kept": "ffn1"}, "kept must be a list of branches for every block"),
+    ({"kept": ["ffn1", "conv"]}, "kept must be a list of branches for every block"),
+    ({"granularity": "head"}, "one of branch, block, not 'head'"),
+    ({"kept": [["ffn1", "attention"], []]}, "block 0 keeps an unknown branch 'att"),
+    ({"kept": [["ffn1"], [["ffn1"]]]}, "block 1 keeps an unknown branch"),
+    ({"kept": [["ffn1", "mhsa", "ffn1"], []]}, "block 0 repeats a branch"),
+    ({"kept": [["ffn1", "mhsa"], []]}, "lists 2 of 8 branches but declares"),
+    ({"branches": {"kept": 3, "of": 12}}, "lists 3 of 8 branches but declares"),
+    ({"branches": 3}, "lists 3 of 8 branches but declares 3"),
+    ({"granularity": "block"}, "block 0 keeps only some of its branches"),
+]
+
+
+@pytest.mark.parametrize("changes, sentence", BAD_EDITS)
+def test_a_bad_edit_gets_its_sentence(edit, changes, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        edit(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_an_edit_that_agrees_with_itself_is_read(edit):
+    spec = edit(kept=[["conv"], ["ffn2", "ffn1"]], branches={"kept": 3, "of": 8})
+    assert spec.kept_branches == (("conv",), ("ffn1", "ffn2"))
+
+
+def test_files_that_are_no_specs_are_refused(tmp_path):
+    path = tmp_path / "spec.yaml"
+    with pytest.raises(UserError, match="does not exist"):
+        SubnetSpec.load(path)
+    path.write_text("kept: [")
+    with pytest.raises(UserError, match="is not valid YAML"):
+        SubnetSpec.load(path)
+    path.write_text("- small\n")
+    with pytest.raises(UserError, match="is not a subnet spec"):
+        SubnetSpec.load(path)
+
+
+def test_masks_of_the_same_scores_are_nested():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randint(0, 5, (48,), generator=generator).float()
+    masks = [top_k_mask(scores, k) for k in range(49)]
+    for k, (smaller, larger) in enumerate(zip(masks[:-1], masks[1:], strict=True)):
+        assert smaller.sum() == k
+        assert not (smaller & ~larger).any()
+
+
+def test_a_fingerprint_is_of_shapes_and_tokens_not_of_values():
+    state = {"encoder.a": torch.zeros(2, 3), "encoder.b": torch.zeros(2)}
+    mark = fingerprint(state, ["a", "b"])
+    trained = {"encoder.b": torch.ones(2), "encoder.a": torch.ones(2, 3)}
+    assert fingerprint(trained, ("a", "b")) == mark
+    assert fingerprint({**state, "ctc.weight": torch.ones(1)}, ["a", "b"]) == mark
+    others = [
+        fingerprint({**state, "encoder.c": torch.zeros(1)}, ["a", "b"]),
+        fingerprint({"encoder.a": torch.zeros(2, 3)}, ["a", "b"]),
+        fingerprint({**state, "encoder.a": torch.zeros(3, 2)}, ["a", "b"]),
+        fingerprint(state, ["b", "a"]),
+        fingerprint(state, ["a", "b", "c"]),
+    ]
+    assert len({mark, *others}) == 6

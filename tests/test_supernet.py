@@ -1,0 +1,275 @@
+import random
+
+import pytest
+import torch
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.gate import Gate, mask_gates
+from espnet_omnisparse.mask import top_k_mask
+from espnet_omnisparse.selection import Selection
+from espnet_omnisparse.subnet import SearchSpace
+from espnet_omnisparse.supernet import Supernet, SupernetConfig
+
+SIZES = {"small": 4, "medium": 6, "large": 8}
+RUN = 100
+
+
+def supernet(updates=0, run=RUN, **conf):
+    conf = {"method": "simple_topk", "sizes": SIZES, "warm_start": 10, **conf}
+    net = Supernet(SupernetConfig.from_mapping(conf), SearchSpace(3))
+    net.set_run_length(run)
+    net.updates.fill_(updates)
+    if conf["method"] == "simple_topk":
+        # unit 7 is the best, then 6, ...; 11 is the worst
+        scores = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, -0.1, -0.2, -0.3, -0.4]
+        net.selection.scores.data = torch.tensor(scores)
+    return net
+
+
+@pytest.fixture
+def toy():
+    """A selection method as a user writes it: one class."""
+
+    class Toy(Selection, name="toy"):
+        def __init__(self, space, sizes, scale=1.0):
+            super().__init__(space, sizes)
+            self.weights = torch.nn.Parameter(torch.arange(float(len(space))))
+            self.scale = scale
+            self.calls = []
+
+        def gates(self, time: int, length: int) -> tuple[Gate, ...]:
+            return tuple(torch.sigmoid(self.weights).unbind())
+
+        def mask_now(self, time, length):
+            return top_k_mask(self.weights, min(self.sizes.values()))
+
+        def masks(self):
+            return {name: top_k_mask(self.weights, k) for name, k in self.sizes.items()}
+
+        def penalty(self, time, length):
+            self.calls.append(("penalty", time, length))
+            return self.scale * self.weights.sum()
+
+        def after_update(self, time, length):
+            self.calls.append(("after_update", time, length))
+
+    yield Toy
+    del Selection.registry["toy"]
+
+
+BAD_CONFIGS = [
+    ({"methd": "simple_topk"}, "unknown key 'methd'; did you mean 'method'"),
+    ({"zzz": 1}, "unknown key 'zzz'; known: .*method"),
+    ({"method": "best"}, "method 'best' is unknown; the methods are .*simple_topk"),
+    ({"method_conf": {"shrnk": 1}}, "method_conf of simple_topk: .*shrnk"),
+    ({"method_conf": {"shrink": 0}}, "shrink must be at least 1"),
+    ({"method_conf": {"temperature": 0.0}}, "temperature above 0"),
+    ({"method": "none"}, "trains one size only"),
+    ({"sizes": {}}, "sizes is empty"),
+    ({"sizes": {"full": 3}}, "may not be called full or current"),
+    ({"sizes": {"current": 3}}, "may not be called full or current"),
+    ({"sizes": {"small": 0}}, "small asks for 0 of 12 units"),
+    ({"sizes": {"small": 12}}, "at most 11"),
+    ({"sizes": {"small": 13}}, "small asks for 13 of 12 units .branches"),
+    ({"sizes": {"small": 0.01}}, "small asks for 0.01 of 12 units"),
+    ({"sizes": {"small": 1.0}}, "small asks for 1.0 of 12 units"),
+    ({"heads": "own"}, "heads must be one of shared, per_size, not 'own'"),
+    ({"update": "per_accum"}, "update must be one of per_batch, split_batch"),
+    ({"layer_dropout_step1": 1.0}, "layer_dropout_step1 must be at least 0 and below"),
+    ({"layer_dropout_step2": -0.1}, "layer_dropout_step2 must be at least 0"),
+    ({"warm_start": 1.5}, "warm_start must be a number of updates, or a fraction"),
+    ({"step1": -1}, "step1 must be a number of updates, or a fraction"),
+    ({"warm_start": 0.4, "step1": 0.6}, "leave none for the joint training"),
+    ({"warm_start": 40, "step1": 60}, "take 100 of the run's 100 updates"),
+]
+
+
+@pytest.mark.parametrize("conf, sentence", BAD_CONFIGS)
+def test_a_bad_config_gets_its_sentence(conf, sentence):
+    with pytest.raises(UserError, match=sentence):
+        supernet(**conf)
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"score_lr": "1e-3"},  # YAML reads a number without a point as text
+        {"sizes": {"small": "4"}},
+        {"step1": "0.6"},
+        {"layer_dropout_step1": "0.1"},
+    ],
+)
+def test_a_number_given_as_text_is_refused(conf):
+    with pytest.raises(UserError, match=next(iter(conf))):
+        supernet(**conf)
+
+
+@pytest.mark.parametrize("name", ["sizes", "a.b", "half", "values"])
+def test_a_size_name_that_cannot_name_log_entries_or_heads_is_refused(name):
+    with pytest.raises(UserError, match=f"sizes.*{name}"):
+        supernet(sizes={name: 4}, heads="per_size")
+
+
+def test_a_fraction_of_an_unknown_run_is_refused():
+    with pytest.raises(UserError, match="step1: 0.6 is a fraction of a run"):
+        supernet(run=None)
+    assert supernet(run=None, step1=60).timeline.selected_at == 70
+
+
+def test_sizes_are_units_or_fractions_and_sorted():
+    net = supernet(sizes={"small": 0.33, "large": 9, "medium": 0.5})
+    assert list(net.sizes.items()) == [("large", 9), ("medium", 6), ("small", 4)]
+
+
+def test_an_untrained_supernet_has_equal_scores_of_one_half():
+    conf = SupernetConfig(method="simple_topk", sizes=SIZES)
+    scores = Supernet(conf, SearchSpace(3)).selection.scores
+    assert torch.equal(scores.detach(), torch.full((12,), 0.5))
+
+
+def test_the_warm_start_trains_the_full_net_alone():
+    (draw,) = supernet(updates=9).training_draws()
+    assert (draw.size, draw.weight, draw.layer_dropout) == ("full", 1.0, None)
+    assert draw.gates == (1.0,) * 12
+
+
+def test_step1_trains_the_full_net_and_the_current_subnet():
+    net = supernet(updates=10)
+    full, current = net.training_draws()
+    assert full.gates == (1.0,) * 12 and full.weight == 1.0
+    assert (current.size, current.weight) == ("current", 0.3)
+    # straight-through: hard values, gradient into the scores, every unit computed
+    gates = torch.stack(current.gates)
+    assert gates.tolist() == pytest.approx([1.0] * 11 + [0.0])
+    gates.square().sum().backward()
+    assert net.selection.scores.grad.abs().max() > 0
+
+
+def test_soft_gates_are_between_none_and_all():
+    net = supernet(updates=10, method_conf={"straight_through": False})
+    gates = torch.stack(net.training_draws()[1].gates)
+    assert gates.sum().item() == pytest.approx(11)
+    assert ((gates > 0.5) & (gates < 1.5) & (gates != 1.0)).all()
+
+
+def test_k_shrinks_to_the_smallest_size_during_step1():
+    def k(update):
+        return round(sum(g.item() for g in supernet(update).training_draws()[1].gates))
+
+    assert [k(update) for update in (10, 17, 18, 40, 69)] == [11, 11, 10, 7, 4]
+
+
+def test_step2_is_a_sandwich():
+    full, smallest, between = supernet(updates=70).training_draws()
+    assert [full.weight, smallest.weight, between.weight] == [1.0, 0.3, 0.3]
+    assert full.gates == (1.0,) * 12
+    assert smallest.size == "small"
+    assert smallest.gates == (None,) * 4 + (1.0,) * 4 + (None,) * 4
+    assert between.size in ("medium", "large")
+
+
+def test_two_sizes_have_no_intermediate():
+    net = supernet(updates=70, sizes={"small": 4})
+    assert [draw.size for draw in net.training_draws()] == ["full", "small"]
+
+
+def test_the_random_intermediate_depends_on_seed_and_update_only():
+    def sequence(seed):
+        drawn = []
+        for update in range(70, 100):
+            random.seed(update * seed)
+            torch.manual_seed(update * seed)
+            drawn.append(supernet(update, seed=seed).training_draws()[2].size)
+        return drawn
+
+    first = sequence(1)
+    torch.rand(3)
+    assert sequence(1) == first
+    assert sequence(2) != first
+    assert set(first) == {"medium", "large"}
+
+
+def test_no_seed_is_stuck_on_one_intermediate():
+    for seed in range(5):
+        draws = [
+            supernet(update, seed=seed).training_draws()[2].size
+            for update in range(70, 100)
+        ]
+        assert 5 < draws.count("large") < 25
+
+
+def test_layer_dropout_spares_the_current_and_the_smallest_subnet():
+    rates = {"layer_dropout_step1": 0.1, "layer_dropout_step2": 0.4}
+    step1 = supernet(updates=40, **rates).training_draws()  # k = 7
+    assert step1[0].layer_dropout.tolist() == pytest.approx([0.1] + [0] * 7 + [0.1] * 4)
+    step2 = supernet(updates=70, **rates).training_draws()
+    expected = [0.4] * 4 + [0] * 4 + [0.4] * 4
+    assert step2[0].layer_dropout.tolist() == pytest.approx(expected)
+    assert all(draw.layer_dropout is None for draw in step1[1:] + step2[1:])
+    assert supernet(updates=0, **rates).training_draws()[0].layer_dropout is None
+
+
+def test_validation_sees_what_is_known_so_far():
+    assert [d.size for d in supernet(9).validation_draws()] == ["full"]
+    full, current = supernet(40).validation_draws()
+    assert (full.size, current.size) == ("full", "current")
+    assert current.gates == (None,) + (1.0,) * 7 + (None,) * 4
+    sizes = [draw.size for draw in supernet(70).validation_draws()]
+    assert sizes == ["full", "large", "medium", "small"]
+
+
+def test_without_selection_the_full_net_is_trained_alone_from_the_start():
+    net = supernet(method="none", sizes={}, warm_start=0)
+    for update in (0, 99):
+        net.updates.fill_(update)
+        assert [draw.size for draw in net.training_draws()] == ["full"]
+        assert [draw.size for draw in net.validation_draws()] == ["full"]
+    assert list(net.parameters()) == []
+
+
+def test_a_supernet_without_run_length_does_not_train():
+    net = Supernet(SupernetConfig(method="simple_topk", sizes=SIZES), SearchSpace(3))
+    with pytest.raises(RuntimeError, match="set_run_length"):
+        net.training_draws()
+
+
+def test_a_method_of_ones_own_is_one_class(toy):
+    net = supernet(method="toy", method_conf={"scale": 2.0}, warm_start=2, step1=3)
+    assert isinstance(net.selection, toy)
+    penalties = []
+    for _ in range(7):
+        net.training_draws()
+        penalties.append(torch.as_tensor(net.penalty()).item())
+        net.count_update()
+    assert int(net.updates) == 7
+    assert penalties == [0, 0, 132, 132, 132, 0, 0]
+    assert net.selection.calls == [
+        ("penalty", 0, 3),
+        ("after_update", 1, 3),
+        ("penalty", 1, 3),
+        ("after_update", 2, 3),
+        ("penalty", 2, 3),
+        ("after_update", 3, 3),
+    ]
+    masks = net.selection.masks()
+    smallest = net.training_draws()[1]
+    assert smallest.gates == mask_gates(masks["small"])
+
+
+def test_the_penalty_of_a_method_is_part_of_the_loss(toy, tiny_model, batch):
+    conf = {"method": "toy", "step1": 10}
+    plain = tiny_model(supernet={**conf, "method_conf": {"scale": 0.0}})
+    charged = tiny_model(supernet={**conf, "method_conf": {"scale": 0.5}})
+    charged.load_state_dict(plain.state_dict())
+    plain.train(), charged.train()
+    penalty = 0.5 * plain.supernet.selection.weights.sum()
+    difference = charged(**batch)[0] - plain(**batch)[0]
+    assert difference.item() == pytest.approx(penalty.item(), rel=1e-5)
+
+
+def test_updates_and_scores_travel_with_the_checkpoint():
+    trained = supernet(updates=42)
+    fresh = supernet()
+    fresh.load_state_dict(trained.state_dict())
+    assert int(fresh.updates) == 42
+    assert torch.equal(fresh.selection.scores, trained.selection.scores)
