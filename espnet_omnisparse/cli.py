@@ -1,6 +1,7 @@
 """Extracts, profiles and reports the sizes of a trained supernet: `omnisparse`.
 
-Run it in the recipe's folder, where the paths of `config.yaml` start.
+Run it in the recipe's folder, where the paths of `config.yaml` start. Each command
+imports what it needs itself: PyTorch and ESPnet take seconds, `--help` none.
 """
 
 import argparse
@@ -14,14 +15,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import espnet_omnisparse
 from espnet_omnisparse import recipe
 from espnet_omnisparse.errors import UserError, one_sentence
-
-if TYPE_CHECKING:  # slow to import: each command does so itself, and --help never
-    from espnet_omnisparse.subnet import SubnetSpec
 
 CHECKPOINT = recipe.STOCK_DEFAULTS["inference_asr_model"]
 TABLE = {
@@ -38,8 +36,11 @@ TABLE = {
 def extract(args: argparse.Namespace) -> None:
     """Writes sizes of a supernet as experiment folders of their own."""
     from espnet_omnisparse.family import extract_size, selected_specs
+    from espnet_omnisparse.journal import read_specs
 
-    specs = _load_specs(args.subnets) if args.subnets else selected_specs(args.exp)
+    specs = read_specs(args.subnets) if args.subnets else selected_specs(args.exp)
+    if not specs:
+        raise UserError(f"--subnets: {args.subnets} has no specs (*.yaml) in it.")
     for size in args.sizes or specs:
         if size not in specs:
             raise UserError(f"--sizes: {size} is not one of {', '.join(specs)}.")
@@ -55,16 +56,6 @@ def extract(args: argparse.Namespace) -> None:
             args.calibration,
         )
         print(f"{out}: {'extracted' if written else 'already extracted'}")
-
-
-def _load_specs(folder: Path) -> dict[str, "SubnetSpec"]:
-    """The specs in a folder, smallest first."""
-    from espnet_omnisparse.subnet import SubnetSpec
-
-    specs = [SubnetSpec.load(path) for path in sorted(folder.glob("*.yaml"))]
-    if not specs:
-        raise UserError(f"--subnets: {folder} has no specs (*.yaml) in it.")
-    return {spec.name: spec for spec in sorted(specs, key=lambda one: sum(one.mask))}
 
 
 def profile(args: argparse.Namespace) -> None:
@@ -91,7 +82,7 @@ def _models(
     from espnet_omnisparse import family
     from espnet_omnisparse.cost import count_cost
     from espnet_omnisparse.files import load_tensors
-    from espnet_omnisparse.journal import read_specs
+    from espnet_omnisparse.journal import SUBNETS, read_specs
     from espnet_omnisparse.subnet import SubnetSpec
 
     config = family.read_config(folder)
@@ -110,7 +101,7 @@ def _models(
         loaded = SubnetSpec.load(spec_path)
         specs = {loaded.name: loaded}
     else:
-        specs = read_specs(folder)
+        specs = read_specs(folder / SUBNETS)
     cuts = {name: family.cut(config, state, spec) for name, spec in specs.items()}
     if not specs:  # a model of ordinary training
         cuts = {"": (config, state)}
@@ -156,7 +147,9 @@ def report(args: argparse.Namespace) -> None:
     for given in args.baseline:
         label, equals, folder = given.partition("=")
         if not (label and equals and folder):
-            raise UserError(f"--baseline {given}: give it as LABEL=FOLDER.")
+            raise UserError(
+                f"--baseline {given}: give it as LABEL=FOLDER or SERIES, LABEL=FOLDER."
+            )
         baselines.append((label, Path(folder)))
     command = shlex.join(["omnisparse", *args.argv])
     print(write_family(args.exp, command, baselines, args.rounds))
@@ -211,7 +204,9 @@ def _count(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="omnisparse", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="omnisparse", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(run: Any) -> argparse.ArgumentParser:
@@ -260,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline",
         action="append",
         default=[],
-        metavar="LABEL=FOLDER",
+        metavar="[SERIES, ]LABEL=FOLDER",
         help="a size to compare with; default: those in EXP/baselines.yaml",
     )
     add_rounds(one)

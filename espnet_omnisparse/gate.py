@@ -14,6 +14,8 @@ Gate = float | torch.Tensor | None
 
 def mask_gates(mask: Sequence[bool] | torch.Tensor) -> tuple[Gate, ...]:
     """Gates of a hard subnet: 1.0 where kept, `None` where dropped."""
+    if isinstance(mask, torch.Tensor):
+        mask = mask.tolist()  # one transfer from a GPU, not one per unit
     return tuple(1.0 if keep else None for keep in mask)
 
 

@@ -1,5 +1,6 @@
 """ESPnet's ASR model, trained as a supernet: features once, each subnet, one loss."""
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -92,12 +93,7 @@ class OmniASRModel(ESPnetASRModel):
         self.size_ctc = torch.nn.ModuleDict()
         if config.heads == "per_size":
             for size in self.supernet.sizes:
-                self.size_ctc[size] = CTC(
-                    ctc.ctc_lo.out_features,
-                    ctc.ctc_lo.in_features,
-                    dropout_rate=ctc.dropout_rate,
-                    ctc_type=ctc.ctc_type,
-                )
+                self.size_ctc[size] = copy.deepcopy(ctc)
 
     def forward(
         self,
@@ -229,7 +225,7 @@ class OmniASRModel(ESPnetASRModel):
 
     def _training_stats(self) -> dict[str, float]:
         phase = self.supernet.phase
-        stats = {"step": float(PHASES.index(phase))}
+        stats = {"phase": float(PHASES.index(phase))}
         if phase == STEP1:
             mask = self.supernet.selection.mask_now(*self.supernet.step1_time)
             stats["k"] = float(mask.sum())

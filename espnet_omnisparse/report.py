@@ -105,8 +105,9 @@ def write_family(
     Args:
         asr_exp: The supernet's experiment folder.
         command: The command to name as the one that made the report.
-        baselines: Label and folder of sizes to compare with; empty: those that
-            `asr_exp/baselines.yaml` names, if it is there.
+        baselines: Label and folder of sizes to compare with, the label as `size` or
+            as `series, size`; empty: those that `asr_exp/baselines.yaml` names, if it
+            is there.
         rtf_rounds: Rounds of the timing.
 
     Returns:
@@ -116,10 +117,8 @@ def write_family(
         UserError: If there is no scored size, or a file is missing or garbled.
     """
     asr_exp = Path(asr_exp)
-    family, others = read_family(asr_exp), read_baselines(asr_exp / BASELINES)
-    if baselines:
-        given = [read_size(folder, label) for label, folder in baselines]
-        others = (Series.of(INDIVIDUAL, given),)
+    family = read_family(asr_exp)
+    others = _given(baselines) or read_baselines(asr_exp / BASELINES)
     if not any(size.wer for size in family[0].sizes):
         raise UserError(
             f"No size of {asr_exp} is scored yet: decode and score them first "
@@ -144,6 +143,15 @@ def write_family(
     path = asr_exp / "RESULTS.md"
     write_text(path, "\n".join(_markdown(asr_exp, command, family, others, timing)))
     return path
+
+
+def _given(baselines: Sequence[tuple[str, Path]]) -> tuple[Series, ...]:
+    """The series of `series, size` labels."""
+    series: dict[str, list[SizeResult]] = {}
+    for label, folder in baselines:
+        name, _, size = label.rpartition(", ")
+        series.setdefault(name or INDIVIDUAL, []).append(read_size(folder, size))
+    return tuple(Series.of(name, sizes) for name, sizes in series.items())
 
 
 def _time_models(folders: Sequence[Path], cache: Path, rounds: int) -> Timing:

@@ -16,6 +16,7 @@ from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.journal import SUBNETS, log_epoch, settled_specs, write_specs
 from espnet_omnisparse.model import OmniASRModel
 from espnet_omnisparse.subnet import fingerprint
+from espnet_omnisparse.supernet import Supernet
 
 
 class OmniTrainer(Trainer):
@@ -62,31 +63,39 @@ class OmniTrainer(Trainer):
 
     @classmethod
     def train_one_epoch(
-        cls, *, model, optimizers, reporter, summary_writer, options, **kwargs
+        cls, *, model, iterator, optimizers, reporter, summary_writer, options, **kwargs
     ) -> bool:
         """Trains one epoch, then writes down what the selection has come to."""
         for optimizer in optimizers:
             # accum_grad leaves gradients behind at the end of an epoch, which a
             # resumed run would not have
             optimizer.zero_grad()
+        inner = getattr(model, "module", model)
+        supernet = inner.supernet if isinstance(inner, OmniASRModel) else None
+        before = int(supernet.updates) if supernet else 0
         start = time.perf_counter()
         invalid = super().train_one_epoch(
             model=model,
+            iterator=iterator,
             optimizers=optimizers,
             reporter=reporter,
             summary_writer=summary_writer,
             options=options,
             **kwargs,
         )
-        inner = getattr(model, "module", model)
+        seconds = time.perf_counter() - start
+        if supernet is None:
+            return invalid
+        made = int(supernet.updates) - before
+        _warn_of_skipped(made, len(iterator) // options.accum_grad)
         distributed = kwargs["distributed_option"]
-        first = not distributed.distributed or distributed.dist_rank == 0
-        if first and isinstance(inner, OmniASRModel):
-            epoch = reporter.get_epoch()
-            seconds = time.perf_counter() - start
-            folder = Path(options.output_dir)
-            log_epoch(folder, epoch, inner.supernet, seconds)
-            _write_journal(inner, folder, epoch, summary_writer)
+        if not distributed.distributed or distributed.dist_rank == 0:
+            folder, epoch = Path(options.output_dir), reporter.get_epoch()
+            log_epoch(folder, epoch, supernet, seconds)
+            _show_scores(supernet, epoch, summary_writer)
+            if supernet.settled:
+                name = fingerprint(inner.state_dict(), inner.token_list)
+                write_specs(folder / SUBNETS, settled_specs(supernet, name))
         return invalid
 
 
@@ -108,7 +117,7 @@ def _plan(model: OmniASRModel, per_epoch: int | None, options: Any) -> None:
         return
     timeline = supernet.timeline
     logging.info(
-        f"Supernet: {timeline}, sizes {supernet.sizes} of {len(model.supernet.space)}"
+        f"Supernet: {timeline}, sizes {supernet.sizes} of {len(supernet.space)} units"
     )
     if per_epoch is None:
         return
@@ -142,23 +151,27 @@ def _atomic_saves() -> Iterator[None]:
         torch.save = plain
 
 
-def _write_journal(
-    model: OmniASRModel, folder: Path, epoch: int, summary_writer: Any
-) -> None:
-    supernet = model.supernet
+def _warn_of_skipped(made: int, expected: int) -> None:
+    """Tells how many updates the trainer skipped, which it does one by one."""
+    if made < expected:
+        logging.warning(
+            f"{expected - made} of {expected} updates "
+            f"({100 * (expected - made) / expected:.1f} %) of this epoch were skipped "
+            "for a non-finite gradient"
+        )
+
+
+def _show_scores(supernet: Supernet, epoch: int, summary_writer: Any) -> None:
+    """Writes the selection's scores to the log and to tensorboard."""
     scores = supernet.selection.scores_now()
-    if scores is not None and summary_writer is not None:
-        for unit, score in zip(supernet.space.units, scores.tolist(), strict=True):
+    if scores is None:
+        return
+    named = dict(zip(supernet.space.units, scores.tolist(), strict=True))
+    ranked = sorted(named.items(), key=lambda item: -item[1])
+    logging.info(
+        f"{epoch}epoch selection scores: "
+        + ", ".join(f"{unit}={score:.3f}" for unit, score in ranked)
+    )
+    if summary_writer is not None:
+        for unit, score in named.items():
             summary_writer.add_scalar(f"selection_score/{unit}", score, epoch)
-    if scores is not None:
-        named = zip(supernet.space.units, scores.tolist(), strict=True)
-        ranked = sorted(named, key=lambda item: -item[1])
-        logging.info(
-            f"{epoch}epoch selection scores: "
-            + ", ".join(f"{unit}={score:.3f}" for unit, score in ranked)
-        )
-    if supernet.settled:
-        specs = settled_specs(
-            supernet, fingerprint(model.state_dict(), model.token_list)
-        )
-        write_specs(folder / SUBNETS, specs)

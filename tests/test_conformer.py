@@ -40,6 +40,7 @@ def randomize(encoder):
 
 
 def prunable(**conf):
+    torch.manual_seed(0)
     return randomize(LayerPrunableConformerEncoder(FEATURES, **{**CONF, **conf}))
 
 

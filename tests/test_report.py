@@ -1,0 +1,339 @@
+"""The report and the command line, on a family of tiny models extracted for real."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from matplotlib import image
+from test_sclite import run as run_sclite
+
+from espnet_omnisparse import cli, family, report, results
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import save_tensors, write_yaml
+from espnet_omnisparse.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
+
+EXP = Path("exp/asr_tiny")
+KEPT = {"small": 4, "medium": 8, FULL: 12}
+REFERENCE = "a b c d (s1-u1)\na b (s2-u2)\n"
+HYPOTHESES = {
+    "small": "x y c d (s1-u1)\na b (s2-u2)\n",
+    "medium": "x b c d (s1-u1)\na b (s2-u2)\n",
+    FULL: "a b c d (s1-u1)\na b (s2-u2)\n",
+}
+SCORES = {
+    "small": "2|6|66.7|33.3|0.0|0.0|33.3|50.0",
+    "medium": "2|6|83.3|16.7|0.0|0.0|16.7|50.0",
+    FULL: "2|6|100.0|0.0|0.0|0.0|0.0|0.0",
+}
+COMMAND = "./run.sh --asr_config conf/tiny.yaml"
+TABLE_START = "|size|branches|"
+
+
+@pytest.fixture
+def make_exp(tmp_path, monkeypatch, tiny_config):
+    """Writes a supernet's experiment folder in a recipe folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).normal(0, 0.1, 16_000)
+    soundfile.write("noise.wav", noise, 16_000)
+    Path("wav.scp").write_text("u1 noise.wav\nu2 noise.wav\n")
+
+    def make(folder=EXP, conv_norm="layer_norm", checkpoint=family.DEFAULT_CHECKPOINT):
+        config = {
+            **tiny_config(conv_norm=conv_norm),
+            "frontend": "default",
+            "input_size": None,
+            "train_data_path_and_name_and_type": [["wav.scp", "speech", "sound"]],
+        }
+        folder.mkdir(parents=True)
+        write_yaml(folder / "config.yaml", config)
+        state = family.build(config).state_dict()
+        save_tensors(folder / checkpoint, state)
+        space = SearchSpace(3)
+        mark = fingerprint(state, config["token_list"])
+        for name, kept in KEPT.items():
+            mask = tuple(unit < kept for unit in range(len(space)))
+            SubnetSpec(name, mark, space, mask).save(folder / f"subnets/{name}.yaml")
+        write_log(folder, len(space))
+        (folder / "run.sh").write_text('./asr.sh --stage 11 "$@"; exit $?\n')
+        return folder
+
+    return make
+
+
+def write_log(folder: Path, units: int, scored: bool = True) -> None:
+    lines = []
+    for epoch in range(1, 7):
+        scores = [0.5 + 0.02 * epoch * (units / 2 - unit) for unit in range(units)]
+        phase = "warm" if epoch < 2 else "step1" if epoch < 5 else "step2"
+        line = {"epoch": epoch, "update": 10 * epoch, "phase": phase, "kept": {}}
+        lines.append({**line, "scores": scores if scored else None})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "selection_log.jsonl").write_text(text)
+
+
+def write_scores(folder: Path, capsys, size: str, sets=("test",), tag="ctc") -> None:
+    """What stages 12 and 13 leave, with words for characters to keep it short."""
+    for name in sets:
+        for kind in ("wer", "cer"):
+            scored = folder / tag / name / f"score_{kind}"
+            scored.mkdir(parents=True)
+            capsys.readouterr()
+            run_sclite(scored, REFERENCE, HYPOTHESES[size])
+            (scored / "result.txt").write_text(capsys.readouterr().out)
+    (folder / tag / "run.sh").write_text('./asr.sh --stage 12 "$@"; exit $?\n')
+
+
+@pytest.fixture
+def extract(capsys):
+    """Extracts and scores sizes; returns their folders."""
+
+    def make(exp=EXP, sizes=tuple(KEPT), sets=("test",), stock=False):
+        option = ["--stock"] if stock else []
+        cli.main(["extract", str(exp), "--sizes", *sizes, *option])
+        suffix = "_stock" if stock else ""
+        folders = [Path(f"{exp}_{size}{suffix}") for size in sizes]
+        for folder, size in zip(folders, sizes, strict=True):
+            write_scores(folder, capsys, size, sets)
+        return folders
+
+    return make
+
+
+def rows(path: Path) -> list[list[str]]:
+    """The rows of all tables that list sizes."""
+    tables = path.read_text().split("\n\n")
+    wanted = [table for table in tables if table.startswith(TABLE_START)]
+    lines = [line for table in wanted for line in table.splitlines()[2:]]
+    return [line.strip("|").split("|") for line in lines]
+
+
+def pngs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_report_has_a_row_per_size_and_stays_the_same(make_exp, extract):
+    folders = extract(make_exp())
+    EXP.joinpath("images").mkdir()
+    EXP.joinpath("images", "loss.png").write_bytes(b"ESPnet's own")
+    path = report.write_family(EXP, COMMAND, rtf_rounds=3)
+
+    assert path == EXP / "RESULTS.md"
+    table = rows(path)
+    assert [row[0] for row in table] == list(KEPT)
+    for row, folder, (size, kept) in zip(table, folders, KEPT.items(), strict=True):
+        cost = json.loads((folder / "cost.json").read_text())
+        assert row[1] == f"{kept} of 12"
+        assert row[2] == f"{cost['parameters'] / 1e6:.3f}"
+        assert float(row[8]) > 0
+        assert "|".join(row[11:19]) == SCORES[size]
+        assert row[10] == "test"
+    parameters = [float(row[2]) for row in table]
+    assert parameters == sorted(set(parameters))
+    assert [row[-1] for row in table] == ["with espnet_omnisparse"] * 3
+    assert [bool(re.fullmatch(r"\d+\.\d\dx", row[9])) for row in table] == [1, 1, 0]
+
+    text = path.read_text()
+    assert "LayerNorm" in text
+    assert f"```sh\n# this report\n{COMMAND}\n" in text
+    assert "# training\n./asr.sh --stage 11\n" in text
+    assert f"omnisparse extract {EXP} --checkpoint" in text
+    for name in report.PLOTS:
+        assert f"](images/{name})" in text
+
+    before = path.read_bytes(), pngs(EXP / "images")
+    assert sorted(before[1]) == sorted([*report.PLOTS, "loss.png"])
+    report.write_family(EXP, COMMAND, rtf_rounds=3)
+    assert (path.read_bytes(), pngs(EXP / "images")) == before
+    assert before[1]["loss.png"] == b"ESPnet's own"
+
+
+def test_plots_are_pictures_of_something(make_exp, extract):
+    make_exp()
+    extract(sets=("test_clean", "test_other"))
+    report.write_family(EXP, COMMAND, rtf_rounds=2)
+    for name in report.PLOTS:
+        pixels = image.imread(EXP / "images" / name)
+        assert pixels.shape[0] > 200 and pixels.shape[1] > 400
+        assert 0.01 < (pixels[..., :3] < 0.9).any(axis=-1).mean() < 0.9
+    assert [row[10] for row in rows(EXP / "RESULTS.md")[:2]] == [
+        "test_clean",
+        "test_other",
+    ]
+
+
+@pytest.mark.parametrize("granularity", ["branch", "block"])
+def test_selection_without_scores_has_no_history(granularity):
+    space = SearchSpace(3, granularity)
+    specs = [SubnetSpec.full("0f", space)]
+    log = [
+        {"update": 1, "phase": "step1", "scores": [0.5] * len(space)},
+        {"update": 2, "phase": "step2", "scores": [0.1] * len(space)},
+    ]
+    with_history = report.selection_figure(specs, log)
+    without = report.selection_figure(specs, [{**log[0], "scores": None}])
+    assert len(with_history.subfigs) == 2
+    assert len(without.subfigs) == 1
+
+
+def test_timing_is_reused_until_a_model_changes(make_exp, extract):
+    make_exp()
+    extract(sizes=("small", "full"))
+    report.write_family(EXP, COMMAND, rtf_rounds=2)
+    first = json.loads((EXP / "rtf.json").read_text())
+    extract(sizes=("medium",))
+    report.write_family(EXP, COMMAND, rtf_rounds=2)
+    second = json.loads((EXP / "rtf.json").read_text())
+    assert len(first["rtf"]) == 2 and len(second["rtf"]) == 3
+    assert second["rtf"][f"{EXP}_small"] != first["rtf"][f"{EXP}_small"]
+
+    (EXP / "rtf.json").write_text("{")
+    report.write_family(EXP, COMMAND, rtf_rounds=2)
+    assert len(json.loads((EXP / "rtf.json").read_text())["rtf"]) == 3
+
+
+def test_stock_forms_and_unscored_sizes(make_exp, extract):
+    make_exp(conv_norm="batch_norm")
+    extract(sizes=("small", "full"))
+    extract(sizes=("small",), stock=True)
+    cli.main(["extract", str(EXP), "--sizes", "medium"])
+    path = report.write_family(EXP, COMMAND, rtf_rounds=2)
+    assert [(row[0], row[10], row[-1]) for row in rows(path)] == [
+        ("small", "test", "with espnet_omnisparse"),
+        ("medium", "not scored", "with espnet_omnisparse"),
+        ("full", "test", "yes"),
+        ("small", "test", "yes, zeros"),
+    ]
+    slim, _, full, zeroed = rows(path)
+    assert slim[4] == zeroed[4]
+    assert slim[2] < zeroed[2] == full[2]
+    text = path.read_text()
+    assert "`--stock true` writes it" in text and "has the full net's shape" in text
+    assert "--sizes small --calibration 400 --stock" in text
+
+
+def test_baselines_are_series_of_their_own(make_exp, extract):
+    make_exp()
+    extract()
+    other = make_exp(Path("exp/asr_alone"))
+    (alone,) = extract(other, sizes=("full",))
+    write_yaml(EXP / "baselines.yaml", {"cut out": {"small": f"{EXP}_small"}})
+    path = report.write_family(EXP, COMMAND, rtf_rounds=2)
+    assert "## Baseline: cut out" in path.read_text()
+    plain = pngs(EXP / "images")
+
+    cli.main(
+        ["report", str(EXP), "--rounds", "2", "--baseline", f"big={alone}"]
+        + ["--baseline", f"of another kind, full={alone}"]
+    )
+    text = path.read_text()
+    assert "## Baseline: trained individually" in text
+    assert "## Baseline: of another kind" in text
+    assert "cut out" not in text.replace(", cut out of one", "")
+    assert f"\nomnisparse report {EXP} --rounds 2 --baseline big={alone}" in text
+    assert [row[0] for row in rows(path)] == [*KEPT, "big", "full"]
+    assert pngs(EXP / "images")["wer_vs_rtf.png"] != plain["wer_vs_rtf.png"]
+
+    write_yaml(EXP / "baselines.yaml", {"small": str(alone), "more": {"a": "b"}})
+    with pytest.raises(UserError, match="must map labels to folders"):
+        report.write_family(EXP, COMMAND)
+
+
+def test_read_score_tells_what_is_wrong(tmp_path):
+    path = tmp_path / "result.txt"
+    with pytest.raises(UserError, match=r"does not exist.*stage 13"):
+        results.read_score(path)
+    for text in ("", "| Sum/Avg | 1 |\n", "| Sum/Avg | 1 2 | 3.0 4.0 x 0 0 0 |\n"):
+        path.write_text(text)
+        with pytest.raises(UserError, match="not sclite's table"):
+            results.read_score(path)
+    path.write_text("| Sum/Avg|   26   525 | 97.5  2.2  0.3  0.3  2.8 31.6 |-0.4 |\n")
+    assert results.read_score(path) == results.Score(
+        26, 525, 97.5, 2.2, 0.3, 0.3, 2.8, 31.6
+    )
+
+
+def test_read_size_tells_what_is_wrong(make_exp, extract):
+    make_exp()
+    (folder,) = extract(sizes=("small",))
+    size = results.read_size(folder)
+    assert (size.label, size.size, size.kept, size.of) == ("small", "small", 4, 12)
+    assert (size.form, size.rtf) == ("slim", None)
+    assert size.wer["ctc/test"].err == 33.3
+
+    (folder / "cost.json").write_text('{"parameters": 1}')
+    with pytest.raises(UserError, match="lacks a value in"):
+        results.read_size(folder)
+    (folder / "cost.json").write_text('{"parameters": ')
+    with pytest.raises(UserError, match="cost.json is garbled"):
+        results.read_size(folder)
+    (folder / "origin.yaml").unlink()
+    with pytest.raises(UserError, match="is not an extracted size"):
+        results.read_size(folder)
+
+
+def refused(capsys, *argv: str) -> str:
+    """The one sentence of a command that fails."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv)
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_commands_refuse_in_one_sentence(make_exp, capsys):
+    make_exp()
+    exp = str(EXP)
+    assert "not an experiment folder" in refused(capsys, "extract", "nowhere")
+    assert "tiny is not one of" in refused(capsys, "extract", exp, "--sizes", "tiny")
+    assert "no specs" in refused(capsys, "extract", exp, "--subnets", "exp")
+    assert "no extracted sizes" in refused(capsys, "report", exp)
+    wrong = refused(capsys, "report", exp, "--baseline", "small")
+    assert "LABEL=FOLDER" in wrong
+    cli.main(["extract", exp, "--sizes", "small"])
+    assert "is scored yet" in refused(capsys, "report", exp)
+    assert not (EXP / "RESULTS.md").exists()
+    (EXP / family.DEFAULT_CHECKPOINT).write_bytes(b"no checkpoint")
+    assert "corrupt" in refused(capsys, "extract", exp, "--out", "exp/again")
+    assert not list(Path("exp").glob("again*"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["profile", exp, "--rounds", "0"])
+    assert stopped.value.code == 2
+
+
+def test_profile_agrees_with_extraction(make_exp, capsys):
+    make_exp()
+    specs = EXP / "subnets"
+    shutil.copytree(specs, "mine")
+    cli.main(["extract", str(EXP), "--subnets", "mine", "--sizes", "small"])
+    folder = f"{EXP}_small"
+    capsys.readouterr()
+    cli.main(["profile", str(EXP), folder, "--json", "--rounds", "1"])
+    costs = json.loads(capsys.readouterr().out)
+    assert list(costs) == [*(f"{EXP} {size}" for size in KEPT), folder]
+    cut, extracted = costs[f"{EXP} small"], costs[folder]
+    assert cut.pop("rtf") > 0 and extracted.pop("rtf") > 0
+    assert cut == extracted
+
+    (EXP / family.DEFAULT_CHECKPOINT).unlink()
+    spec = str(specs / "medium.yaml")
+    cli.main(["profile", str(EXP), "--spec", spec, "--rounds", "1"])
+    out, err = capsys.readouterr()
+    assert "freshly drawn" in err
+    heading, line = out.splitlines()
+    assert line.startswith(f"{EXP} medium ")
+    assert heading.split()[:2] == ["params", "(M)"]
+    medium = costs[f"{EXP} medium"]["parameters"]
+    assert float(line.split()[2]) == pytest.approx(medium / 1e6, abs=1e-4)
+
+
+def test_info_names_the_versions(capsys):
+    cli.main(["info"])
+    out = capsys.readouterr().out
+    assert f"torch: {torch.__version__.split('+')[0]}" in out
+    assert "sclite: " in out

@@ -1,0 +1,288 @@
+"""A tiny corpus, and real trainings on it in processes of their own."""
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+TOKENS = ("<blank>", "<unk>", "A", "B", "C", "<sos/eos>")
+TRAIN, VALID = 20, 4
+BATCH_SIZE = 4
+#: batches per epoch, odd, so that accum_grad 2 leaves gradients over
+BATCHES = TRAIN // BATCH_SIZE
+
+CONFIG = {
+    "ngpu": 0,
+    "num_workers": 0,
+    "batch_type": "sorted",
+    "batch_size": BATCH_SIZE,
+    "max_epoch": 4,
+    "seed": 3,
+    "token_list": list(TOKENS),
+    "token_type": "char",
+    "best_model_criterion": [["valid", "loss_sizes", "min"]],
+    "keep_nbest_models": 10,
+    "num_att_plot": 0,
+    "log_interval": 2,
+    "use_matplotlib": False,
+    "use_tensorboard": False,
+    "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160},
+    "normalize": "utterance_mvn",
+    "encoder": "layer_prunable_conformer",
+    "encoder_conf": {
+        "output_size": 16,
+        "attention_heads": 2,
+        "linear_units": 32,
+        "num_blocks": 2,
+        "cnn_module_kernel": 7,
+        "rel_pos_type": "latest",
+    },
+    "model": "omni",
+    "model_conf": {
+        "ctc_weight": 1.0,
+        "supernet": {
+            "method": "simple_topk",
+            "sizes": {"small": 3, "medium": 5},
+            "step1": 0.5,
+            "score_lr": 0.1,
+        },
+    },
+    "optim": "adamw",
+    "optim_conf": {"lr": 0.002},
+    "scheduler": "warmuplr",
+    "scheduler_conf": {"warmup_steps": 5},
+}
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with changes; nested sections are merged, not replaced."""
+    result = dict(config)
+    for key, value in changes.items():
+        old = result.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        result[key] = changed(old, value) if both else value
+    return result
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Kaldi-style files under `folder`, and the trainings on them."""
+
+    folder: Path
+
+    def command(self, output: Path, **changes: Any) -> list[str]:
+        """The arguments of a training; the configuration is written beside `output`."""
+        config = output.with_suffix(".yaml")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(yaml.safe_dump(changed(CONFIG, changes)))
+        command = ["--config", str(config), "--output_dir", str(output)]
+        for part in ("train", "valid"):
+            for name, kind in (("speech", "sound"), ("text", "text")):
+                file = "wav.scp" if kind == "sound" else "text"
+                source = f"{self.folder / part / file},{name},{kind}"
+                command += [f"--{part}_data_path_and_name_and_type", source]
+            shape = self.folder / part / "speech_shape"
+            command += [f"--{part}_shape_file", str(shape)]
+        return command + ["--resume", "true"]
+
+
+def write_corpus(folder: Path) -> Corpus:
+    """Tones with a little noise: a letter is a pitch.
+
+    The two longest utterances of each batch are equally long. ESPnet's features of an
+    utterance depend on the longest one beside it, which is thus the same in a batch
+    and in each half of it.
+    """
+    source = np.random.default_rng(0)
+    for part, count in (("train", TRAIN), ("valid", VALID)):
+        data = folder / part
+        data.mkdir(parents=True)
+        files: dict[str, list[str]] = {"wav.scp": [], "text": [], "speech_shape": []}
+        for index in range(count):
+            group, place = divmod(index, BATCH_SIZE)
+            samples = 16000 - 1000 * group - (0, 0, 300, 700)[place]
+            letters = "".join(source.choice(list("ABC"), 3))
+            time = np.arange(samples)
+            pitch = np.repeat([300.0 * ord(c) - 19000 for c in letters], 6000)[:samples]
+            wave = 0.3 * np.sin(2 * np.pi * pitch * time / 16000)
+            wave += 0.01 * source.standard_normal(samples)
+            name = f"{part}-{index:02d}"
+            soundfile.write(data / f"{name}.wav", wave, 16000)
+            files["wav.scp"].append(f"{name} {data / name}.wav\n")
+            files["text"].append(f"{name} {letters}\n")
+            files["speech_shape"].append(f"{name} {samples}\n")
+        for file, lines in files.items():
+            (data / file).write_text("".join(lines))
+    return Corpus(folder)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended: its exit code (negative: the signal) and its output."""
+
+    code: int
+    output: str
+
+    @property
+    def sentence(self) -> str:
+        """The one sentence of a refusal; anything else is a failure."""
+        errors = [line for line in self.output.splitlines() if "error: " in line]
+        assert self.code > 0, self.output
+        assert "Traceback" not in self.output, self.output
+        assert len(errors) == 1, self.output
+        return errors[0]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A started training."""
+
+    process: Any
+    log: Path
+
+    def wait(self, seconds: float = 240) -> Outcome:
+        """Waits for the end."""
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"still running after {seconds} s: {self.output}")
+        return Outcome(self.process.exitcode, self.output)
+
+    @property
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self.log.read_text()
+
+
+def _context() -> Any:
+    """Processes forked from a server that has imported everything, once for all."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["espnet_omnisparse.asr_train"])
+    return context
+
+
+def start(
+    command: Sequence[str],
+    log: Path,
+    *,
+    kill_at_update: int | None = None,
+    kill_in_save: tuple[str, int] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Process:
+    """Starts a training in a process of its own.
+
+    Args:
+        command: The arguments of `asr_train`.
+        log: File for its output.
+        kill_at_update: Ends it by SIGKILL right after this update, mid-epoch.
+        kill_in_save: A file's name and a number: ends it by SIGKILL when that file is
+            half written for the time of this number.
+        environment: Variables to set.
+    """
+    # importing torch takes long: one thread a process, as in a recipe
+    os.environ["OMP_NUM_THREADS"] = "1"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    process = _context().Process(
+        target=_train,
+        args=(list(command), log, kill_at_update, kill_in_save, environment or {}),
+    )
+    process.start()
+    return Process(process, log)
+
+
+def train(command: Sequence[str], log: Path, **options: Any) -> Outcome:
+    """Runs a training in a process of its own, to its end."""
+    return start(command, log, **options).wait()
+
+
+def _train(
+    command: list[str],
+    log: Path,
+    kill_at_update: int | None,
+    kill_in_save: tuple[str, int] | None,
+    environment: Mapping[str, str],
+) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(environment)
+
+    import torch
+
+    from espnet_omnisparse import asr_train
+
+    torch.set_num_threads(1)
+    if kill_at_update is not None:
+        _kill_at_update(kill_at_update)
+    if kill_in_save is not None:
+        _kill_in_save(*kill_in_save)
+    try:
+        asr_train.main(command)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(70)
+
+
+def _kill_at_update(update: int) -> None:
+    from espnet_omnisparse.supernet import Supernet
+
+    count = Supernet.count_update
+
+    def count_update(supernet: Any) -> None:
+        count(supernet)
+        if int(supernet.updates) == update:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Supernet.count_update = count_update
+
+
+def _kill_in_save(name: str, time: int) -> None:
+    import torch
+
+    plain, seen = torch.save, 0
+
+    def save(value: Any, target: Any, *args: Any, **kwargs: Any) -> None:
+        nonlocal seen
+        if name in Path(target).name:
+            seen += 1
+        if seen < time:
+            return plain(value, target, *args, **kwargs)
+        whole = io.BytesIO()
+        plain(value, whole, *args, **kwargs)
+        with open(target, "wb") as stream:
+            stream.write(whole.getvalue()[: len(whole.getvalue()) // 2])
+            stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save
+
+
+def files_below(folder: Path) -> list[str]:
+    """Every file and folder below a folder, to see that nothing was written."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@contextlib.contextmanager
+def environment(**variables: str):
+    """Sets environment variables inside the block."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
