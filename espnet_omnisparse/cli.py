@@ -83,7 +83,7 @@ def _models(
     from espnet_omnisparse.cost import count_cost
     from espnet_omnisparse.files import load_tensors
     from espnet_omnisparse.journal import SUBNETS, read_specs
-    from espnet_omnisparse.subnet import SubnetSpec
+    from espnet_omnisparse.subnet import FULL, SubnetSpec, fingerprint
 
     config = family.read_config(folder)
     if (folder / family.COST).exists() and not spec_path:
@@ -92,8 +92,8 @@ def _models(
         state = load_tensors(folder / checkpoint)
     else:
         print(
-            f"note: {folder} has no {checkpoint}, so its weights are freshly drawn; "
-            "that changes no cost.",
+            f"note: {folder} has no {checkpoint}, so its weights are freshly drawn: "
+            "the non-zero count is not that of a trained net.",
             file=sys.stderr,
         )
         state = family.build(config).state_dict()
@@ -102,6 +102,10 @@ def _models(
         specs = {loaded.name: loaded}
     else:
         specs = read_specs(folder / SUBNETS)
+    if not specs and config["model"] == "omni":  # a supernet still in step 1
+        space = family.build(config).encoder.space
+        mark = fingerprint(state, config["token_list"])
+        specs = {FULL: SubnetSpec.full(mark, space)}
     cuts = {name: family.cut(config, state, spec) for name, spec in specs.items()}
     if not specs:  # a model of ordinary training
         cuts = {"": (config, state)}
@@ -153,6 +157,13 @@ def report(args: argparse.Namespace) -> None:
         baselines.append((label, Path(folder)))
     command = shlex.join(["omnisparse", *args.argv])
     print(write_family(args.exp, command, baselines, args.rounds))
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Runs the trainings of a comparison file and writes their table."""
+    from espnet_omnisparse import compare
+
+    compare.compare(args.file, [int(seed) for seed in args.seeds.split()], args.jobs)
 
 
 def template(args: argparse.Namespace) -> None:
@@ -259,6 +270,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a size to compare with; default: those in EXP/baselines.yaml",
     )
     add_rounds(one)
+
+    one = add(compare)
+    one.add_argument("file", type=Path, metavar="FILE", help="conf/compare/*.yaml")
+    one.add_argument("--seeds", default="1", metavar='"1 2"', help="(%(default)s)")
+    one.add_argument(
+        "--jobs", type=_count, default=1, help="trainings at a time (%(default)s)"
+    )
 
     one = add(template)
     one.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE")

@@ -20,7 +20,7 @@ from typing import Any
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_text
 from espnet_omnisparse.journal import read_log
-from espnet_omnisparse.results import read_size
+from espnet_omnisparse.results import Score, SizeResult, read_size
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
     lines = []
     for size in comparison.variants[name].sizes:
         result = read_size(Path(f"{experiment}_{size}"))
-        score = result.wer[comparison.test_set]
+        score = _score(result, comparison.test_set)
         lines.append(
             {
                 "variant": name,
@@ -133,6 +133,14 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
             }
         )
     return lines
+
+
+def _score(result: SizeResult, test_set: str) -> Score:
+    """A size's word errors on one test set; ESPnet names it after the decoding too."""
+    for name, score in result.wer.items():
+        if name.split("/")[-1] == test_set:
+            return score
+    raise UserError(f"{result.folder} has no score on {test_set}: run stages 12-13.")
 
 
 def run_all(comparison: Comparison, seeds: Sequence[int], jobs: int) -> None:

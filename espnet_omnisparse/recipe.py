@@ -215,7 +215,8 @@ def run_sizes(run: Run, first: int, last: int) -> None:
             inference_asr_model="model.pth",
             **changes,
         )
-    if last > FIRST_PER_SIZE:
+    # sizes of another supernet belong to that one's report, as a baseline
+    if last > FIRST_PER_SIZE and not run.own["subnets"]:
         report.write_family(Path(run.asr_exp), command_line())
 
 

@@ -8,23 +8,20 @@ import hashlib
 import json
 import platform
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from espnet_omnisparse.cost import measure_rtf, paired_ratio
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.family import FORMS, MODEL, SPEC, load_size, read_config
 from espnet_omnisparse.files import atomic_path, read_yaml, write_text
-from espnet_omnisparse.journal import read_log
+from espnet_omnisparse.journal import SUBNETS, read_log, read_specs
+from espnet_omnisparse.plots import selection_figure, wer_figure
 from espnet_omnisparse.results import (
     BASELINES,
     INDIVIDUAL,
@@ -36,15 +33,15 @@ from espnet_omnisparse.results import (
     read_size,
     with_rtf,
 )
-from espnet_omnisparse.subnet import BRANCHES, SubnetSpec
+from espnet_omnisparse.subnet import SubnetSpec
 
 DEFINITIONS = """\
 - **params**: elements of trainable tensors of the whole model, in millions; BatchNorm
   statistics are not counted. **encoder**: the encoder's alone, front end to final
   norm. **non-zero**: those of the whole model that are not zero.
 - **MACs**: multiply-accumulates of matrix products and convolutions, attention
-  included, from log-mel features to CTC log-probabilities, in thousand millions, for
-  one utterance of 10 s and of 30 s.
+  included, from log-mel features to CTC log-probabilities, in units of 10^9, for one
+  utterance of 10 s and of 30 s.
 - **file**: the model's file on disk, in millions of bytes.
 - **RTF**: real-time factor, the time from waveform to CTC log-probabilities divided by
   the audio's duration (10 s, batch 1, 1 thread), median of {rounds} rounds in which
@@ -70,11 +67,6 @@ SIZE_COLUMNS = (
 SCORE_COLUMNS = "dataset Snt Wrd Corr Sub Del Ins Err S.Err".split()
 NONE = "–"
 PLOTS = ("wer_vs_parameters.png", "wer_vs_rtf.png", "selection.png")
-# Okabe and Ito's colours, told apart with every kind of colour vision
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
-KEPT, DROPPED = COLOURS[0], "#E4E4E4"
-BRANCH_TITLES = ("FFN1", "MHSA", "Conv", "FFN2")
 
 
 @dataclass(frozen=True)
@@ -319,27 +311,41 @@ def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:
 
 def _commands(asr_exp: Path, command: str, series: Sequence[Series]) -> Iterator[str]:
     yield f"# this report\n{command}"
-    yield from _asr_sh_command("training", asr_exp / "run.sh")
+    trained = set()
     for one in series:
         for size in one.sizes:
+            origin = read_yaml(size.folder / "origin.yaml")
+            source = Path(origin["supernet"])
+            if source not in trained:
+                yield from _asr_sh_command(f"training {source}", source / "run.sh")
+                trained.add(source)
             yield f"# {one.name}, {size.label}: extraction"
-            yield _extraction_command(size, read_yaml(size.folder / "origin.yaml"))
+            yield _extraction_command(size, origin, asr_exp)
             for tag in sorted({name.split("/")[0] for name in size.wer}):
                 script = size.folder / tag / "run.sh"
                 yield from _asr_sh_command("decoding and scoring", script)
 
 
-def _extraction_command(size: SizeResult, origin: Mapping[str, Any]) -> str:
+def _extraction_command(
+    size: SizeResult, origin: Mapping[str, Any], asr_exp: Path
+) -> str:
+    source = Path(origin["supernet"])
     command = (
-        f"omnisparse extract {origin['supernet']} --checkpoint {origin['checkpoint']} "
+        f"omnisparse extract {source} --checkpoint {origin['checkpoint']} "
         f"--sizes {size.size} --calibration {origin['calibration']}"
     )
-    return command + (" --stock" if size.folder.name.endswith("_stock") else "")
+    if size.folder.name.endswith("_stock"):
+        command += " --stock"
+    spec = SubnetSpec.load(size.folder / SPEC)
+    if read_specs(source / SUBNETS).get(size.size) == spec:
+        return command
+    if read_specs(asr_exp / SUBNETS).get(size.size) == spec:
+        return f"{command} --subnets {asr_exp / SUBNETS}"
+    return f"{command}  # with the spec in {size.folder / SPEC}"
 
 
 def _asr_sh_command(title: str, script: Path) -> Iterator[str]:
-    """The command that asr.sh left in `script`, if it did."""
-    if script.is_file():
+    if script.is_file():  # asr.sh leaves its command line there
         command = script.read_text(encoding="utf-8").strip()
         yield f"# {title}\n{command.removesuffix('"$@"; exit $?').strip()}"
 
@@ -350,140 +356,6 @@ def _millions(size: SizeResult) -> float:
 
 def _rtf(size: SizeResult) -> float:
     return size.rtf
-
-
-def wer_figure(
-    series: Sequence[Series],
-    names: Callable[[str], str],
-    x_label: str,
-    x_of: Callable[[SizeResult], float],
-) -> Figure:
-    """WER against a cost: a panel per data set, a line per series.
-
-    Args:
-        series: The family first, whose points carry their size's name.
-        names: Data set's name -> its title.
-        x_label: What the cost is called.
-        x_of: The cost of a size.
-    """
-    datasets = list(dict.fromkeys(d for size in series[0].sizes for d in size.wer))
-    figure = Figure(figsize=(5.2 * len(datasets), 4.0), layout="constrained")
-    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
-    for axes, dataset in zip(panels, datasets, strict=True):
-        for index, one in enumerate(series):
-            sizes = [size for size in one.sizes if dataset in size.wer]
-            points = [(x_of(size), size.wer[dataset].err) for size in sizes]
-            axes.plot(
-                *zip(*points, strict=True) if points else ((), ()),
-                color=COLOURS[index % len(COLOURS)],
-                marker=MARKERS[index % len(MARKERS)],
-                linestyle="--" if index else "-",
-                label=one.name,
-            )
-            for size, point in zip(sizes, points, strict=True) if not index else ():
-                axes.annotate(
-                    size.label, point, (5, 6), textcoords="offset points", fontsize=9
-                )
-        axes.set(title=names(dataset), xlabel=x_label)
-        _scale_wer(axes, [y for line in axes.lines for y in line.get_ydata()])
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False)
-    return figure
-
-
-def _scale_wer(axes: Axes, rates: Sequence[float]) -> None:
-    axes.margins(x=0.15)
-    if max(rates) <= 10 * min(rates) + 5:
-        axes.set_ylim(0, 1.12 * max(*rates, 1.0))
-        axes.set_ylabel("WER (%)")
-        return
-    # nets cut without training are far above all others and would flatten them
-    axes.set_yscale("symlog", linthresh=1.0)
-    axes.set_ylim(0, 1.5 * max(rates))
-    axes.set_yticks([t for t in (0, 1, 2, 5, 10, 20, 50, 100) if t <= 1.5 * max(rates)])
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_ylabel("WER (%), logarithmic above 1")
-
-
-def selection_figure(
-    specs: Sequence[SubnetSpec], log: Sequence[Mapping[str, Any]]
-) -> Figure:
-    """The branches that each size keeps, and the scores that led there.
-
-    Args:
-        specs: The sizes, smallest first.
-        log: The lines of the selection log; without scores there is no history.
-    """
-    scored = [line for line in log if line["scores"] is not None]
-    blocks = specs[0].space.num_blocks
-    heights = [0.9 + 0.26 * blocks, 3.4 if scored else 0.0]
-    width = max(1.6 * len(specs) + 0.6, 7.0 if scored else 3.2)
-    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
-    upper, *lower = figure.subfigures(
-        1 + bool(scored), 1, height_ratios=heights[: 1 + bool(scored)], squeeze=False
-    )[:, 0]
-    panels = upper.subplots(1, len(specs), sharey=True, squeeze=False)[0]
-    for axes, spec in zip(panels, specs, strict=True):
-        _draw_kept(axes, spec)
-    panels[0].set_ylabel("block, from the input down")
-    patches = [Patch(color=KEPT, label="kept"), Patch(color=DROPPED, label="dropped")]
-    upper.legend(handles=patches, loc="outside right center", frameon=False)
-    if scored:
-        _draw_history(lower[0].subplots(), specs[0], scored)
-    return figure
-
-
-def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
-    rows = [[branch in row for branch in BRANCHES] for row in spec.kept_branches]
-    colours = ListedColormap([DROPPED, KEPT])
-    axes.pcolormesh(
-        rows, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5
-    )
-    axes.set_ylim(len(rows), 0)
-    axes.set_title(f"{spec.name}\n{spec.num_branches} of {len(rows) * len(BRANCHES)}")
-    centres = [index + 0.5 for index in range(len(rows))]
-    axes.set_xticks([0.5, 1.5, 2.5, 3.5], BRANCH_TITLES, rotation=90)
-    axes.set_yticks(centres, range(len(rows)))
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def _draw_history(
-    axes: Axes, smallest: SubnetSpec, log: Sequence[Mapping[str, Any]]
-) -> None:
-    """One line per unit, coloured by kind; what the smallest size drops is dashed."""
-    updates = [line["update"] for line in log]
-    kinds = dict(zip(BRANCHES, BRANCH_TITLES, strict=True))
-    by_block = smallest.space.granularity == "block"
-    palette = dict(zip(("block",) if by_block else BRANCHES, COLOURS, strict=False))
-    histories = zip(*(line["scores"] for line in log), strict=True)
-    units = zip(smallest.space.units, smallest.mask, histories, strict=True)
-    for unit, kept, history in units:
-        colour = palette["block" if by_block else unit.split(".")[1]]
-        axes.plot(updates, history, "-" if kept else "--", color=colour, lw=1.1)
-    for before, after in zip(log, log[1:], strict=False):
-        if before["phase"] != after["phase"]:
-            axes.axvline(after["update"], color="black", lw=0.8, ls=":")
-            axes.annotate(
-                f" {after['phase']}",
-                (after["update"], 1.0),
-                xycoords=("data", "axes fraction"),
-                va="top",
-                fontsize=9,
-            )
-    handles = [
-        Line2D([], [], color=c, label=kinds.get(k, k)) for k, c in palette.items()
-    ]
-    handles.append(
-        Line2D([], [], color="grey", ls="--", label=f"dropped by {smallest.name}")
-    )
-    axes.legend(
-        handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
-    )
-    axes.set(xlabel="update", ylabel="score")
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> None:

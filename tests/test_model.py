@@ -367,10 +367,9 @@ def test_each_size_has_a_head_of_its_own(tiny_model, batch, size):
     with torch.no_grad():
         head.ctc_lo.bias[0] += 1.0
     after = model(**batch)[1]
-    changed = {
-        s for s in ("full", "medium", "small") if before[f"loss_{s}"] != after[f"loss_{s}"]
-    }
-    assert changed == {size}
+    for other in ("full", "medium", "small"):
+        name = f"loss_{other}"
+        assert (before[name] != after[name]) == (other == size)
 
 
 def test_step1_trains_the_head_of_the_smallest_size(tiny_model, batch):
@@ -421,9 +420,9 @@ def test_hybrid_losses_add_up_and_train_the_decoder(tiny_model, batch):
 # validation
 
 
-def test_training_statistics_tell_the_step_and_k(tiny_model, batch):
-    names = {"loss", "step", "loss_full"}
-    for update, step, more in (
+def test_training_statistics_tell_the_phase_and_k(tiny_model, batch):
+    names = {"loss", "phase", "loss_full"}
+    for update, phase, more in (
         (0, 0, {}),
         (STEP1, 1, {"loss_current", "k"}),
         (STEP2, 2, {"loss_small", "loss_medium"}),
@@ -431,7 +430,7 @@ def test_training_statistics_tell_the_step_and_k(tiny_model, batch):
         conf = {"warm_start": 10, "step1": 50}
         stats = tiny_model(update=update, supernet=conf).train()(**batch)[1]
         assert stats.keys() == names | set(more)
-        assert stats["step"].item() == step
+        assert stats["phase"].item() == phase
         if "k" in more:
             # 8 units in 50 updates from 10 on; the first update has lost one
             assert stats["k"].item() == 12 - 1 - 20 * 8 // 50
@@ -467,7 +466,9 @@ def test_no_checkpoint_is_chosen_before_the_selection(
 ):
     conf = {"warm_start": 10, "step1": 50}
     model = tiny_model(update=update, supernet=conf, conv_norm=conv_norm)
-    assert model(**batch)[1]["loss_sizes"].item() == float("inf")
+    stats = model(**batch)[1]
+    # finite, because ESPnet's log discards what is not
+    assert 1000 < stats["loss_sizes"].item() < float("inf")
 
 
 def test_validation_losses_are_those_of_the_masked_net(tiny_model, batch):

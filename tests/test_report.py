@@ -12,7 +12,7 @@ import torch
 from matplotlib import image
 from test_sclite import run as run_sclite
 
-from espnet_omnisparse import cli, family, report, results
+from espnet_omnisparse import cli, family, plots, report, results
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import save_tensors, write_yaml
 from espnet_omnisparse.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
@@ -92,8 +92,8 @@ def write_scores(folder: Path, capsys, size: str, sets=("test",), tag="ctc") -> 
 def extract(capsys):
     """Extracts and scores sizes; returns their folders."""
 
-    def make(exp=EXP, sizes=tuple(KEPT), sets=("test",), stock=False):
-        option = ["--stock"] if stock else []
+    def make(exp=EXP, sizes=tuple(KEPT), sets=("test",), stock=False, option=()):
+        option = ["--stock"] if stock else option
         cli.main(["extract", str(exp), "--sizes", *sizes, *option])
         suffix = "_stock" if stock else ""
         folders = [Path(f"{exp}_{size}{suffix}") for size in sizes]
@@ -120,7 +120,7 @@ def test_report_has_a_row_per_size_and_stays_the_same(make_exp, extract):
     folders = extract(make_exp())
     EXP.joinpath("images").mkdir()
     EXP.joinpath("images", "loss.png").write_bytes(b"ESPnet's own")
-    path = report.write_family(EXP, COMMAND, rtf_rounds=3)
+    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
 
     assert path == EXP / "RESULTS.md"
     table = rows(path)
@@ -140,30 +140,19 @@ def test_report_has_a_row_per_size_and_stays_the_same(make_exp, extract):
     text = path.read_text()
     assert "LayerNorm" in text
     assert f"```sh\n# this report\n{COMMAND}\n" in text
-    assert "# training\n./asr.sh --stage 11\n" in text
+    assert f"# training {EXP}\n./asr.sh --stage 11\n" in text
     assert f"omnisparse extract {EXP} --checkpoint" in text
     for name in report.PLOTS:
         assert f"](images/{name})" in text
-
-    before = path.read_bytes(), pngs(EXP / "images")
-    assert sorted(before[1]) == sorted([*report.PLOTS, "loss.png"])
-    report.write_family(EXP, COMMAND, rtf_rounds=3)
-    assert (path.read_bytes(), pngs(EXP / "images")) == before
-    assert before[1]["loss.png"] == b"ESPnet's own"
-
-
-def test_plots_are_pictures_of_something(make_exp, extract):
-    make_exp()
-    extract(sets=("test_clean", "test_other"))
-    report.write_family(EXP, COMMAND, rtf_rounds=2)
-    for name in report.PLOTS:
         pixels = image.imread(EXP / "images" / name)
         assert pixels.shape[0] > 200 and pixels.shape[1] > 400
         assert 0.01 < (pixels[..., :3] < 0.9).any(axis=-1).mean() < 0.9
-    assert [row[10] for row in rows(EXP / "RESULTS.md")[:2]] == [
-        "test_clean",
-        "test_other",
-    ]
+
+    before = path.read_bytes(), pngs(EXP / "images")
+    assert sorted(before[1]) == sorted([*report.PLOTS, "loss.png"])
+    report.write_family(EXP, COMMAND, rtf_rounds=1)
+    assert (path.read_bytes(), pngs(EXP / "images")) == before
+    assert before[1]["loss.png"] == b"ESPnet's own"
 
 
 @pytest.mark.parametrize("granularity", ["branch", "block"])
@@ -174,41 +163,41 @@ def test_selection_without_scores_has_no_history(granularity):
         {"update": 1, "phase": "step1", "scores": [0.5] * len(space)},
         {"update": 2, "phase": "step2", "scores": [0.1] * len(space)},
     ]
-    with_history = report.selection_figure(specs, log)
-    without = report.selection_figure(specs, [{**log[0], "scores": None}])
+    with_history = plots.selection_figure(specs, log)
+    without = plots.selection_figure(specs, [{**log[0], "scores": None}])
     assert len(with_history.subfigs) == 2
     assert len(without.subfigs) == 1
 
 
 def test_timing_is_reused_until_a_model_changes(make_exp, extract):
     make_exp()
-    extract(sizes=("small", "full"))
-    report.write_family(EXP, COMMAND, rtf_rounds=2)
-    first = json.loads((EXP / "rtf.json").read_text())
-    extract(sizes=("medium",))
-    report.write_family(EXP, COMMAND, rtf_rounds=2)
-    second = json.loads((EXP / "rtf.json").read_text())
-    assert len(first["rtf"]) == 2 and len(second["rtf"]) == 3
-    assert second["rtf"][f"{EXP}_small"] != first["rtf"][f"{EXP}_small"]
-
-    (EXP / "rtf.json").write_text("{")
-    report.write_family(EXP, COMMAND, rtf_rounds=2)
-    assert len(json.loads((EXP / "rtf.json").read_text())["rtf"]) == 3
+    (small,) = extract(sizes=("small",))
+    cache = EXP / "rtf.json"
+    first = report._time_models([small], cache, 1)
+    assert report._time_models([small], cache, 1) == first
+    (full,) = extract(sizes=("full",))
+    second = report._time_models([small, full], cache, 1)
+    assert list(second.rtf) == [str(small), str(full)]
+    assert second.rtf[str(small)] != first.rtf[str(small)]
+    cache.write_text("{")
+    assert report._time_models([small, full], cache, 1).rtf != second.rtf
 
 
 def test_stock_forms_and_unscored_sizes(make_exp, extract):
     make_exp(conv_norm="batch_norm")
-    extract(sizes=("small", "full"))
+    extract(sizes=("small", "full"), sets=("clean", "other"))
     extract(sizes=("small",), stock=True)
     cli.main(["extract", str(EXP), "--sizes", "medium"])
-    path = report.write_family(EXP, COMMAND, rtf_rounds=2)
+    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
     assert [(row[0], row[10], row[-1]) for row in rows(path)] == [
-        ("small", "test", "with espnet_omnisparse"),
+        ("small", "clean", "with espnet_omnisparse"),
+        ("small", "other", "with espnet_omnisparse"),
         ("medium", "not scored", "with espnet_omnisparse"),
-        ("full", "test", "yes"),
+        ("full", "clean", "yes"),
+        ("full", "other", "yes"),
         ("small", "test", "yes, zeros"),
     ]
-    slim, _, full, zeroed = rows(path)
+    slim, *_, full, zeroed = rows(path)
     assert slim[4] == zeroed[4]
     assert slim[2] < zeroed[2] == full[2]
     text = path.read_text()
@@ -220,21 +209,25 @@ def test_baselines_are_series_of_their_own(make_exp, extract):
     make_exp()
     extract()
     other = make_exp(Path("exp/asr_alone"))
+    (other / "subnets" / "small.yaml").unlink()
+    (cut,) = extract(other, ("small",), option=["--subnets", f"{EXP}/subnets"])
     (alone,) = extract(other, sizes=("full",))
-    write_yaml(EXP / "baselines.yaml", {"cut out": {"small": f"{EXP}_small"}})
-    path = report.write_family(EXP, COMMAND, rtf_rounds=2)
-    assert "## Baseline: cut out" in path.read_text()
+    write_yaml(EXP / "baselines.yaml", {"cut out": {"small": str(cut)}})
+    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    text = path.read_text()
+    assert "## Baseline: cut out" in text and f"# training {other}\n" in text
+    assert f"--sizes small --calibration 400 --subnets {EXP}/subnets\n" in text
     plain = pngs(EXP / "images")
 
     cli.main(
-        ["report", str(EXP), "--rounds", "2", "--baseline", f"big={alone}"]
+        ["report", str(EXP), "--rounds", "1", "--baseline", f"big={alone}"]
         + ["--baseline", f"of another kind, full={alone}"]
     )
     text = path.read_text()
     assert "## Baseline: trained individually" in text
     assert "## Baseline: of another kind" in text
     assert "cut out" not in text.replace(", cut out of one", "")
-    assert f"\nomnisparse report {EXP} --rounds 2 --baseline big={alone}" in text
+    assert f"\nomnisparse report {EXP} --rounds 1 --baseline big={alone}" in text
     assert [row[0] for row in rows(path)] == [*KEPT, "big", "full"]
     assert pngs(EXP / "images")["wer_vs_rtf.png"] != plain["wer_vs_rtf.png"]
 
@@ -321,7 +314,8 @@ def test_profile_agrees_with_extraction(make_exp, capsys):
     assert cut == extracted
 
     (EXP / family.DEFAULT_CHECKPOINT).unlink()
-    spec = str(specs / "medium.yaml")
+    shutil.move(specs, "moved")
+    spec = "moved/medium.yaml"
     cli.main(["profile", str(EXP), "--spec", spec, "--rounds", "1"])
     out, err = capsys.readouterr()
     assert "freshly drawn" in err
@@ -330,6 +324,10 @@ def test_profile_agrees_with_extraction(make_exp, capsys):
     assert heading.split()[:2] == ["params", "(M)"]
     medium = costs[f"{EXP} medium"]["parameters"]
     assert float(line.split()[2]) == pytest.approx(medium / 1e6, abs=1e-4)
+
+    cli.main(["profile", str(EXP), "--json", "--rounds", "1"])
+    unselected = json.loads(capsys.readouterr().out)[f"{EXP} full"]
+    assert unselected["parameters"] == costs[f"{EXP} full"]["parameters"]
 
 
 def test_info_names_the_versions(capsys):

@@ -1,6 +1,5 @@
 """A tiny corpus, and real trainings on it in processes of their own."""
 
-import contextlib
 import io
 import multiprocessing
 import os
@@ -180,6 +179,8 @@ def start(
     *,
     kill_at_update: int | None = None,
     kill_in_save: tuple[str, int] | None = None,
+    print_draws: bool = False,
+    spawn: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Process:
     """Starts a training in a process of its own.
@@ -190,14 +191,23 @@ def start(
         kill_at_update: Ends it by SIGKILL right after this update, mid-epoch.
         kill_in_save: A file's name and a number: ends it by SIGKILL when that file is
             half written for the time of this number.
+        print_draws: Prints the subnets of each update; see `draws`.
+        spawn: Trains in a spawned child, as multi-GPU training does.
         environment: Variables to set.
     """
     # importing torch takes long: one thread a process, as in a recipe
     os.environ["OMP_NUM_THREADS"] = "1"
     log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    changes = []
+    if kill_at_update is not None:
+        changes.append((_kill_at_update, kill_at_update))
+    if kill_in_save is not None:
+        changes.append((_kill_in_save, *kill_in_save))
+    if print_draws:
+        changes.append((_print_draws,))
     process = _context().Process(
-        target=_train,
-        args=(list(command), log, kill_at_update, kill_in_save, environment or {}),
+        target=_train, args=(list(command), log, changes, spawn, environment or {})
     )
     process.start()
     return Process(process, log)
@@ -211,30 +221,49 @@ def train(command: Sequence[str], log: Path, **options: Any) -> Outcome:
 def _train(
     command: list[str],
     log: Path,
-    kill_at_update: int | None,
-    kill_in_save: tuple[str, int] | None,
+    changes: Sequence[tuple[Any, ...]],
+    spawn: bool,
     environment: Mapping[str, str],
 ) -> None:
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.environ.update(environment)
+    sys.argv = ["asr_train", *command]
 
     import torch
 
     from espnet_omnisparse import asr_train
 
     torch.set_num_threads(1)
-    if kill_at_update is not None:
-        _kill_at_update(kill_at_update)
-    if kill_in_save is not None:
-        _kill_in_save(*kill_in_save)
+    for change, *arguments in changes:
+        change(*arguments)
     try:
-        asr_train.main(command)
+        if spawn:
+            _train_in_spawned_child(command)
+        else:
+            asr_train.main(command)
     except Exception:
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(70)
+
+
+def _train_in_spawned_child(command: list[str]) -> None:
+    from espnet2.train.distributed_utils import resolve_distributed_mode
+
+    from espnet_omnisparse.tasks import OmniASRTask
+
+    args = OmniASRTask.get_parser().parse_args(command)
+    args.version = "spawned"
+    resolve_distributed_mode(args)
+    # as AbsTask.main starts its workers
+    child = multiprocessing.get_context("spawn").Process(
+        target=OmniASRTask.main_worker, args=(args,)
+    )
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
 
 
 def _kill_at_update(update: int) -> None:
@@ -271,18 +300,29 @@ def _kill_in_save(name: str, time: int) -> None:
     torch.save = save
 
 
+def _print_draws() -> None:
+    from espnet_omnisparse.supernet import Supernet
+
+    plain = Supernet.training_draws
+
+    def training_draws(supernet: Any) -> list[Any]:
+        draws = plain(supernet)
+        kept = [[gate is not None for gate in draw.gates] for draw in draws]
+        names = [draw.size for draw in draws]
+        print(_DRAWS, int(supernet.updates), names, kept, flush=True)
+        return draws
+
+    Supernet.training_draws = training_draws
+
+
+_DRAWS = "drawn subnets:"
+
+
+def draws(output: str) -> list[str]:
+    """What `print_draws` printed: a line per update."""
+    return [line for line in output.splitlines() if line.startswith(_DRAWS)]
+
+
 def files_below(folder: Path) -> list[str]:
     """Every file and folder below a folder, to see that nothing was written."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-@contextlib.contextmanager
-def environment(**variables: str):
-    """Sets environment variables inside the block."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)

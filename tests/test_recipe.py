@@ -1,0 +1,453 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from espnet_omnisparse import recipe, template
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.subnet import SearchSpace, SubnetSpec
+
+REPOSITORY = Path(__file__).parents[1]
+SIZES = ("small", "medium", "full")
+STAGE_12 = ("--stage", "12", "--stop_stage", "12")
+UPLOAD = ("--skip_packing", "false", "--skip_upload_hf", "false")
+
+
+def copy_recipe(folder: Path) -> Path:
+    """The LibriSpeech recipe, without what runs have left in a checkout."""
+    asr1 = folder / "egs2" / "librispeech" / "asr1"
+    source = REPOSITORY / "egs2" / "librispeech" / "asr1"
+    asr1.mkdir(parents=True)
+    shutil.copytree(REPOSITORY / "conf", folder / "conf")
+    shutil.copytree(source / "conf", asr1 / "conf", symlinks=True)
+    (asr1 / "local").mkdir()
+    shutil.copy(source / "local" / "data.sh", asr1 / "local")
+    shutil.copy(source / "run.sh", asr1)
+    return asr1
+
+
+@pytest.fixture
+def asr1(tmp_path):
+    return copy_recipe(tmp_path / "work")
+
+
+def recipe_environment(folder: Path, **variables: str) -> dict[str, str]:
+    """This Python and package, no network, nobody's git settings."""
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    dead = "http://127.0.0.1:9"
+    proxies = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return {
+        **kept,
+        **dict.fromkeys(proxies, dead),
+        "no_proxy": "",
+        "HF_HUB_OFFLINE": "1",
+        "HOME": str(home),
+        "XDG_CONFIG_HOME": str(home),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "VENV": str(folder / "none"),
+        **variables,
+    }
+
+
+def run(asr1: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["./run.sh", *options],
+        cwd=asr1,
+        env=recipe_environment(asr1.parents[2], **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def refusal(asr1: Path, *options: str, **variables: str) -> str:
+    """The one sentence with which run.sh refuses, having written nothing."""
+    work = asr1.parents[2]
+    (work / "home").mkdir(exist_ok=True)
+    before = sorted(work.rglob("*"))
+    done = run(asr1, *options, **variables)
+    assert done.returncode == 1, done.stdout
+    lines = [line for line in done.stdout.splitlines() if "Flash Attention" not in line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stdout
+    assert sorted(work.rglob("*")) == before
+    return lines[0]
+
+
+# --- options -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--asr_config", "conf/layer_prune.yaml"),
+        ("--asr_config", "conf/tuning/a.v2.yaml", "--token-type", "char"),
+        ("--asr_config", "conf/a.yml", "--token_type", "char"),
+        ("--asr_config", "conf/a.yaml", "--lang", "noinfo", "--expdir", "exp/b"),
+        ("--asr_config", "conf/a.yaml", "--asr_tag", "mine", "--nbpe", "7"),
+        ("--asr_config", "conf/a.yaml", "--asr_exp", "somewhere/else"),
+        ("--speed_perturb_factors", "", "--feats_type", "fbank_pitch"),
+        (
+            *("--asr_config", "conf/a.yaml", "--asr_args"),
+            "--max_epoch 10 --optim_conf lr=0.1 --seed=3",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_the_experiment_is_named_as_asr_sh_names_it(asr1, options):
+    template.link(asr1, template.locate())
+    defaults = ["--lang", "en", "--nbpe", "5000", "--speed_perturb_factors", "0.9 1.0"]
+    given = [*defaults, *options]
+    sets = ["--train_set", "a", "--valid_set", "b", "--test_sets", "c"]
+    # stage 16 is none: it derives its names and ends
+    traced = subprocess.run(
+        ["bash", "-x", "./asr.sh", *given, *sets, "--stage", "16"],
+        cwd=asr1,
+        env=recipe_environment(asr1.parents[2]),
+        capture_output=True,
+        text=True,
+    )
+    assert traced.returncode == 0, traced.stderr
+    name = re.findall(r"^\++ asr_exp='?([^'\n]+)'?$", traced.stderr, re.MULTILINE)[-1]
+    assert recipe.parse(given).asr_exp == name
+
+
+def test_own_options_are_split_off_and_the_last_one_counts():
+    given = recipe.parse(
+        ["--lang", "en", "--sizes", "small full", "--lang", "de", "--stock", "true"]
+    )
+    assert dict(given.options) == {"lang": "de"}
+    assert given.own["sizes"] == "small full"
+    assert given.own["stock"] == "true"
+    assert given.own["calibration"] == "400"
+
+
+def test_dashes_and_underscores_in_names_are_the_same():
+    given = recipe.parse(["--stop-stage", "5", "--asr-tag", "a-b"])
+    assert dict(given.options) == {"stop_stage": "5", "asr_tag": "a-b"}
+    assert given.stages == (1, 5)
+
+
+def test_stages_end_at_15_unless_told_otherwise():
+    assert recipe.parse([]).stages == (1, 15)
+    assert recipe.parse(["--stage", "12", "--stop_stage", "13"]).stages == (12, 13)
+
+
+@pytest.mark.parametrize(
+    "options", [["--stage"], ["stage", "3"], ["--lang", "en", "x"]]
+)
+def test_an_argument_that_is_no_option_is_refused(options):
+    with pytest.raises(UserError, match="--name value"):
+        recipe.parse(options)
+
+
+def test_help_names_every_own_option(asr1):
+    done = run(asr1, "--help")
+    assert done.returncode == 0
+    for name in recipe.OWN_OPTIONS:
+        assert f"--{name} " in done.stdout
+
+
+# --- mistakes ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        (["--asr_config", "conf/missing.yaml"], "conf/missing.yaml"),
+        (["--stage", "eleven"], "--stage"),
+        (["--asr_task", "asr_transducer"], "asr_transducer"),
+        (["--download_model", "a/b"], "--download_model"),
+        ([*UPLOAD], "--hf_repo"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_a_mistaken_option_gets_one_sentence(asr1, options, word):
+    config = ["--asr_config", "conf/demo_supernet.yaml"]
+    assert word in refusal(asr1, *config, *options)
+
+
+def test_a_wrong_espnet_root_gets_one_sentence(asr1, tmp_path):
+    wrong = str(tmp_path / "wrong")
+    config = ["--asr_config", "conf/demo_supernet.yaml"]
+    assert f"ESPNET_ROOT={wrong}" in refusal(asr1, *config, ESPNET_ROOT=wrong)
+
+
+def make_repository(folder: Path, identity: dict[str, str]) -> None:
+    """A git repository with one commit at `folder`."""
+    environment = {**recipe_environment(folder), **identity}
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=folder, env=environment, check=True)
+
+
+def git_settings(**settings: str) -> dict[str, str]:
+    """The variables that give git these settings; `__` stands for a dot."""
+    variables = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for index, (name, value) in enumerate(settings.items()):
+        variables[f"GIT_CONFIG_KEY_{index}"] = name.replace("__", ".")
+        variables[f"GIT_CONFIG_VALUE_{index}"] = value
+    return variables
+
+
+IDENTITY = {"user__name": "tester", "user__email": "tester@example.org"}
+
+
+@pytest.fixture
+def tools(tmp_path):
+    """A PATH with what run.sh needs, and the named tools."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def add(*names: str) -> str:
+        python = folder / "python3"
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+        for name in ("bash", "env", "sh", "dirname", *names):
+            (folder / name).symlink_to(shutil.which(name))
+        return str(folder)
+
+    return add
+
+
+def test_an_upload_without_git_lfs_is_refused_before_anything_runs(asr1, tools):
+    config = ["--asr_config", "conf/demo_supernet.yaml", "--hf_repo", "a/b"]
+    path = tools("git")
+    # git finds its own lfs command elsewhere than on PATH, too
+    sentence = refusal(asr1, *config, *UPLOAD, PATH=path, **git_settings(**IDENTITY))
+    assert "git-lfs" in sentence
+
+
+@pytest.mark.parametrize("given", [{}, {"user__name": "tester"}], ids=["no", "half"])
+def test_an_upload_without_git_identity_is_refused(asr1, tools, given):
+    config = ["--asr_config", "conf/demo_supernet.yaml", "--hf_repo", "a/b"]
+    (Path(tools("git")) / "git-lfs").symlink_to("/bin/true")
+    path = str(Path(asr1.parents[2].parent, "bin"))
+    make_repository(asr1.parents[2], git_settings(**IDENTITY))
+    sentence = refusal(asr1, *config, *UPLOAD, PATH=path, **git_settings(**given))
+    assert "user.email" in sentence if given else "user.name" in sentence
+
+
+def test_an_upload_from_outside_a_git_commit_is_refused(asr1, tools):
+    config = ["--asr_config", "conf/demo_supernet.yaml", "--hf_repo", "a/b"]
+    (Path(tools("git")) / "git-lfs").symlink_to("/bin/true")
+    path = str(Path(asr1.parents[2].parent, "bin"))
+    sentence = refusal(asr1, *config, *UPLOAD, PATH=path, **git_settings(**IDENTITY))
+    assert "commit" in sentence
+
+
+def make_trained(asr1: Path) -> Path:
+    """What a run leaves that looks trained, as far as the sizes' names go."""
+    exp = asr1 / "exp" / "asr_tag"
+    (exp / "subnets").mkdir(parents=True)
+    (exp / "config.yaml").write_text("model: omni\n")
+    spec = SubnetSpec("small", "0f", SearchSpace(1), (True, False, False, False))
+    spec.save(exp / "subnets" / "small.yaml")
+    return exp
+
+
+def test_an_unknown_size_gets_one_sentence_and_no_folder(asr1):
+    template.link(asr1, template.locate())
+    make_trained(asr1)
+    config = ["--asr_config", "conf/demo_supernet.yaml", "--asr_tag", "tag"]
+    sentence = refusal(asr1, *config, "--sizes", "smal", *STAGE_12)
+    assert "smal is not one of small" in sentence
+
+
+def test_sizes_before_training_get_one_sentence(asr1):
+    template.link(asr1, template.locate())
+    config = ["--asr_config", "conf/demo_supernet.yaml", "--asr_tag", "tag"]
+    sentence = refusal(asr1, *config, *STAGE_12)
+    assert "exp/asr_tag is not an experiment folder" in sentence
+
+
+# --- the whole recipe --------------------------------------------------------------
+
+TINY = {
+    "batch_type": "numel",
+    "batch_bins": 800000,
+    "num_workers": 0,
+    "max_epoch": 2,
+    "seed": 1,
+    "keep_nbest_models": 1,
+    "best_model_criterion": [["valid", "loss_sizes", "min"]],
+    "num_att_plot": 0,
+    "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160},
+    "encoder": "layer_prunable_conformer",
+    "encoder_conf": {
+        "output_size": 16,
+        "attention_heads": 2,
+        "linear_units": 32,
+        "num_blocks": 2,
+        "rel_pos_type": "latest",
+        "cnn_module_kernel": 7,
+        "conv_norm": "batch_norm",
+    },
+    "model": "omni",
+    "model_conf": {
+        "ctc_weight": 1.0,
+        "supernet": {
+            "method": "simple_topk",
+            "sizes": {"small": 3, "medium": 5},
+            "step1": 0.4,
+            "score_lr": 0.1,
+        },
+    },
+    "optim": "adamw",
+    "optim_conf": {"lr": 0.002},
+    "scheduler": "warmuplr",
+    "scheduler_conf": {"warmup_steps": 5},
+}
+OPTIONS = (
+    *("--ngpu", "0", "--nj", "1", "--inference_nj", "1", "--token_type", "char"),
+    *("--speed_perturb_factors", "", "--audio_format", "wav", "--lang", "demo"),
+    *("--asr_config", "conf/tiny.yaml", "--asr_tag", "tiny"),
+    *("--inference_config", "conf/greedy.yaml", "--hf_repo", "tester/demo"),
+    *("--train_set", "train", "--valid_set", "dev", "--test_sets", "test"),
+    "--local_data_opts",
+    "--corpus downloads/LibriSpeech --train_set train --train_parts demo-train "
+    "--valid_set dev --valid_parts demo-dev --test_parts demo-test",
+)
+LOAD = """
+import json, sys
+import soundfile
+{first}
+from espnet2.bin.asr_inference import Speech2Text
+for folder in sys.argv[2:]:
+    speech2text = Speech2Text(folder + "/config.yaml", folder + "/model.pth",
+                              ctc_weight=1.0, beam_size=1)
+    samples, _ = soundfile.read(sys.argv[1])
+    text = speech2text(samples)[0][0]
+    print(json.dumps([folder, text]))
+"""
+WITHOUT_OURS = 'sys.modules["espnet_omnisparse"] = None'
+WITH_OURS = "import espnet_omnisparse.tasks"
+
+
+def write_small_corpus(folder: Path) -> None:
+    """A few of the demo corpus's utterances, in LibriSpeech's layout."""
+    from espnet_omnisparse import synthesis
+
+    wanted = {"demo-train": 5, "demo-dev": 1, "demo-test": 1}
+    chosen = [one for one in synthesis.plan() if one.number < wanted[one.part]]
+    synthesis._write(folder, chosen)
+
+
+def result_rows(results: Path) -> list[str]:
+    """The table rows of a RESULTS.md of asr.sh, which also holds the date."""
+    rows = [
+        line for line in results.read_text().splitlines() if line.startswith("|dec")
+    ]
+    return rows or [x for x in results.read_text().splitlines() if "/test|" in x]
+
+
+def hypotheses(asr1: Path, first: str, folders: list[str]) -> dict[str, str]:
+    """What ESPnet's Speech2Text makes of one recording with each model."""
+    audio = min((asr1 / "downloads").rglob("demo-test/**/*.flac"))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD.format(first=first), str(audio), *folders],
+        cwd=asr1,
+        env=recipe_environment(asr1.parents[2]),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(x) for x in done.stdout.splitlines() if x.startswith("[")]
+    return dict(lines)
+
+
+@pytest.mark.slow
+def test_the_unmodified_asr_sh_makes_decodes_packs_and_uploads_each_size(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    work = tmp_path / "work"
+    asr1 = copy_recipe(work)
+    write_small_corpus(asr1 / "downloads" / "LibriSpeech")
+    (asr1 / "conf" / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    greedy = {"batch_size": 1, "beam_size": 1, "ctc_weight": 1.0}
+    (asr1 / "conf" / "greedy.yaml").write_text(yaml.safe_dump(greedy))
+
+    hub = tmp_path / "hub"
+    settings = {f"url__file://{hub}/__insteadOf": "https://huggingface.co/"}
+    git = git_settings(**IDENTITY, **settings)
+    # a dot in the folder's name would read as one of the key's own
+    git["GIT_CONFIG_KEY_2"] = f"url.file://{hub}/.insteadOf"
+    make_repository(work, git)
+    upload = shutil.which("git-lfs") is not None
+    for size in SIZES if upload else ():
+        bare = hub / "tester" / f"demo-{size}"
+        subprocess.run(["git", "init", "-q", "--bare", str(bare)], check=True)
+
+    def recipe_run(*options: str) -> str:
+        done = run(asr1, *OPTIONS, *options, **git)
+        assert done.returncode == 0, done.stdout[-8000:]
+        return done.stdout
+
+    packing = UPLOAD if upload else UPLOAD[:2]
+    output = recipe_run("--stage", "1", "--stop_stage", "15", *packing)
+    assert (asr1 / "asr.sh").resolve().is_relative_to(template.locate().resolve())
+    assert output.count("\nextracted") == 3
+
+    exp = asr1 / "exp" / "asr_tiny"
+    folders = {size: asr1 / "exp" / f"asr_tiny_{size}" for size in SIZES}
+    assert (exp / "RESULTS.md").is_file()
+    lengths = [(folders[size] / "model.pth").stat().st_size for size in SIZES]
+    assert lengths == sorted(set(lengths))
+    for size, folder in folders.items():
+        assert len(result_rows(folder / "RESULTS.md")) >= 2, size  # words, characters
+        (packed,) = folder.glob("*.zip")
+        if upload:
+            bare = hub / "tester" / f"demo-{size}"
+            pushed = subprocess.run(
+                ["git", "ls-tree", "-r", "--name-only", "HEAD"],
+                cwd=bare,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.splitlines()
+            assert "meta.yaml" in pushed
+            assert f"exp/asr_tiny_{size}/model.pth" in pushed
+
+    # again: nothing changes
+    models = {size: (folders[size] / "model.pth").read_bytes() for size in SIZES}
+    rows = {size: result_rows(folders[size] / "RESULTS.md") for size in SIZES}
+    output = recipe_run("--stage", "12", "--stop_stage", "13")
+    assert output.count("\nalready extracted") == 3
+    assert {s: (folders[s] / "model.pth").read_bytes() for s in SIZES} == models
+    assert {s: result_rows(folders[s] / "RESULTS.md") for s in SIZES} == rows
+
+    # one stage alone, for one size alone
+    for folder in folders.values():
+        (folder / "RESULTS.md").unlink()
+    output = recipe_run("--stage", "13", "--stop_stage", "13", "--sizes", "small")
+    assert "Stage 13" in output and "Stage 12" not in output
+    assert result_rows(folders["small"] / "RESULTS.md") == rows["small"]
+    assert not (folders["medium"] / "RESULTS.md").exists()
+
+    # the form that an ESPnet without this package loads
+    stock = f"{folders['small']}_stock"
+    recipe_run(*STAGE_12, "--sizes", "small", "--stock", "true")
+    ours = hypotheses(asr1, WITH_OURS, [str(folder) for folder in folders.values()])
+    assert set(ours) == {str(folder) for folder in folders.values()}
+    assert all(isinstance(text, str) for text in ours.values())
+    alone = hypotheses(asr1, WITHOUT_OURS, [stock, str(folders["full"])])
+    assert alone[stock] == ours[str(folders["small"])]
+    assert alone[str(folders["full"])] == ours[str(folders["full"])]
+
+    # and from the packed file
+    from espnet2.main_funcs.pack_funcs import unpack
+
+    unpacked = unpack(next(folders["small"].glob("*.zip")), tmp_path / "unpacked")
+    folder = str(Path(unpacked["asr_model_file"]).parent)
+    assert hypotheses(asr1, WITH_OURS, [folder])[folder] == ours[str(folders["small"])]

@@ -1,0 +1,565 @@
+import hashlib
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from training_helpers import (
+    REPOSITORY,
+    Corpus,
+    draws,
+    files_below,
+    start,
+    train,
+    write_corpus,
+)
+
+# what a test of the launcher's own process adds
+LAUNCH = [sys.executable, "-m", "espnet_omnisparse.launch"]
+
+# 4 epochs of 5 batches; step 1 ends half way, at the end of epoch 2
+SETTINGS = {
+    # 20 updates
+    "batch norm": {},
+    # 8 updates, and a batch left over in each epoch
+    "accum_grad 2": {
+        "accum_grad": 2,
+        "encoder_conf": {"conv_norm": "layer_norm"},
+        "model_conf": {
+            "supernet": {
+                "update": "split_batch",
+                "heads": "per_size",
+                "layer_dropout_step1": 0.2,
+                "layer_dropout_step2": 0.2,
+            }
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory):
+    """Runs each of SETTINGS from beginning to end, once."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+
+    def finished(name: str) -> Path:
+        exp = folder / name.replace(" ", "_")
+        if not exp.exists():
+            outcome = train(corpus.command(exp, **SETTINGS[name]), folder / "log")
+            assert outcome.code == 0, outcome.output
+        return exp
+
+    return finished
+
+
+@pytest.fixture(scope="module")
+def launched(corpus, tmp_path_factory):
+    """A training through the launcher, as asr.sh starts it, and its output."""
+    exp = tmp_path_factory.mktemp("launched") / "exp"
+    command = corpus.command(exp, use_tensorboard=True, use_matplotlib=True)
+    done = subprocess.run(
+        [*LAUNCH, "-m", "espnet2.bin.asr_train", *command],
+        cwd=REPOSITORY,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return exp, done.stderr
+
+
+@pytest.fixture(scope="module")
+def stock_checkpoint(corpus, tmp_path_factory):
+    """A model of ESPnet's own classes, as trained: BatchNorm in the Conv modules."""
+    exp = tmp_path_factory.mktemp("stock") / "exp"
+    config = {"model": "espnet", "encoder": "conformer", "max_epoch": 1}
+    command = corpus.command(
+        exp,
+        **config,
+        encoder_conf={"macaron_style": True, "use_cnn_module": True},
+        best_model_criterion=[["valid", "loss", "min"]],
+    )
+    file = exp.with_suffix(".yaml")
+    settings = yaml.safe_load(file.read_text())
+    settings["model_conf"] = {"ctc_weight": 1.0}
+    file.write_text(yaml.safe_dump(settings))
+    outcome = train(command, exp.parent / "log")
+    assert outcome.code == 0, outcome.output
+    return exp / "1epoch.pth"
+
+
+def child_environment() -> dict[str, str]:
+    import os
+
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def assert_same_tensors(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def history(exp: Path) -> list[dict]:
+    lines = [json.loads(x) for x in (exp / "selection_log.jsonl").open()]
+    for line in lines:
+        del line["train_seconds"]
+    return lines
+
+
+def subnets(exp: Path) -> dict[str, str]:
+    return {p.name: p.read_text() for p in sorted((exp / "subnets").iterdir())}
+
+
+def assert_same_training(found: Path, expected: Path) -> None:
+    """Weights, scores, selection, optimiser and averages are the same, bit by bit."""
+    assert_same_tensors(load(found / "4epoch.pth"), load(expected / "4epoch.pth"))
+    average = "valid.loss_sizes.ave.pth"
+    assert_same_tensors(load(found / average), load(expected / average))
+    assert history(found) == history(expected)
+    assert subnets(found) == subnets(expected)
+    assert set(subnets(found)) == {"small.yaml", "medium.yaml", "full.yaml"}
+    ours = load(found / "checkpoint.pth")
+    theirs = load(expected / "checkpoint.pth")
+    assert_same_tensors(ours["model"], theirs["model"])
+    assert ours["schedulers"] == theirs["schedulers"]
+    for one, other in zip(ours["optimizers"], theirs["optimizers"], strict=True):
+        assert one["param_groups"] == other["param_groups"]
+        for index, state in other["state"].items():
+            assert_same_tensors(one["state"][index], state)
+
+
+# --- interrupted trainings ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "setting, update, epoch, settled",
+    [
+        ("batch norm", 7, 1, False),
+        ("batch norm", 17, 3, True),
+        ("accum_grad 2", 3, 1, False),
+        ("accum_grad 2", 7, 3, True),
+    ],
+)
+def test_a_training_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
+    corpus, uninterrupted, tmp_path, setting, update, epoch, settled
+):
+    exp = tmp_path / "exp"
+    command = corpus.command(exp, **SETTINGS[setting])
+    killed = train(command, tmp_path / "log", kill_at_update=update)
+    assert killed.code == -9, killed.output
+    assert load(exp / "checkpoint.pth")["reporter"]["epoch"] == epoch
+    assert (exp / "subnets").exists() == settled
+    resumed = train(command, tmp_path / "log")
+    assert resumed.code == 0, resumed.output
+    assert "The training was resumed" in resumed.output
+    assert_same_training(exp, uninterrupted(setting))
+
+
+def test_gradients_left_over_at_the_end_of_an_epoch_do_not_reach_the_next(
+    corpus, uninterrupted, tmp_path
+):
+    # 5 batches and 4 batches an epoch make the same 2 updates
+    exp = tmp_path / "exp"
+    command = corpus.command(exp, **SETTINGS["accum_grad 2"], num_iters_per_epoch=None)
+    killed = train(command, tmp_path / "log", kill_at_update=4)
+    # right after the last update of epoch 2, before the left-over batch
+    assert killed.code == -9, killed.output
+    assert len(history(exp)) == 1
+    assert train(command, tmp_path / "log").code == 0
+    assert_same_training(exp, uninterrupted("accum_grad 2"))
+
+
+def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(
+    corpus, uninterrupted, tmp_path
+):
+    exp = tmp_path / "exp"
+    command = corpus.command(exp)
+    killed = train(command, tmp_path / "log", kill_in_save=("checkpoint.pth", 3))
+    assert killed.code == -9, killed.output
+    assert load(exp / "checkpoint.pth")["reporter"]["epoch"] == 2
+    assert train(command, tmp_path / "log").code == 0
+    assert_same_training(exp, uninterrupted("batch norm"))
+
+
+def test_a_kill_between_the_two_files_of_an_epoch_loses_neither(
+    corpus, uninterrupted, tmp_path
+):
+    exp = tmp_path / "exp"
+    command = corpus.command(exp)
+    killed = train(command, tmp_path / "log", kill_in_save=("3epoch.pth", 1))
+    assert killed.code == -9, killed.output
+    assert not (exp / "3epoch.pth").exists()
+    assert load(exp / "checkpoint.pth")["reporter"]["epoch"] == 3
+    assert train(command, tmp_path / "log").code == 0
+    assert_same_training(exp, uninterrupted("batch norm"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty"])
+def test_a_corrupt_checkpoint_gets_one_sentence_and_stays(
+    corpus, uninterrupted, tmp_path, damage
+):
+    exp = tmp_path / "exp"
+    exp.mkdir()
+    whole = (uninterrupted("batch norm") / "checkpoint.pth").read_bytes()
+    content = {"truncated": whole[:-1000], "garbage": b"garbage", "empty": b""}[damage]
+    (exp / "checkpoint.pth").write_bytes(content)
+    outcome = train(corpus.command(exp), tmp_path / "log")
+    assert "checkpoint.pth is corrupt" in outcome.sentence
+    assert (exp / "checkpoint.pth").read_bytes() == content
+    assert not (exp / "1epoch.pth").exists()
+
+
+def test_a_finished_training_started_again_changes_nothing(corpus, tmp_path):
+    exp = tmp_path / "exp"
+    command = corpus.command(exp, max_epoch=2)
+    assert train(command, tmp_path / "log").code == 0
+    before = {
+        name: hashlib.sha256((exp / name).read_bytes()).hexdigest()
+        for name in ("2epoch.pth", "checkpoint.pth", "selection_log.jsonl")
+    }
+    assert train(command, tmp_path / "log").code == 0
+    for name, checksum in before.items():
+        assert hashlib.sha256((exp / name).read_bytes()).hexdigest() == checksum
+
+
+# --- what a training leaves --------------------------------------------------------
+
+
+def test_every_file_of_a_training_loads_without_unpickling_code(launched):
+    exp, _ = launched
+    files = sorted(exp.glob("*.pth"))
+    assert {"checkpoint.pth", "4epoch.pth", "valid.loss_sizes.ave.pth"} <= {
+        path.name for path in files
+    }
+    for path in files:
+        load(path)
+
+
+def test_averages_contain_no_epoch_of_step_1(launched):
+    exp, output = launched
+    # step 1 takes the whole of epochs 1 and 2; keep_nbest_models asks for 10
+    assert "keep_nbest_models [10] -> [2]" in output
+    average = load(exp / "valid.loss_sizes.ave.pth")
+    assert (exp / "valid.loss_sizes.ave_2best.pth").exists()
+    parts = [load(exp / f"{epoch}epoch.pth") for epoch in (3, 4)]
+    for name, tensor in average.items():
+        if tensor.is_floating_point():
+            mean = (parts[0][name] + parts[1][name]) / 2
+            torch.testing.assert_close(tensor, mean, rtol=1e-6, atol=1e-7)
+    scores = "supernet.selection.scores"
+    assert torch.equal(average[scores], parts[1][scores])
+
+
+def test_the_log_has_k_in_step_1_and_the_loss_of_each_subnet(launched):
+    _, output = launched
+    results = [x for x in output.splitlines() if "epoch results:" in x]
+    assert len(results) == 4
+    first, second = results[0].split("[valid]"), results[2].split("[valid]")
+    for wanted in (" k=", "loss_full=", "loss_current="):
+        assert wanted in first[0]
+    for wanted in ("loss_full=", "loss_small=", "loss_medium="):
+        assert wanted in second[0]
+        assert wanted.removesuffix("=") in second[1]
+    assert " k=" not in second[0] and "loss_current" not in second[0]
+    assert "3epoch selection scores: " in output
+
+
+def test_tensorboard_has_losses_k_and_scores(launched):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    exp, _ = launched
+    events = EventAccumulator(str(exp / "tensorboard" / "train"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    for name in ("loss_full", "loss_current", "loss_small", "loss_medium", "k"):
+        assert any(tag.rsplit("/")[-1].startswith(name) for tag in tags), name
+    units = [
+        f"{i}.{branch}" for i in (0, 1) for branch in "ffn1 mhsa conv ffn2".split()
+    ]
+    log = history(exp)
+    for index, unit in enumerate(units):
+        points = events.Scalars(f"selection_score/{unit}")
+        assert [point.step for point in points] == [1, 2, 3, 4]
+        expected = [line["scores"][index] for line in log]
+        assert [point.value for point in points] == pytest.approx(expected)
+
+
+def test_the_journal_tells_how_step_1_ends_and_freezes(launched):
+    exp, _ = launched
+    log = history(exp)
+    assert [line["update"] for line in log] == [5, 10, 15, 20]
+    assert log[0]["phase"] == "step1" and log[2]["phase"] == "step2"
+    assert log[0]["scores"] != log[1]["scores"]
+    assert log[1]["scores"] == log[2]["scores"] == log[3]["scores"]
+    assert log[3]["kept"] == {"full": 8, "medium": 5, "small": 3}
+
+
+# --- several processes -------------------------------------------------------------
+
+SAME_ON_BOTH = {
+    "encoder_conf": {
+        "conv_norm": "layer_norm",
+        "dropout_rate": 0.0,
+        "positional_dropout_rate": 0.0,
+        "attention_dropout_rate": 0.0,
+    },
+    "model_conf": {
+        "supernet": {"sizes": {"small": 2, "medium": 4, "large": 6}, "score_lr": 30.0}
+    },
+    # Adam would blow rounding up wherever a gradient is zero
+    "optim": "sgd",
+    "optim_conf": {"lr": 0.3},
+}
+
+
+def test_two_processes_train_as_one_does_and_draw_the_same_subnets(corpus, tmp_path):
+    options = {"multiprocessing_distributed": False, "dist_backend": "gloo"}
+    config = SAME_ON_BOTH
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    single = train(
+        corpus.command(alone, **config), tmp_path / "single", print_draws=True
+    )
+    assert single.code == 0, single.output
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = corpus.command(together, **config, **options)
+    workers = [
+        start(
+            command,
+            tmp_path / f"rank{rank}",
+            print_draws=True,
+            environment={
+                "WORLD_SIZE": "2",
+                "RANK": str(rank),
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+            },
+        )
+        for rank in (0, 1)
+    ]
+    outcomes = [worker.wait() for worker in workers]
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+
+    drawn = draws(single.output)
+    assert len(drawn) == 20
+    # step 2 draws both intermediate sizes
+    assert any("'medium'" in x for x in drawn) and any("'large'" in x for x in drawn)
+    assert [draws(outcome.output) for outcome in outcomes] == [drawn, drawn]
+    # step 1 moves the scores, step 2 the weights, by far more than the tolerance
+    scores = [line["scores"] for line in history(alone)]
+    assert abs(scores[0][0] - scores[1][0]) > 1e-2
+    third, fourth = (load(alone / f"{epoch}epoch.pth") for epoch in (3, 4))
+    weights = [name for name in third if name.startswith(("encoder.", "ctc."))]
+    moved = max((third[name] - fourth[name]).abs().max() for name in weights)
+    assert moved > 1e-2
+    for epoch in (3, 4):
+        one, two = (load(exp / f"{epoch}epoch.pth") for exp in (alone, together))
+        assert one.keys() == two.keys()
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
+    for one, two in zip(history(alone), history(together), strict=True):
+        assert two["scores"] == pytest.approx(one["scores"], rel=1e-4, abs=1e-5)
+    assert subnets(alone) == subnets(together)
+
+
+def test_a_spawned_worker_knows_the_registered_classes(corpus, tmp_path):
+    exp = tmp_path / "exp"
+    command = corpus.command(exp, max_epoch=2)
+    outcome = train(command, tmp_path / "log", spawn=True)
+    assert outcome.code == 0, outcome.output
+    assert "supernet.selection.scores" in load(exp / "2epoch.pth")
+
+
+# --- configurations ----------------------------------------------------------------
+
+
+def test_print_config_prints_the_prunable_encoder_and_the_supernet_model(tmp_path):
+    log = tmp_path / "log"
+    arguments = ["--print_config", "--encoder", "layer_prunable_conformer"]
+    outcome = train([*arguments, "--model", "omni"], log)
+    assert outcome.code == 0, outcome.output
+    config = yaml.safe_load(outcome.output.split("\n", 1)[1])
+    assert config["encoder"] == "layer_prunable_conformer"
+    assert config["encoder_conf"]["conv_norm"] == "batch_norm"
+    assert config["encoder_conf"]["granularity"] == "branch"
+    assert config["model"] == "omni"
+    assert config["model_conf"]["loss_normalization"] == "frames"
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"encoder_conf": {"output_sise": 16}}, ["'output_sise'", "'output_size'"]),
+        ({"model_conf": {"ctc_wieght": 1.0}}, ["'ctc_wieght'", "'ctc_weight'"]),
+        ({"model_conf": {"supernet": {"methd": 1}}}, ["'methd'", "'method'"]),
+        ({"model_conf": {"supernet": {"method_conf": {"shrnk": 1}}}}, ["'shrnk'"]),
+        ({"max_epocs": 4}, ["unrecognized", "max_epocs"]),
+        ({"model_conf": {"supernet": {"method": "topk"}}}, ["'topk'", "simple_topk"]),
+        ({"model_conf": {"supernet": {"sizes": {"small": 9}}}}, ["9 of 8"]),
+        ({"model_conf": {"supernet": {"sizes": {"small": 8}}}}, ["8 of 8"]),
+        ({"model_conf": {"supernet": {"sizes": {"full": 4}}}}, ["full"]),
+        ({"model_conf": {"interctc_weight": 0.3}}, ["interctc_weight"]),
+        ({"encoder_conf": {"conv_norm": "group_norm"}}, ["conv_norm", "layer_norm"]),
+        ({"encoder_conf": {"macaron_style": False}}, ["macaron_style"]),
+        ({"encoder": "conformer"}, ["layer_prunable_conformer"]),
+        ({"patience": 3}, ["patience"]),
+        ({"scheduler": "onecyclelr"}, ["score_lr", "onecyclelr"]),
+        ({"init_param": ["missing.pth"]}, ["missing.pth"]),
+    ],
+    ids=str,
+)
+def test_a_mistaken_configuration_gets_one_sentence_and_no_folder(
+    corpus, tmp_path, changes, words
+):
+    exp = tmp_path / "exp" / "asr"
+    outcome = train(corpus.command(exp, **changes), tmp_path / "log")
+    for word in words:
+        assert word in outcome.sentence
+    assert not exp.exists()
+
+
+def test_a_run_too_short_for_step_2_is_refused_before_it_trains(corpus, tmp_path):
+    exp = tmp_path / "exp"
+    command = corpus.command(exp, model_conf={"supernet": {"step1": 20}})
+    sentence = train(command, tmp_path / "log").sentence
+    assert "20 of the run's 20 updates" in sentence
+    assert {name for name in files_below(exp)} <= {"config.yaml"}
+
+
+# --- warm starts -------------------------------------------------------------------
+
+
+def test_a_stock_checkpoint_starts_a_batch_norm_supernet_by_name(
+    corpus, stock_checkpoint, tmp_path
+):
+    exp = tmp_path / "exp"
+    # nothing but the scores moves
+    command = corpus.command(exp, max_epoch=2, optim_conf={"lr": 0.0})
+    outcome = train([*command, "--init_param", str(stock_checkpoint)], tmp_path / "log")
+    assert outcome.code == 0, outcome.output
+    stock, ours = load(stock_checkpoint), load(exp / "2epoch.pth")
+    assert set(ours) - set(stock) == {"supernet.updates", "supernet.selection.scores"}
+    for name, tensor in stock.items():
+        if "running_" not in name and "num_batches" not in name:
+            assert torch.equal(ours[name], tensor), name
+
+
+def test_a_batch_norm_checkpoint_cannot_start_a_layer_norm_supernet(
+    corpus, stock_checkpoint, tmp_path
+):
+    exp = tmp_path / "exp"
+    command = corpus.command(exp, encoder_conf={"conv_norm": "layer_norm"})
+    outcome = train([*command, "--init_param", str(stock_checkpoint)], tmp_path / "log")
+    assert "has BatchNorm in its Conv modules" in outcome.sentence
+    assert not exp.exists()
+
+
+def test_espnets_own_model_may_stop_early(corpus, tmp_path):
+    exp = tmp_path / "exp"
+    command = corpus.command(
+        exp, model="espnet", encoder="conformer", patience=3, max_epoch=1
+    )
+    file = exp.with_suffix(".yaml")
+    settings = yaml.safe_load(file.read_text())
+    settings["model_conf"] = {"ctc_weight": 1.0}
+    settings["best_model_criterion"] = [["valid", "loss", "min"]]
+    file.write_text(yaml.safe_dump(settings))
+    outcome = train(command, tmp_path / "log")
+    assert outcome.code == 0, outcome.output
+
+
+# --- the launcher ------------------------------------------------------------------
+
+
+def launch(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*LAUNCH, *arguments],
+        env=child_environment(),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+
+
+SCRIPT = """
+import sys
+print(__name__, sys.argv)
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_launcher_runs_a_script_unchanged(tmp_path, code):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = launch(str(script), str(code), "--name", "a b", "-m")
+    assert done.returncode == code
+    expected = [str(script), str(code), "--name", "a b", "-m"]
+    assert done.stdout == f"__main__ {expected}\n"
+
+
+def test_the_launcher_finds_a_scripts_neighbours_as_python_does(tmp_path):
+    (tmp_path / "neighbour.py").write_text("value = 5\n")
+    script = tmp_path / "script.py"
+    script.write_text("import neighbour; print(neighbour.value)\n")
+    done = launch(str(script))
+    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_the_launcher_runs_a_module_unchanged(tmp_path, code):
+    (tmp_path / "a_module.py").write_text(SCRIPT)
+    done = launch("-m", "a_module", str(code), "--name", "a b", cwd=tmp_path)
+    assert done.returncode == code
+    path = str(tmp_path / "a_module.py")
+    assert done.stdout == f"__main__ {[path, str(code), '--name', 'a b']}\n"
+
+
+def test_the_launcher_keeps_the_traceback_of_a_failing_module(tmp_path):
+    (tmp_path / "a_module.py").write_text("raise ValueError('its own')\n")
+    done = launch("-m", "a_module", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ValueError: its own" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "module, word",
+    [
+        ("espnet2.bin.lightning_train", "use_lightning"),
+        ("espnet2.bin.asr_inference_k2", "use_k2"),
+        ("espnet2.bin.asr_inference_streaming", "use_streaming"),
+        ("espnet2.bin.asr_transducer_train", "asr_transducer"),
+    ],
+)
+def test_the_launcher_refuses_what_supernets_exclude(module, word):
+    done = launch("-m", module, "--help")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and word in line
+
+
+def test_the_launcher_without_arguments_says_how_to_use_it():
+    done = launch()
+    assert done.returncode == 1
+    assert "usage: " in done.stderr
