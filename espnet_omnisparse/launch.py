@@ -11,6 +11,7 @@ everything else runs unchanged.
 import runpy
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from espnet_omnisparse.errors import UserError, one_sentence
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_module(argv[1], argv[2:])
         else:
             sys.argv = argv
+            sys.path[0] = str(Path(argv[0]).resolve().parent)  # as Python does
             runpy.run_path(argv[0], run_name="__main__")
 
 

@@ -79,7 +79,8 @@ class Run:
 
     def _tag(self) -> str:
         config = self["asr_config"]
-        tag = f"{Path(config).stem if config else 'train'}_{self['feats_type']}"
+        stem = Path(config).name.removesuffix(".yaml") if config else "train"
+        tag = f"{stem}_{self['feats_type']}"
         if self["lang"] != "noinfo":
             tag += f"_{self['lang']}"
         tag += f"_{self['token_type']}"

@@ -39,7 +39,7 @@ def asr1(tmp_path):
 
 def recipe_environment(folder: Path, **variables: str) -> dict[str, str]:
     """This Python and package, no network, nobody's git settings."""
-    home = folder / "home"
+    home = folder.with_name("home")
     home.mkdir(exist_ok=True)
     dead = "http://127.0.0.1:9"
     proxies = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
@@ -50,6 +50,7 @@ def recipe_environment(folder: Path, **variables: str) -> dict[str, str]:
         **dict.fromkeys(proxies, dead),
         "no_proxy": "",
         "HF_HUB_OFFLINE": "1",
+        "ESPNET_ROOT": str(template.locate()),
         "HOME": str(home),
         "XDG_CONFIG_HOME": str(home),
         "GIT_CONFIG_NOSYSTEM": "1",
@@ -76,7 +77,6 @@ def run(asr1: Path, *options: str, **variables: str) -> subprocess.CompletedProc
 def refusal(asr1: Path, *options: str, **variables: str) -> str:
     """The one sentence with which run.sh refuses, having written nothing."""
     work = asr1.parents[2]
-    (work / "home").mkdir(exist_ok=True)
     before = sorted(work.rglob("*"))
     done = run(asr1, *options, **variables)
     assert done.returncode == 1, done.stdout
