@@ -7,51 +7,20 @@ corpus leaves the data folders as they were.
 """
 
 import argparse
-import hashlib
-import http.client
 import os
-import struct
-import sys
-import tarfile
-import tempfile
-import urllib.request
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import BinaryIO
 
-import soundfile
-from tqdm import tqdm
-
+from espnet_omnisparse.audio import check_audio
+from espnet_omnisparse.download import ARCHIVES, OPENSLR, Archive, download_part
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import atomic_folder
+from espnet_omnisparse.progress import bar, say
 
-OPENSLR = "https://www.openslr.org/resources/12"
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus")
 _CHECKING_THREADS = 8
-_CHUNK = 1 << 20
-_TIMEOUT = 30.0
-
-
-@dataclass(frozen=True)
-class Archive:
-    """What a downloaded archive must be: its size in bytes and its MD5."""
-
-    size: int
-    md5: str
-
-
-ARCHIVES: Mapping[str, Archive] = {
-    "dev-clean": Archive(337926286, "42e2234ba48799c1f50f24a7926300a1"),
-    "dev-other": Archive(314305928, "c8d0bcc9cca99d4f8b62fcc847357931"),
-    "test-clean": Archive(346663984, "32fa31d27d2e1cad72775fee3f4849a9"),
-    "test-other": Archive(328757843, "fb5a50374b501bb3bac4815ee91d3135"),
-    "train-clean-100": Archive(6387309499, "2a93770f6d5c6c964bc36631d331a522"),
-    "train-clean-360": Archive(23049477885, "c0e676e450a7ff2f54aeade5171606fa"),
-    "train-other-500": Archive(30593501606, "d1a0fd59409feb2c614ce4d30c387708"),
-}
 
 
 @dataclass(frozen=True)
@@ -125,30 +94,8 @@ def prepare(
     genders = read_genders(corpus)
     for name, utterances in combined.items():
         write_data_folder(data_dir / name, utterances, genders)
-        _say(f"{data_dir / name}: {len(utterances)} utterances")
+        say(f"{data_dir / name}: {len(utterances)} utterances")
     return [data_dir / name for name in combined]
-
-
-def _say(text: str) -> None:
-    """Tells how far it is; stdout is for the folders written."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def _bar(name: str, total: int, unit: str, done: int = 0) -> tqdm:
-    """A progress bar; where stderr is a log file it is drawn twice a minute."""
-    seconds = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(
-        desc=name,
-        total=total,
-        initial=done,
-        unit=unit,
-        unit_scale=unit == "B",
-        mininterval=seconds,
-        maxinterval=seconds,
-    )
-
-
-# Downloading -------------------------------------------------------------------------
 
 
 def ensure_parts(
@@ -192,96 +139,6 @@ def _folders_in(folder: Path) -> list[str]:
     )
 
 
-def download_part(corpus: Path, part: str, url: str, archive: Archive) -> None:
-    """Downloads one part, verifies it and unpacks it into the corpus.
-
-    What an interruption leaves, `<part>.tar.gz.part`, is continued by the next call.
-
-    Args:
-        corpus: Folder that is to hold the part; made if need be.
-        part: Name of the part.
-        url: Where `<part>.tar.gz` lies.
-        archive: What it must be.
-
-    Raises:
-        ConnectionError: If the server cannot be reached or stops sending.
-        UserError: If what arrives is not the archive; it is then removed.
-    """
-    path = corpus / f"{part}.tar.gz.part"
-    source = f"{url.rstrip('/')}/{part}.tar.gz"
-    _say(f"downloading {source} ({archive.size / 1e9:.1f} GB) into {corpus}")
-    received = _size(path)
-    while received < archive.size:
-        before = received
-        reason = _fetch(source, path, archive.size)
-        received = _size(path)
-        # a connection may break many times in 30 GB; one that brings nothing is dead
-        if received <= before:
-            raise ConnectionError(reason)
-    if received > archive.size or _md5(path) != archive.md5:
-        path.unlink()
-        raise UserError(
-            f"{source} did not arrive as published (size or MD5 differs) and was "
-            "removed: run again to download it anew."
-        )
-    _unpack(path, corpus, part)
-    path.unlink()
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _fetch(source: str, path: Path, size: int) -> str:
-    """Appends to `path` until the connection ends; says how it ended."""
-    received = _size(path)
-    wanted = {"Range": f"bytes={received}-"} if received else {}
-    try:
-        request = urllib.request.Request(source, headers=wanted)
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            resumed = response.status == http.client.PARTIAL_CONTENT
-            with (
-                path.open("ab" if resumed else "wb") as file,
-                _bar(path.stem, size, "B", received if resumed else 0) as bar,
-            ):
-                while chunk := response.read1(_CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return str(getattr(error, "reason", error))
-    return "the connection was closed early"
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file, _bar("verifying", _size(path), "B") as bar:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
-
-
-def _unpack(path: Path, corpus: Path, part: str) -> None:
-    """Unpacks beside the corpus's parts, then moves the part to its place at once."""
-    _say(f"unpacking {part} into {corpus}")
-    with tempfile.TemporaryDirectory(dir=corpus, prefix=f".{part}.") as temporary:
-        try:
-            with tarfile.open(path, "r:gz") as archive:
-                archive.extractall(temporary, filter="data")
-            unpacked = Path(temporary, "LibriSpeech")
-            (unpacked / part).rename(corpus / part)
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise UserError(
-                f"{path} cannot be unpacked into {corpus} ({error}): free enough "
-                "space, or delete the file, and run again."
-            ) from error
-        # SPEAKERS.TXT and the like, which every archive brings along
-        for text in unpacked.glob("*.TXT"):
-            if not (corpus / text.name).exists():
-                text.rename(corpus / text.name)
-
-
 # Reading and checking ----------------------------------------------------------------
 
 
@@ -310,10 +167,10 @@ def read_part(part: Path) -> list[Utterance]:
     paths = [utterance.audio for utterance in utterances]
     with (
         ThreadPool(_CHECKING_THREADS) as pool,
-        _bar(part.name, len(paths), " files") as bar,
+        bar(part.name, len(paths), " files") as shown,
     ):
         for _ in pool.imap(check_audio, paths, chunksize=16):
-            bar.update()
+            shown.update()
     return utterances
 
 
@@ -397,93 +254,11 @@ def _read_transcript(path: Path, speaker: str) -> dict[str, str]:
     return texts
 
 
-def check_audio(path: Path) -> None:
-    """Checks that an audio file holds samples and is there to its end.
-
-    Args:
-        path: FLAC, WAV or Ogg Opus file, by its suffix.
-
-    Raises:
-        UserError: If it is empty, truncated or no audio.
-    """
-    try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise _broken(path, "is empty")
-            cut = (path.suffix == ".wav" and _wav_is_cut(file)) or (
-                path.suffix == ".opus" and _ogg_is_cut(file)
-            )
-        if cut:
-            raise _broken(path, "is truncated")
-        with soundfile.SoundFile(path) as sound:
-            if sound.frames == 0:
-                raise _broken(path, "holds no samples")
-            if path.suffix == ".flac" and _flac_is_cut(sound):
-                raise _broken(path, "is truncated")
-    except (OSError, soundfile.LibsndfileError) as error:
-        reason = getattr(error, "error_string", str(error)).rstrip(".")
-        raise _broken(path, f"cannot be read ({reason})") from error
-
-
-def _broken(path: Path, what: str) -> UserError:
-    return UserError(f"The audio file {path} {what}: copy or download it again.")
-
-
-def _flac_is_cut(sound: soundfile.SoundFile) -> bool:
-    """FLAC has no mark at its end; its last sample has to be decoded."""
-    try:
-        sound.seek(sound.frames - 1)
-        return len(sound.read(1)) == 0
-    except soundfile.LibsndfileError:
-        return True
-
-
-def _wav_is_cut(file: BinaryIO) -> bool:
-    """Whether a RIFF file ends before its data chunk does, or without one.
-
-    What is not RIFF is left to soundfile to judge.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if file.read(4) != b"RIFF":
-        return False
-    position = 12  # after RIFF, the file's length and WAVE
-    while position + 8 <= size:
-        file.seek(position)
-        kind, length = struct.unpack("<4sI", file.read(8))
-        if kind == b"data":
-            return position + 8 + length > size
-        position += 8 + length + length % 2  # chunks are padded to even lengths
-    return True
-
-
-def _ogg_is_cut(file: BinaryIO) -> bool:
-    """Whether an Ogg file's last page is cut or lacks the end-of-stream flag.
-
-    What is not Ogg is left to soundfile to judge.
-    """
-    header = struct.Struct("<4sBBqIIIB")  # up to the number of segments
-    largest_page = header.size + 255 + 255 * 255
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - largest_page))
-    tail = file.read()
-    start = tail.rfind(b"OggS")
-    if start < 0:
-        return False
-    if len(tail) < start + header.size:
-        return True
-    _, _, flags, *_, segments = header.unpack_from(tail, start)
-    lengths = tail[start + header.size :][:segments]
-    end = start + header.size + segments + sum(lengths)
-    end_of_stream = 4
-    return end > len(tail) or not flags & end_of_stream
-
-
 def read_genders(corpus: Path) -> dict[str, str]:
     """Reads `m` or `f` by reader from SPEAKERS.TXT; empty where that is absent."""
     path = corpus / "SPEAKERS.TXT"
     if not path.is_file():
-        _say(f"{path} is not there")
+        say(f"{path} is not there")
         return {}
     genders = {}
     # readers' names may be in any encoding; ids and sexes are ASCII
@@ -522,7 +297,7 @@ def write_data_folder(
     readers = {speaker: speakers[speaker][0].reader for speaker in sorted(speakers)}
     unlisted = sorted(set(readers.values()) - genders.keys())
     if unlisted:
-        _say(f"{folder} goes without spk2gender: no sex is known of {unlisted[0]}")
+        say(f"{folder} goes without spk2gender: no sex is known of {unlisted[0]}")
     else:
         tables["spk2gender"] = [
             f"{speaker} {genders[reader]}" for speaker, reader in readers.items()

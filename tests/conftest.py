@@ -106,6 +106,7 @@ def build():
             if isinstance(norm, torch.nn.BatchNorm1d):
                 norm.running_mean.normal_()
                 norm.running_var.uniform_(0.5, 1.5)
+                norm.num_batches_tracked.fill_(1000)
         if config["model"] == "omni":
             model.supernet.set_run_length(run_length)
             model.supernet.updates.fill_(update)

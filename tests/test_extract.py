@@ -487,8 +487,10 @@ def test_bad_checkpoints_get_their_sentence_and_leave_nothing(experiment, tmp_pa
         "truncated": whole[: len(whole) // 2],
         "empty": b"",
         "noise": os.urandom(1000),
-        "pickled code": pickle.dumps(subprocess.run),
     }
+    torch.save({"code": subprocess.run}, tmp_path / "code.pth")
+    bad["code"] = (tmp_path / "code.pth").read_bytes()
+    (tmp_path / "code.pth").unlink()
     out = tmp_path / "out"
     for kind, content in bad.items():
         checkpoint.write_bytes(content)
