@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from espnet_omnisparse.errors import UserError
+
 
 def has_batch_norm(model: torch.nn.Module) -> bool:
     """Whether anything in the model keeps running statistics."""
@@ -29,6 +31,9 @@ def reestimate(
 
     Returns:
         How many batches were used.
+
+    Raises:
+        UserError: If there was none.
     """
     model.eval()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
@@ -41,6 +46,11 @@ def reestimate(
     for batch in batches:
         run(batch)
         count += 1
+    if count == 0:
+        raise UserError(
+            "BatchNorm statistics cannot be re-estimated without audio: --calibration "
+            "must be at least 1."
+        )
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

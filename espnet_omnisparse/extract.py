@@ -11,12 +11,23 @@ from typing import Any
 import torch
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.subnet import BRANCH_PARTS, SubnetSpec
+from espnet_omnisparse.subnet import BRANCH_PARTS, SearchSpace, SubnetSpec
 
 State = dict[str, torch.Tensor]
 _BLOCKS = "encoder.encoders."
 _TRAINING_ONLY = ("supernet.", "size_ctc.")
 _OURS_ONLY = ("conv_norm", "granularity", "kept")
+
+
+def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace:
+    """The units of the net that a configuration and its tensors describe."""
+    blocks = {
+        name.removeprefix(_BLOCKS).split(".")[0]
+        for name in state
+        if name.startswith(_BLOCKS)
+    }
+    granularity = config["encoder_conf"].get("granularity", "branch")
+    return SearchSpace(len(blocks), granularity)
 
 
 def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
@@ -43,7 +54,7 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
         number = int(block)
         if number in numbers and branch_of(rest) in (*rows[number], None):
             small[f"{_BLOCKS}{numbers[number]}.{rest}"] = tensor
-    head = f"size_ctc.{spec.name}."
+    head = f"size_ctc.{head_name(spec.name)}."
     for name, tensor in state.items():
         if name.startswith(head):
             small[f"ctc.{name.removeprefix(head)}"] = tensor
@@ -116,6 +127,11 @@ def stock_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     if loads_in_stock(config, spec):
         return cut_config(config, spec)
     return _as_conformer(_without_training(config))
+
+
+def head_name(size: str) -> str:
+    """Key of a size's own CTC head; the prefix keeps `half` from being a method."""
+    return f"ctc_{size}"
 
 
 def branch_of(name: str) -> str | None:

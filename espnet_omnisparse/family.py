@@ -121,6 +121,7 @@ def cut(
         UserError: If the spec belongs to another supernet, or has no stock form.
     """
     spec.check_supernet(fingerprint(state, config["token_list"]))
+    spec.check_space(extract.space_of(config, state))
     small = extract.cut_state(state, spec)
     if not stock or extract.loads_in_stock(config, spec):
         return extract.cut_config(config, spec), small
@@ -226,8 +227,13 @@ def _calibration_batches(
         )
     dataset = ESPnetDataset([(path, name, kind)])
     ids = sorted(line.split(maxsplit=1)[0] for line in Path(path).open())
-    chosen = sorted(random.Random(0).sample(ids, min(utterances, len(ids))))
+    chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
+    # by length, as in training: padding would enter the statistics
+    items = sorted((dataset[uid] for uid in chosen), key=_samples)
     collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
-    for start in range(0, len(chosen), batch_size):
-        items = [dataset[uid] for uid in chosen[start : start + batch_size]]
-        yield collate(items)[1]
+    for start in range(0, len(items), batch_size):
+        yield collate(items[start : start + batch_size])[1]
+
+
+def _samples(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    return len(item[1]["speech"]), item[0]

@@ -50,10 +50,12 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     try:
         yield temporary
         if path.exists():
-            shutil.rmtree(path)
+            # aside, not away: the moment without a folder is that of a rename
+            path.replace(temporary.with_suffix(".old"))
         temporary.replace(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -38,12 +38,12 @@ def relaxed_top_k(scores: torch.Tensor, k: int, temperature: float = 1.0):
     [0.5, 0.5, 0.5, 0.5]
     """
     tiny = torch.finfo(scores.dtype).tiny
-    remaining = scores / temperature
+    remaining = scores
     drawn = torch.zeros_like(scores)
     gates = torch.zeros_like(scores)
     for _ in range(k):
         remaining = remaining + torch.log((1.0 - drawn).clamp(min=tiny))
-        drawn = torch.softmax(remaining, dim=0)
+        drawn = torch.softmax(remaining / temperature, dim=0)
         gates = gates + drawn
     return gates
 

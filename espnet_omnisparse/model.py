@@ -13,6 +13,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 
 from espnet_omnisparse.conformer import Frames, LayerPrunableConformerEncoder
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract import head_name
 from espnet_omnisparse.gate import layer_dropout_gates
 from espnet_omnisparse.schedule import PHASES, STEP1
 from espnet_omnisparse.subnet import FULL
@@ -93,7 +94,7 @@ class OmniASRModel(ESPnetASRModel):
         self.size_ctc = torch.nn.ModuleDict()
         if config.heads == "per_size":
             for size in self.supernet.sizes:
-                self.size_ctc[size] = copy.deepcopy(ctc)
+                self.size_ctc[head_name(size)] = copy.deepcopy(ctc)
 
     def forward(
         self,
@@ -199,7 +200,11 @@ class OmniASRModel(ESPnetASRModel):
             )
         if self.ctc_weight < 1.0:
             loss_att, accuracy, _, _ = self._calc_att_loss(
-                encoded, lengths, part.text, part.text_lengths
+                # a copy: with a language token ESPnet lengthens it in place
+                encoded,
+                lengths,
+                part.text,
+                part.text_lengths.clone(),
             )
             loss = self.ctc_weight * loss + (1.0 - self.ctc_weight) * loss_att
             stats[self._stat("acc", draw.size)] = accuracy
@@ -207,9 +212,11 @@ class OmniASRModel(ESPnetASRModel):
 
     def head(self, size: str) -> CTC:
         """The CTC head of a size."""
-        if size == CURRENT and self.size_ctc:
+        if size == FULL or not self.size_ctc:
+            return self.ctc
+        if size == CURRENT:
             size = list(self.supernet.sizes)[-1]  # step 1 grows into the smallest
-        return self.size_ctc[size] if size in self.size_ctc else self.ctc
+        return self.size_ctc[head_name(size)]
 
     def _scale(self, utterances: int, frames: torch.Tensor) -> torch.Tensor | float:
         """Turns a mean over utterances into the chosen normalisation."""

@@ -159,6 +159,19 @@ class SubnetSpec:
                 "shape and token list."
             )
 
+    def check_space(self, space: SearchSpace) -> None:
+        """Refuses units other than the supernet's.
+
+        Raises:
+            UserError: If the number of blocks or the granularity differs.
+        """
+        if self.space != space:
+            raise UserError(
+                f"The spec {self.name!r} has {self.space.num_blocks} blocks and "
+                f"granularity {self.space.granularity}, but its supernet has "
+                f"{space.num_blocks} and {space.granularity}: select the sizes again."
+            )
+
     def save(self, path: str | os.PathLike) -> None:
         """Writes the spec as YAML, atomically."""
         write_yaml(

@@ -7,6 +7,7 @@ of a distributed one draw the same subnets.
 import dataclasses
 import difflib
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,13 @@ class SupernetConfig:
     seed: int = 0
 
     def __post_init__(self):
+        self._check_numbers()
+        for name in self.sizes:
+            if name == "sizes" or not re.fullmatch(r"\w[\w-]*", name):
+                raise UserError(
+                    f"supernet.sizes may not be called {name!r}: use letters, digits, "
+                    "_ and -, and not the word sizes."
+                )
         _one_of("heads", self.heads, HEADS)
         _one_of("update", self.update, UPDATES)
         for name in ("layer_dropout_step1", "layer_dropout_step2"):
@@ -83,6 +91,23 @@ class SupernetConfig:
                 f"supernet.sizes may not be called {FULL} or {CURRENT}: the full net "
                 "is always one of the sizes."
             )
+
+    def _check_numbers(self) -> None:
+        values = {f"sizes.{name}": wanted for name, wanted in self.sizes.items()}
+        values |= {
+            name: getattr(self, name)
+            for name in (
+                *("subnet_weight", "warm_start", "step1", "score_lr", "seed"),
+                *("layer_dropout_step1", "layer_dropout_step2"),
+            )
+        }
+        for name, value in values.items():
+            # YAML reads 1e-3, without a point, as text
+            if isinstance(value, str):
+                raise UserError(
+                    f"supernet.{name} must be a number, not the text {value!r}: write "
+                    "powers of ten as 1.0e-3."
+                )
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, Any]) -> "SupernetConfig":

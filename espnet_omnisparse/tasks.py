@@ -114,13 +114,19 @@ def _check_conf(section: str, built: type, args: argparse.Namespace) -> None:
 
 
 def _check_initial_parameters(args: argparse.Namespace) -> None:
-    """Refuses a BatchNorm checkpoint as the start of a LayerNorm supernet."""
-    if args.encoder_conf.get("conv_norm") != "layer_norm":
-        return
+    """Refuses checkpoints that would silently start something else."""
+    layer_norm = args.encoder_conf.get("conv_norm") == "layer_norm"
     for init_param in args.init_param:
-        path = init_param.split(":")[0]
-        if any("conv_module.norm.running_mean" in key for key in load_tensors(path)):
+        path, *parts = init_param.split(":")
+        keys = load_tensors(path).keys()
+        if layer_norm and any("conv_module.norm.running_mean" in key for key in keys):
             raise UserError(
                 f"{path} has BatchNorm in its Conv modules and cannot start a "
                 "supernet with encoder_conf.conv_norm: layer_norm: use batch_norm."
+            )
+        excluded = parts[2] if len(parts) > 2 else ""
+        if "supernet.updates" in keys and "supernet" not in excluded:
+            raise UserError(
+                f"{path} is a supernet's and would bring its update count and scores: "
+                f"start from its weights alone with --init_param {path}:::supernet."
             )

@@ -127,7 +127,7 @@ def test_a_size_is_an_ordinary_model_without_traces_of_the_supernet(supernet):
     assert small_config["init_param"] == []
     names = {name.split(".")[0] for name in small}
     assert names == {"encoder", "ctc"}
-    own_head = model.size_ctc["small"].ctc_lo.weight
+    own_head = model.size_ctc["ctc_small"].ctc_lo.weight
     assert torch.equal(small["ctc.ctc_lo.weight"], own_head)
 
 

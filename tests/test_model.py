@@ -6,6 +6,7 @@ import torch
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract import head_name
 from espnet_omnisparse.subnet import FULL
 from espnet_omnisparse.tasks import OmniASRTask
 
@@ -367,7 +368,7 @@ def test_score_lr_is_refused_beside_a_scheduler_that_overrides_it(tiny_config, b
 def test_each_size_has_a_head_of_its_own(tiny_model, batch, size):
     model = tiny_model(update=STEP2, heads="per_size").eval()
     before = model(**batch)[1]
-    head = model.ctc if size == "full" else model.size_ctc[size]
+    head = model.ctc if size == "full" else model.size_ctc[head_name(size)]
     with torch.no_grad():
         head.ctc_lo.bias[0] += 1.0
     after = model(**batch)[1]
@@ -379,8 +380,8 @@ def test_each_size_has_a_head_of_its_own(tiny_model, batch, size):
 def test_step1_trains_the_head_of_the_smallest_size(tiny_model, batch):
     model = tiny_model(update=STEP1, heads="per_size").train()
     model(**batch)[0].backward()
-    assert model.size_ctc["small"].ctc_lo.weight.grad.abs().max() > 0
-    assert model.size_ctc["medium"].ctc_lo.weight.grad is None
+    assert model.size_ctc["ctc_small"].ctc_lo.weight.grad.abs().max() > 0
+    assert model.size_ctc["ctc_medium"].ctc_lo.weight.grad is None
 
 
 def test_a_shared_head_is_everybodys(tiny_model):
@@ -550,3 +551,8 @@ def test_a_batch_norm_checkpoint_is_refused_for_layer_norm(
     config = {**tiny_config(), "init_param": [f"{path}:encoder:encoder"]}
     with pytest.raises(UserError, match="has BatchNorm .* use batch_norm"):
         OmniASRTask.main_worker(argparse.Namespace(**config))
+
+
+def test_a_size_may_be_called_like_a_method_of_modules(tiny_model):
+    model = tiny_model(heads="per_size", supernet={"sizes": {"half": 6}})
+    assert model.head("half") is not model.ctc

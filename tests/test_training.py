@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 import yaml
 from training_helpers import (
@@ -65,7 +66,7 @@ def uninterrupted(corpus, tmp_path_factory):
 def launched(corpus, tmp_path_factory):
     """A training through the launcher, as asr.sh starts it, and its output."""
     exp = tmp_path_factory.mktemp("launched") / "exp"
-    command = corpus.command(exp, use_tensorboard=True, use_matplotlib=True)
+    command = corpus.command(exp, use_tensorboard=True)
     done = subprocess.run(
         [*LAUNCH, "-m", "espnet2.bin.asr_train", *command],
         cwd=REPOSITORY,
@@ -174,16 +175,15 @@ def test_a_training_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     assert_same_training(exp, uninterrupted(setting))
 
 
-def test_gradients_left_over_at_the_end_of_an_epoch_do_not_reach_the_next(
+def test_gradients_left_over_at_the_end_of_an_epoch_are_not_missed_by_a_resumed_run(
     corpus, uninterrupted, tmp_path
 ):
-    # 5 batches and 4 batches an epoch make the same 2 updates
     exp = tmp_path / "exp"
-    command = corpus.command(exp, **SETTINGS["accum_grad 2"], num_iters_per_epoch=None)
-    killed = train(command, tmp_path / "log", kill_at_update=4)
-    # right after the last update of epoch 2, before the left-over batch
+    command = corpus.command(exp, **SETTINGS["accum_grad 2"])
+    # the resumed run begins where the other one has gradients of epoch 2 left over
+    killed = train(command, tmp_path / "log", kill_at_update=5)
     assert killed.code == -9, killed.output
-    assert len(history(exp)) == 1
+    assert len(history(exp)) == 2
     assert train(command, tmp_path / "log").code == 0
     assert_same_training(exp, uninterrupted("accum_grad 2"))
 
@@ -267,6 +267,25 @@ def test_averages_contain_no_epoch_of_step_1(launched):
             torch.testing.assert_close(tensor, mean, rtol=1e-6, atol=1e-7)
     scores = "supernet.selection.scores"
     assert torch.equal(average[scores], parts[1][scores])
+
+
+def test_skipped_updates_let_no_epoch_of_step_1_into_the_average(corpus, tmp_path):
+    # 4 updates an epoch where 5 were planned: step 1 ends with epoch 3
+    broken = write_corpus(tmp_path / "corpus")
+    wave = broken.folder / "train" / "train-00.wav"
+    samples, rate = soundfile.read(wave)
+    soundfile.write(wave, samples * float("nan"), rate, subtype="FLOAT")
+    exp = tmp_path / "exp"
+    command = broken.command(
+        exp,
+        encoder_conf={"conv_norm": "layer_norm"},
+        model_conf={"supernet": {"step1": 12}},
+    )
+    outcome = train(command, tmp_path / "log")
+    assert outcome.code == 0, outcome.output
+    assert [line["update"] for line in history(exp)] == [4, 8, 12, 16]
+    average = (exp / "valid.loss_sizes.ave.pth").resolve()
+    assert_same_tensors(load(average), load(exp / "4epoch.pth"))
 
 
 def test_the_log_has_k_in_step_1_and_the_loss_of_each_subnet(launched):

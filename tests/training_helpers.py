@@ -195,7 +195,7 @@ def start(
         spawn: Trains in a spawned child, as multi-GPU training does.
         environment: Variables to set.
     """
-    # importing torch takes long: one thread a process, as in a recipe
+    # for the server, and so for all processes: one thread each, as in a recipe
     os.environ["OMP_NUM_THREADS"] = "1"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
