@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 
-from espnet_omnisparse.errors import one_sentence
+from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.tasks import OmniASRTask
 
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Trains, collects statistics or prints the configuration, as ESPnet does."""
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{message}.")
+
     with one_sentence():
-        OmniASRTask.main(cmd=cmd)
+        parser = OmniASRTask.get_parser()
+        # argparse would print pages of usage above the sentence that matters
+        parser.error = refuse
+        OmniASRTask.main(args=parser.parse_args(cmd))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from espnet2.tasks.asr import frontend_choices
 from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import ESPnetDataset
 
-from espnet_omnisparse import extract
+from espnet_omnisparse import __version__, extract
 from espnet_omnisparse.batch_norm import has_batch_norm, reestimate
 from espnet_omnisparse.cost import Cost, count_cost
 from espnet_omnisparse.errors import UserError
@@ -162,6 +162,7 @@ def extract_size(
     config = read_config(source)
     state = load_tensors(checkpoint)
     origin = {
+        "version": __version__,
         "supernet": str(source),
         "checkpoint": Path(checkpoint).name,
         "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),

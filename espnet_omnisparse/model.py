@@ -245,7 +245,9 @@ class OmniASRModel(ESPnetASRModel):
         that no checkpoint of step 1 is chosen or averaged with one of step 2. With
         BatchNorm the smaller sizes are uncalibrated until extraction: the full net's.
         """
-        if not self.supernet.settled:
+        supernet = self.supernet
+        # an epoch that ends with step 1 trained nothing of step 2
+        if int(supernet.updates) <= supernet.timeline.selected_at:
             return NOT_SELECTED
         if self.encoder.conv_norm == "batch_norm":
             return stats[f"loss_{FULL}"]

@@ -51,7 +51,7 @@ def progress_of(log: Path) -> str:
     return f"{name}: epoch {epoch}/{total}{note}"
 
 
-def main(argv: Sequence[str] | None = None, every: float = 15.0) -> None:
+def main(argv: Sequence[str] | None = None, every: float = 30.0) -> None:
     """Prints a line whenever something has changed."""
     logs = [Path(one) for one in (sys.argv[1:] if argv is None else argv)]
     last = ""

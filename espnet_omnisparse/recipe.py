@@ -21,6 +21,7 @@ from pathlib import Path
 
 from espnet_omnisparse import template
 from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.files import read_yaml
 
 OWN_OPTIONS = {"sizes": "", "stock": "false", "subnets": "", "calibration": "400"}
 # asr.sh's defaults that this module has to know
@@ -150,6 +151,8 @@ def check(run: Run) -> None:
     config = run["asr_config"]
     if config and not Path(config).is_file():
         raise UserError(f"--asr_config {config} does not exist.")
+    if config and not run.own["subnets"]:
+        _check_sizes(run)
     if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
         _check_upload(run)
 
@@ -166,6 +169,26 @@ def _check_upload(run: Run) -> None:
                 f"Stage 15 commits with git, which has no {key}: set it with "
                 f"git config --global {key} ..."
             )
+
+    commit = ["git", "rev-parse", "--quiet", "--verify", "HEAD"]
+    if subprocess.run(commit, capture_output=True).returncode != 0:
+        raise UserError(
+            "Stage 15 names the commit of this recipe, and there is none: run it "
+            "inside a git repository with a commit (git init, git commit)."
+        )
+
+
+def _check_sizes(run: Run) -> None:
+    """Compares --sizes with the configuration, before hours of training."""
+    if not run.own["sizes"]:
+        return
+    from espnet_omnisparse.subnet import FULL  # slow: it imports torch
+
+    conf = read_yaml(run["asr_config"]).get("model_conf") or {}
+    sizes = [*(conf.get("supernet") or {}).get("sizes", {}), FULL]
+    for size in run.own["sizes"].split():
+        if size not in sizes:
+            raise UserError(f"--sizes: {size} is not one of {', '.join(sizes)}.")
 
 
 def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:

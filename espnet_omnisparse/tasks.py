@@ -19,6 +19,7 @@ from espnet_omnisparse.trainer import OmniTrainer
 encoder_choices.classes["layer_prunable_conformer"] = LayerPrunableConformerEncoder
 model_choices.classes["omni"] = OmniASRModel
 
+CRITERION = ["valid", "loss_sizes", "min"]
 # these set every parameter group to a rate of their own
 _ABSOLUTE_SCHEDULERS = ("piecewiselinearwarmuplr", "onecyclelr", "cycliclr")
 
@@ -41,6 +42,14 @@ class OmniASRTask(ASRTask):
         """
         _check_initial_parameters(args)
         if args.model == "omni":
+            if args.patience is not None:
+                raise UserError(
+                    "patience cannot be combined with a supernet, whose phases need "
+                    "the run's length: remove patience and set max_epoch."
+                )
+            # what the sizes are cut out of, whatever else is asked for
+            if CRITERION not in map(list, args.best_model_criterion):
+                args.best_model_criterion = [*args.best_model_criterion, CRITERION]
             # a size that an update does not draw leaves its own head without gradient
             args.unused_parameters = True
         super().main_worker(args)

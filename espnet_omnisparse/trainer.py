@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from espnet2.train import trainer as stock_trainer
 from espnet2.train.trainer import Trainer
 
-from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.journal import SUBNETS, log_epoch, settled_specs, write_specs
-from espnet_omnisparse.model import OmniASRModel
+from espnet_omnisparse.model import NOT_SELECTED, OmniASRModel
 from espnet_omnisparse.subnet import fingerprint
 from espnet_omnisparse.supernet import Supernet
 
@@ -27,17 +27,12 @@ class OmniTrainer(Trainer):
         """Trains as ESPnet's `Trainer.run` does, whose arguments these are.
 
         Raises:
-            UserError: If an option cannot be combined with a planned run.
+            UserError: If the supernet's phases do not fit the run.
         """
-        if trainer_options.patience is not None:
-            raise UserError(
-                "patience cannot be combined with a supernet, whose phases need the "
-                "run's length: remove patience and set max_epoch."
-            )
         if isinstance(model, OmniASRModel):
             per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
-            _plan(model, per_epoch, trainer_options)
-        with _atomic_saves():
+            _plan(model, per_epoch, trainer_options.max_epoch)
+        with _atomic_saves(), _settled_averages():
             super().run(
                 model=model,
                 train_iter_factory=train_iter_factory,
@@ -87,7 +82,8 @@ class OmniTrainer(Trainer):
         if supernet is None:
             return invalid
         made = int(supernet.updates) - before
-        _warn_of_skipped(made, len(iterator) // options.accum_grad)
+        if hasattr(iterator, "__len__"):
+            _warn_of_skipped(made, len(iterator) // options.accum_grad)
         distributed = kwargs["distributed_option"]
         if not distributed.distributed or distributed.dist_rank == 0:
             folder, epoch = Path(options.output_dir), reporter.get_epoch()
@@ -107,30 +103,15 @@ def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:
     return None if batches is None else batches // options.accum_grad
 
 
-def _plan(model: OmniASRModel, per_epoch: int | None, options: Any) -> None:
-    """Fixes the phases, and keeps checkpoints of step 1 out of the average."""
+def _plan(model: OmniASRModel, per_epoch: int | None, epochs: int) -> None:
+    """Fixes the phases of the run."""
     supernet = model.supernet
-    supernet.set_run_length(
-        None if per_epoch is None else per_epoch * options.max_epoch
-    )
-    if not supernet.selection.learns:
-        return
-    timeline = supernet.timeline
-    logging.info(
-        f"Supernet: {timeline}, sizes {supernet.sizes} of {len(supernet.space)} units"
-    )
-    if per_epoch is None:
-        return
-    settled_epochs = options.max_epoch - -(-timeline.selected_at // per_epoch) + 1
-    wanted = options.keep_nbest_models
-    wanted = [wanted] if isinstance(wanted, int) else wanted
-    allowed = sorted({min(n, max(settled_epochs, 1)) for n in wanted})
-    if allowed != sorted(wanted):
-        logging.warning(
-            f"keep_nbest_models {wanted} -> {allowed}: only the last "
-            f"{settled_epochs} epochs come after the selection"
+    supernet.set_run_length(None if per_epoch is None else per_epoch * epochs)
+    if supernet.selection.learns:
+        logging.info(
+            f"Supernet: {supernet.timeline}, sizes {supernet.sizes} of "
+            f"{len(supernet.space)} units"
         )
-        options.keep_nbest_models = allowed
 
 
 @contextmanager
@@ -149,6 +130,36 @@ def _atomic_saves() -> Iterator[None]:
         yield
     finally:
         torch.save = plain
+
+
+@contextmanager
+def _settled_averages() -> Iterator[None]:
+    """Inside, no more epochs are averaged than came after the selection.
+
+    Nobody knows their number beforehand: skipped updates make step 1 end later.
+    """
+    plain = stock_trainer.average_nbest_models
+
+    def average(*, reporter, nbest, **kwargs) -> None:
+        settled = sum(
+            reporter.has("valid", "loss_sizes", epoch)
+            and reporter.get_value("valid", "loss_sizes", epoch) < NOT_SELECTED
+            for epoch in reporter.stats
+        )
+        wanted = [nbest] if isinstance(nbest, int) else list(nbest)
+        allowed = sorted({min(n, settled or n) for n in wanted})
+        if allowed != sorted(wanted):
+            logging.warning(
+                f"keep_nbest_models {wanted} -> {allowed}: only {settled} epochs came "
+                "after the selection"
+            )
+        plain(reporter=reporter, nbest=allowed, **kwargs)
+
+    stock_trainer.average_nbest_models = average
+    try:
+        yield
+    finally:
+        stock_trainer.average_nbest_models = plain
 
 
 def _warn_of_skipped(made: int, expected: int) -> None:
