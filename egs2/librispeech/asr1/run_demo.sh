@@ -12,7 +12,7 @@ options=(
     --ngpu 0
     --nj 2
     --inference_nj 1
-    --token_type word
+    --token_type char
     --speed_perturb_factors ""
     --audio_format wav
     --min_wav_duration 0.1
