@@ -145,7 +145,7 @@ def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
 
 def report(args: argparse.Namespace) -> None:
     """Writes RESULTS.md and the plots of a supernet's scored sizes."""
-    from espnet_omnisparse.report import write_family
+    from espnet_omnisparse.report import summary, write_family
 
     baselines = []
     for given in args.baseline:
@@ -156,7 +156,7 @@ def report(args: argparse.Namespace) -> None:
             )
         baselines.append((label, Path(folder)))
     command = shlex.join(["omnisparse", *args.argv])
-    print(write_family(args.exp, command, baselines, args.rounds))
+    print(summary(write_family(args.exp, command, baselines, args.rounds)))
 
 
 def compare(args: argparse.Namespace) -> None:

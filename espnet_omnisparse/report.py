@@ -65,6 +65,11 @@ SIZE_COLUMNS = (
     "speed-up",
 )
 SCORE_COLUMNS = "dataset Snt Wrd Corr Sub Del Ins Err S.Err".split()
+TABLE_COLUMNS = (*SIZE_COLUMNS, *SCORE_COLUMNS, "loads in stock ESPnet")
+SUMMARY_COLUMNS = (
+    *("size", "branches", "params (M)", "file (MB)", "RTF", "speed-up"),
+    *("dataset", "Err", "loads in stock ESPnet"),
+)
 NONE = "–"
 PLOTS = ("wer_vs_parameters.png", "wer_vs_rtf.png", "selection.png")
 
@@ -135,6 +140,26 @@ def write_family(
     path = asr_exp / "RESULTS.md"
     write_text(path, "\n".join(_markdown(asr_exp, command, family, others, timing)))
     return path
+
+
+def summary(path: Path) -> str:
+    """The tables of sizes of a written report, narrow enough for a terminal.
+
+    Args:
+        path: The RESULTS.md that `write_family` wrote.
+    """
+    lines = []
+    for line in path.read_text().splitlines():
+        cells = line.strip("|").split("|")
+        if line.startswith("## "):
+            lines.append(f"\n{line.removeprefix('## ')}")
+        elif len(cells) == len(TABLE_COLUMNS) and "---" not in cells:
+            row = dict(zip(TABLE_COLUMNS, cells, strict=True))
+            lines.append("  ".join(f"{row[name]:>12}" for name in SUMMARY_COLUMNS))
+    sections = "\n".join(lines).split("\n\n")
+    tables = [section.strip() for section in sections if "  " in section]
+    plots = [str(path.parent / "images" / name) for name in PLOTS]
+    return "\n\n".join([*tables, "\n".join(["Report and plots:", str(path), *plots])])
 
 
 def _given(baselines: Sequence[tuple[str, Path]]) -> tuple[Series, ...]:
@@ -232,8 +257,8 @@ class _Names:
 
 
 def _size_table(series: Series, names: _Names, timing: Timing) -> Iterator[str]:
-    yield _row([*SIZE_COLUMNS, *SCORE_COLUMNS, "loads in stock ESPnet"])
-    yield _row(["---"] * (len(SIZE_COLUMNS) + len(SCORE_COLUMNS) + 1))
+    yield _row(TABLE_COLUMNS)
+    yield _row(["---"] * len(TABLE_COLUMNS))
     larger = [*series.sizes[1:], None]
     for size, next_larger in zip(series.sizes, larger, strict=True):
         costs = _cost_cells(size, next_larger, timing)

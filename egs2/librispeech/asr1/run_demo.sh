@@ -37,8 +37,10 @@ if ! ./run.sh "${options[@]}" "${supernet[@]}" --stop_stage 10 &> "${exp}/prepar
 fi
 
 echo "== stage 11: two trainings side by side"
+# each in a process group of its own, which ends as a whole if this script does
+set -m
 pids=()
-trap 'kill "${pids[@]}" 2> /dev/null || true' EXIT
+trap 'for pid in "${pids[@]}"; do kill -- "-${pid}" 2> /dev/null || true; done' EXIT
 ./run.sh "${options[@]}" "${supernet[@]}" --stage 11 --stop_stage 11 &> "${exp}/supernet.log" &
 pids+=($!)
 ./run.sh "${options[@]}" "${plain[@]}" --stage 11 --stop_stage 11 &> "${exp}/plain.log" &
@@ -47,7 +49,8 @@ python3 -m espnet_omnisparse.progress "${exp}/asr_supernet/train.log" "${exp}/as
 pids+=($!)
 wait "${pids[0]}" || { tail -n 20 "${exp}/supernet.log" >&2; exit 1; }
 wait "${pids[1]}" || { tail -n 20 "${exp}/plain.log" >&2; exit 1; }
-kill "${pids[2]}" 2> /dev/null || true
+kill -- "-${pids[2]}" 2> /dev/null || true
+pids=()
 
 echo "== stages 12-13: every size, and the same branches cut out of the plain net"
 ./run.sh "${options[@]}" "${plain[@]}" --stage 12 --stop_stage 13 \
