@@ -40,7 +40,13 @@ echo "== stage 11: two trainings side by side"
 # each in a process group of its own, which ends as a whole if this script does
 set -m
 pids=()
-trap 'for pid in "${pids[@]}"; do kill -- "-${pid}" 2> /dev/null || true; done' EXIT
+stop_all() {
+    local pid
+    for pid in "${pids[@]}"; do
+        kill -- "-${pid}" 2> /dev/null || true
+    done
+}
+trap stop_all EXIT
 ./run.sh "${options[@]}" "${supernet[@]}" --stage 11 --stop_stage 11 &> "${exp}/supernet.log" &
 pids+=($!)
 ./run.sh "${options[@]}" "${plain[@]}" --stage 11 --stop_stage 11 &> "${exp}/plain.log" &
