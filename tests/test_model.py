@@ -442,7 +442,7 @@ def test_training_statistics_tell_the_phase_and_k(tiny_model, batch):
 
 
 def test_validation_statistics_with_layer_norm_are_of_every_size(tiny_model, batch):
-    loss, stats, weight = tiny_model(update=STEP2)(**batch)
+    loss, stats, weight = tiny_model(update=STEP2 + 1)(**batch)
     sizes = ["full", "medium", "small"]
     assert stats.keys() == {
         *("loss", "loss_sizes"),
@@ -455,7 +455,7 @@ def test_validation_statistics_with_layer_norm_are_of_every_size(tiny_model, bat
 
 
 def test_validation_statistics_with_batch_norm_are_labelled(tiny_model, batch):
-    stats = tiny_model(update=STEP2, conv_norm="batch_norm")(**batch)[1]
+    stats = tiny_model(update=STEP2 + 1, conv_norm="batch_norm")(**batch)[1]
     assert stats.keys() == {
         *("loss", "loss_sizes", "loss_full", "cer_ctc_full"),
         *("loss_medium_uncalibrated", "cer_ctc_medium_uncalibrated"),
@@ -464,7 +464,7 @@ def test_validation_statistics_with_batch_norm_are_labelled(tiny_model, batch):
     assert stats["loss_sizes"] == stats["loss_full"]
 
 
-@pytest.mark.parametrize("update", [0, STEP1, STEP2 - 1])
+@pytest.mark.parametrize("update", [0, STEP1, STEP2 - 1, STEP2])
 @pytest.mark.parametrize("conv_norm", ["layer_norm", "batch_norm"])
 def test_no_checkpoint_is_chosen_before_the_selection(
     tiny_model, batch, update, conv_norm
