@@ -53,6 +53,7 @@ pids+=($!)
 pids+=($!)
 python3 -m espnet_omnisparse.progress "${exp}/asr_supernet/train.log" "${exp}/asr_plain/train.log" &
 pids+=($!)
+disown  # it is ended on purpose, which is no news
 wait "${pids[0]}" || { tail -n 20 "${exp}/supernet.log" >&2; exit 1; }
 wait "${pids[1]}" || { tail -n 20 "${exp}/plain.log" >&2; exit 1; }
 kill -- "-${pids[2]}" 2> /dev/null || true
