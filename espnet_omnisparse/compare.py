@@ -228,7 +228,8 @@ def _row(
         theirs = {x["seed"]: x["err"] for x in lines if x["variant"] == reference}
         pairs = [x["err"] - theirs[x["seed"]] for x in group if x["seed"] in theirs]
         difference = f"{statistics.mean(pairs):+.1f}" if pairs else ""
-    minutes = statistics.mean(line["train_seconds"] for line in group) / 60
+    # null where a training was suspended, so that its time means nothing
+    times = [line["train_seconds"] for line in group if line["train_seconds"]]
     cells = [
         name,
         size,
@@ -236,7 +237,7 @@ def _row(
         f"{group[0]['macs_10s'] / 1e9:.3f}",
         f"{group[0]['file_bytes'] / 1e6:.2f}",
         str(group[0]["updates"]),
-        f"{minutes:.1f}",
+        f"{statistics.mean(times) / 60:.1f}" if times else "",
         " / ".join(f"{line['err']:.1f}" for line in group),
         f"{mean:.1f}",
         difference,
