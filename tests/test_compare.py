@@ -1,0 +1,130 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from espnet_omnisparse.compare import Comparison, compare, read_lines
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import write_yaml
+
+# leaves what a recipe leaves, for a net as good as its seed; fails when told to
+RECIPE = f"""#!{sys.executable}
+import json, os, subprocess, sys
+from pathlib import Path
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+tag, seed = options["--asr_tag"], int(options["--asr_args"].split()[1])
+if tag in os.environ.get("FAILING", "").split():
+    sys.exit(3)
+with open("runs.txt", "a") as runs:
+    runs.write(tag + "\\n")
+exp = Path("exp/asr_" + tag)
+exp.mkdir(parents=True, exist_ok=True)
+epoch = {{"epoch": 1, "update": 100, "train_seconds": 60.0 * seed}}
+(exp / "selection_log.jsonl").write_text(json.dumps(epoch) + "\\n")
+for size in ("small", "full") if tag.startswith("supernet") else ("full",):
+    scored = Path(f"{{exp}}_{{size}}/decode/test/score_wer")
+    scored.mkdir(parents=True)
+    wrong = seed if tag.startswith("supernet") else seed - 1
+    words = ["a"] * 100
+    (scored / "ref.trn").write_text(" ".join(words) + " (s-u)\\n")
+    words[:wrong] = ["b"] * wrong
+    (scored / "hyp.trn").write_text(" ".join(words) + " (s-u)\\n")
+    command = [sys.executable, "-m", "espnet_omnisparse.sclite"]
+    command += ["-r", scored / "ref.trn", "trn", "-h", scored / "hyp.trn", "trn"]
+    command += ["-i", "rm", "-o", "all", "stdout"]
+    table = subprocess.run(command, capture_output=True, check=True).stdout
+    (scored / "result.txt").write_bytes(table)
+    names = "parameters encoder_parameters nonzero_parameters".split()
+    cost = dict.fromkeys(names + ["macs_10s", "macs_30s", "file_bytes"], 10**6)
+    folder = Path(f"{{exp}}_{{size}}")
+    (folder / "cost.json").write_text(json.dumps(cost))
+    (folder / "origin.yaml").write_text("form: slim\\n")
+    spec = {{"name": size, "branches": {{"kept": 4, "of": 8}}}}
+    (folder / "subnet.yaml").write_text(json.dumps(spec))
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """A comparison of a supernet with the individual model of its small size."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    Path("recipe.py").write_text(RECIPE)
+    Path("recipe.py").chmod(0o755)
+    Path("README.md").write_text(
+        "before\n<!-- begin tiny.yaml -->\nold\n<!-- end tiny.yaml -->\nafter\n"
+    )
+    write_yaml(
+        "tiny.yaml",
+        {
+            "title": "Tiny",
+            "recipe": "./recipe.py",
+            "expdir": "exp",
+            "test_set": "test",
+            "results": "results/tiny.jsonl",
+            "table": "README.md",
+            "variants": {
+                "supernet": {"asr_config": "a.yaml", "sizes": ["small", "full"]},
+                "alone": {"asr_config": "b.yaml", "sizes": ["full"]},
+            },
+            "reference": {"small": "alone"},
+        },
+    )
+    return Path("tiny.yaml")
+
+
+def test_every_training_gives_a_line_per_size_and_the_table_is_rewritten(file):
+    compare(file, [3], 2)
+    lines = read_lines(Comparison.load(file))
+    found = {(one["variant"], one["size"]): one["err"] for one in lines}
+    assert found == {
+        ("supernet", "small"): 3.0,
+        ("supernet", "full"): 3.0,
+        ("alone", "full"): 2.0,
+    }
+    assert "--asr_args '--seed 3'" in lines[0]["command"]
+    page = Path("README.md").read_text()
+    assert page.startswith("before\n") and page.endswith("after\n")
+    assert "old" not in page
+    rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| super")]
+    assert rows[0][-1] == "+1.0 |"  # small: against the model trained alone
+    assert rows[0][6] == "3.0"  # minutes
+
+
+def test_a_failed_comparison_goes_on_where_it_stopped(file, monkeypatch):
+    monkeypatch.setenv("FAILING", "alone_seed1")
+    with pytest.raises(UserError, match="alone with seed 1 failed: see exp/"):
+        compare(file, [1], 1)
+    monkeypatch.delenv("FAILING")
+    compare(file, [1, 2], 1)
+    compare(file, [1, 2], 1)
+    runs = Path("runs.txt").read_text().split()
+    assert sorted(runs) == sorted(
+        ["supernet_seed1", "alone_seed1", "supernet_seed2", "alone_seed2"]
+    )
+    assert "| 1.0 / 2.0 | 1.5 |" in Path("README.md").read_text()
+
+
+def test_a_time_that_means_nothing_is_left_out(file):
+    compare(file, [1], 2)
+    path = Path("results/tiny.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    text = "".join(json.dumps({**x, "train_seconds": None}) + "\n" for x in lines)
+    path.write_text(text)
+    compare(file, [1], 2)
+    rows = [r.split(" | ") for r in Path("README.md").read_text().splitlines()]
+    assert {row[6] for row in rows if row[0] == "| supernet"} == {""}
+
+
+def test_a_page_without_markers_is_refused_before_anything_is_trained(file):
+    Path("README.md").write_text("no markers\n")
+    with pytest.raises(UserError, match="README.md needs the lines"):
+        compare(file, [1], 1)
+    assert not Path("runs.txt").exists()
+
+
+def test_an_unknown_key_is_refused(file):
+    file.write_text(file.read_text() + "tittle: x\n")
+    with pytest.raises(UserError, match="not a comparison.*tittle"):
+        compare(file, [1], 1)
