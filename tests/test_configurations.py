@@ -1,0 +1,46 @@
+import re
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+CONFIGURATIONS = sorted(
+    path
+    for path in REPOSITORY.glob("egs2/*/asr1/conf/**/*.yaml")
+    if "encoder: layer_prunable_conformer" in path.read_text()
+)
+RUN_LENGTH = 732_000
+TOKENS = ["<blank>", "<unk>", "a", "b", "<sos/eos>"]
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_every_configuration_builds_with_its_optimiser_and_scheduler(path, tmp_path):
+    from espnet2.tasks.abs_task import scheduler_classes
+
+    from espnet_omnisparse.tasks import OmniASRTask
+
+    given = ["--config", str(path), "--output_dir", str(tmp_path / "exp")]
+    args = OmniASRTask.get_parser().parse_args(given)
+    args.token_list = TOKENS
+    model = OmniASRTask.build_model(args)
+    model.supernet.set_run_length(RUN_LENGTH)
+    (optimizer,) = OmniASRTask.build_optimizers(args, model)
+    scheduler_classes[args.scheduler](optimizer, **args.scheduler_conf)
+
+    comment = re.search(
+        r"# T = ([\d,]+) updates per (?:(\d+) )?branch", path.read_text()
+    )
+    if comment:  # a published interval: k falls by r every T updates
+        interval = int(comment[1].replace(",", ""))
+        selection, length = model.supernet.selection, model.supernet.timeline.step1
+        shrink = int(comment[2] or 1)
+        start = len(model.supernet.space)
+        assert selection.k(interval - 1, length) == start - shrink
+        assert selection.k(interval, length) == start - 2 * shrink
+
+
+def test_there_are_configurations_of_every_published_schedule():
+    text = "".join(path.read_text() for path in CONFIGURATIONS)
+    assert set(re.findall(r"# T = ([\d,]+)", text)) == {
+        *("14,640", "35,000", "26,600", "5,734"),
+    }
