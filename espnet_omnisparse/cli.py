@@ -35,22 +35,16 @@ TABLE = {
 
 def extract(args: argparse.Namespace) -> None:
     """Writes sizes of a supernet as experiment folders of their own."""
-    from espnet_omnisparse.family import extract_size, selected_specs
-    from espnet_omnisparse.journal import read_specs
+    from espnet_omnisparse.family import extract_size, wanted_specs
 
-    specs = read_specs(args.subnets) if args.subnets else selected_specs(args.exp)
-    if not specs:
-        raise UserError(f"--subnets: {args.subnets} has no specs (*.yaml) in it.")
-    for size in args.sizes or specs:
-        if size not in specs:
-            raise UserError(f"--sizes: {size} is not one of {', '.join(specs)}.")
+    specs = wanted_specs(args.exp, args.subnets, args.sizes or ())
     prefix = args.out or str(args.exp)
-    for size in args.sizes or specs:
+    for size, spec in specs.items():
         out = Path(recipe.size_folder(prefix, size, args.stock))
         written = extract_size(
             args.exp,
             args.exp / args.checkpoint,
-            specs[size],
+            spec,
             out,
             args.stock,
             args.calibration,

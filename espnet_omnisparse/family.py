@@ -10,7 +10,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from espnet_omnisparse.journal import SUBNETS, read_specs
 from espnet_omnisparse.subnet import SubnetSpec, fingerprint
 from espnet_omnisparse.tasks import OmniASRTask
 
-DEFAULT_CHECKPOINT = "valid.loss_sizes.ave.pth"
 MODEL, CONFIG, SPEC, COST = "model.pth", "config.yaml", "subnet.yaml", "cost.json"
 FORMS = {
     "slim": "with espnet_omnisparse",  # physically small, needs our encoder class
@@ -107,6 +106,28 @@ def selected_specs(folder: Path) -> dict[str, SubnetSpec]:
             "(run stage 11 to its end)."
         )
     return specs
+
+
+def wanted_specs(
+    folder: Path, subnets: Path | None, sizes: Sequence[str]
+) -> dict[str, SubnetSpec]:
+    """The specs that a command asks for.
+
+    Args:
+        folder: Experiment folder of the supernet.
+        subnets: Folder of specs to use instead of the experiment's own.
+        sizes: Names of the wanted sizes; empty: all.
+
+    Raises:
+        UserError: If there are no specs, or none of a wanted name.
+    """
+    specs = read_specs(subnets) if subnets else selected_specs(folder)
+    if not specs:
+        raise UserError(f"--subnets: {subnets} has no specs (*.yaml) in it.")
+    for size in sizes:
+        if size not in specs:
+            raise UserError(f"--sizes: {size} is not one of {', '.join(specs)}.")
+    return {size: specs[size] for size in sizes or specs}
 
 
 def cut(

@@ -140,7 +140,13 @@ def check(run: Run) -> None:
     Raises:
         UserError: For the first mistake found.
     """
-    first, last = run.stages
+    _, last = run.stages
+    if run.own["stock"] not in ("true", "false"):
+        raise UserError(f"--stock is true or false, not {run.own['stock']}.")
+    if not run.own["calibration"].isdecimal():
+        raise UserError(
+            f"--calibration is a number of utterances, not {run.own['calibration']}."
+        )
     if run["asr_task"] != "asr":
         raise UserError(f"--asr_task {run['asr_task']} is not supported: use asr.")
     if run["download_model"]:
@@ -200,20 +206,13 @@ def run_sizes(run: Run, first: int, last: int) -> None:
     """Extracts the wanted sizes and runs the stages from 12 on for each of them."""
     # slow to import, and stages 1-11 do not need it
     from espnet_omnisparse import report
-    from espnet_omnisparse.family import extract_size, selected_specs
-    from espnet_omnisparse.journal import read_specs
+    from espnet_omnisparse.family import extract_size, wanted_specs
 
-    if run.own["subnets"]:
-        specs = read_specs(Path(run.own["subnets"]))
-    else:
-        specs = selected_specs(Path(run.asr_exp))
-    wanted = run.own["sizes"].split() or list(specs)
-    for size in wanted:
-        if size not in specs:
-            raise UserError(f"--sizes: {size} is not one of {', '.join(specs)}.")
+    subnets = Path(run.own["subnets"]) if run.own["subnets"] else None
+    specs = wanted_specs(Path(run.asr_exp), subnets, run.own["sizes"].split())
     forms = [False, True] if run.own["stock"] == "true" else [False]
     checkpoint = Path(run.asr_exp) / run["inference_asr_model"]
-    jobs = [(size, stock) for size in wanted for stock in forms]
+    jobs = [(size, stock) for size in specs for stock in forms]
     for size, stock in jobs:
         folder = size_folder(run.asr_exp, size, stock)
         print(f"== {size}{' (stock form)' if stock else ''}: {folder}", flush=True)

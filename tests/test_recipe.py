@@ -171,6 +171,8 @@ def test_help_names_every_own_option(asr1):
         (["--stage", "eleven"], "--stage"),
         (["--asr_task", "asr_transducer"], "asr_transducer"),
         (["--download_model", "a/b"], "--download_model"),
+        (["--stock", "yes"], "--stock"),
+        (["--calibration", "many"], "--calibration"),
         ([*UPLOAD], "--hf_repo"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,

@@ -42,7 +42,7 @@ def make_exp(tmp_path, monkeypatch, tiny_config):
     soundfile.write("noise.wav", noise, 16_000)
     Path("wav.scp").write_text("u1 noise.wav\nu2 noise.wav\n")
 
-    def make(folder=EXP, conv_norm="layer_norm", checkpoint=family.DEFAULT_CHECKPOINT):
+    def make(folder=EXP, conv_norm="layer_norm", checkpoint=cli.CHECKPOINT):
         config = {
             **tiny_config(conv_norm=conv_norm),
             "frontend": "default",
@@ -291,7 +291,7 @@ def test_commands_refuse_in_one_sentence(make_exp, capsys):
     cli.main(["extract", exp, "--sizes", "small"])
     assert "is scored yet" in refused(capsys, "report", exp)
     assert not (EXP / "RESULTS.md").exists()
-    (EXP / family.DEFAULT_CHECKPOINT).write_bytes(b"no checkpoint")
+    (EXP / cli.CHECKPOINT).write_bytes(b"no checkpoint")
     assert "corrupt" in refused(capsys, "extract", exp, "--out", "exp/again")
     assert not list(Path("exp").glob("again*"))
     with pytest.raises(SystemExit) as stopped:
@@ -313,7 +313,7 @@ def test_profile_agrees_with_extraction(make_exp, capsys):
     assert cut.pop("rtf") > 0 and extracted.pop("rtf") > 0
     assert cut == extracted
 
-    (EXP / family.DEFAULT_CHECKPOINT).unlink()
+    (EXP / cli.CHECKPOINT).unlink()
     shutil.move(specs, "moved")
     spec = "moved/medium.yaml"
     cli.main(["profile", str(EXP), "--spec", spec, "--rounds", "1"])
