@@ -157,7 +157,8 @@ def compare(args: argparse.Namespace) -> None:
     """Runs the trainings of a comparison file and writes their table."""
     from espnet_omnisparse import compare
 
-    compare.compare(args.file, [int(seed) for seed in args.seeds.split()], args.jobs)
+    seeds = [int(seed) for seed in args.seeds.split()]
+    compare.compare(args.file, seeds, args.jobs, args.only.split())
 
 
 def template(args: argparse.Namespace) -> None:
@@ -268,6 +269,9 @@ def _parser() -> argparse.ArgumentParser:
     one = add(compare)
     one.add_argument("file", type=Path, metavar="FILE", help="conf/compare/*.yaml")
     one.add_argument("--seeds", default="1", metavar='"1 2"', help="(%(default)s)")
+    one.add_argument(
+        "--only", default="", metavar='"A B"', help="variants to run (all)"
+    )
     one.add_argument(
         "--jobs", type=_count, default=1, help="trainings at a time (%(default)s)"
     )

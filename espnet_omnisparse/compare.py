@@ -29,13 +29,15 @@ class Variant:
 
     Attributes:
         asr_config: Its configuration file.
-        asr_args: Further arguments of the training.
         sizes: The sizes it gives, as the recipe names them.
+        asr_args: Further arguments of the training.
+        title: What the table calls it; empty: its name.
     """
 
     asr_config: str
     sizes: tuple[str, ...]
     asr_args: str = ""
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,13 +145,27 @@ def _score(result: SizeResult, test_set: str) -> Score:
     raise UserError(f"{result.folder} has no score on {test_set}: run stages 12-13.")
 
 
-def run_all(comparison: Comparison, seeds: Sequence[int], jobs: int) -> None:
-    """Runs what is missing, several at a time, appending results as they come."""
+def run_all(
+    comparison: Comparison,
+    seeds: Sequence[int],
+    jobs: int,
+    only: Sequence[str] = (),
+) -> None:
+    """Runs what is missing, several at a time, appending results as they come.
+
+    Raises:
+        UserError: If a name in `only` is no variant, or a training fails.
+    """
+    for name in only:
+        if name not in comparison.variants:
+            raise UserError(
+                f"--only: {name} is not one of {', '.join(comparison.variants)}."
+            )
     done = {(line["variant"], line["seed"]) for line in read_lines(comparison)}
     missing = [
         (name, seed)
         for seed in seeds
-        for name in comparison.variants
+        for name in only or comparison.variants
         if (name, seed) not in done
     ]
     path = Path(comparison.results)
@@ -231,7 +247,7 @@ def _row(
     # null where a training was suspended, so that its time means nothing
     times = [line["train_seconds"] for line in group if line["train_seconds"]]
     cells = [
-        name,
+        comparison.variants[name].title or name,
         size,
         f"{group[0]['parameters'] / 1e6:.3f}",
         f"{group[0]['macs_10s'] / 1e9:.3f}",
@@ -245,8 +261,16 @@ def _row(
     return "| " + " | ".join(cells) + " |"
 
 
-def compare(path: Path, seeds: Sequence[int], jobs: int) -> None:
+def compare(
+    path: Path, seeds: Sequence[int], jobs: int, only: Sequence[str] = ()
+) -> None:
     """Runs a comparison file and prints where its table is.
+
+    Args:
+        path: The file.
+        seeds: Of the trainings.
+        jobs: Trainings at a time.
+        only: Names of the variants to run; empty: all.
 
     Raises:
         UserError: If the file is wrong or a training fails.
@@ -254,7 +278,7 @@ def compare(path: Path, seeds: Sequence[int], jobs: int) -> None:
     comparison = Comparison.load(path)
     write_table(comparison, path)  # a missing marker is told before, not after
     try:
-        run_all(comparison, seeds, jobs)
+        run_all(comparison, seeds, jobs, only)
     finally:
         page = write_table(comparison, path)
         print(f"The table is in {page}.")

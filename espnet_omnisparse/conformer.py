@@ -4,9 +4,10 @@ The blocks are ESPnet's own modules under their own parameter names, so a stock
 checkpoint loads by name; a branch whose gate is `None` is not computed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
@@ -18,11 +19,21 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     check_short_utt,
 )
 
+from espnet_omnisparse.components import (
+    BRANCH_PARTS,
+    BRANCHES,
+    FFN_CHUNKS,
+    narrowed,
+    run_narrowed,
+    run_scaled,
+)
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import Gate
-from espnet_omnisparse.subnet import BRANCH_PARTS, BRANCHES, SearchSpace
+from espnet_omnisparse.gate import Gate, same_gate, stack_gates
+from espnet_omnisparse.subnet import SearchSpace
 
 CONV_NORMS = ("batch_norm", "layer_norm")
+# a branch's gate, or the gates of its parts where they differ
+BranchGate = Gate | tuple[Gate, ...]
 _FIXED = {
     "macaron_style": True,
     "use_cnn_module": True,
@@ -50,6 +61,11 @@ class Frames:
     pos_emb: torch.Tensor | None
     mask: torch.Tensor
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Real frames of each sequence `[batch]`."""
+        return self.mask.squeeze(1).sum(1)
+
 
 class ChannelNorm(torch.nn.Module):
     """LayerNorm over the channels of `[batch, channels, time]`.
@@ -72,25 +88,32 @@ class PrunableBlock(torch.nn.Module):
 
     Args:
         layer: ESPnet's block, whose modules this one takes over.
-        kept: Names of the branches to keep; the others do not exist here.
+        kept: The branches to keep, by name, or with the number of parts that each is
+            narrowed to; the others do not exist here.
     """
 
-    def __init__(self, layer: EncoderLayer, kept: Sequence[str] = BRANCHES):
+    def __init__(
+        self, layer: EncoderLayer, kept: Collection[str] | Mapping[str, int] = BRANCHES
+    ):
         super().__init__()
         self.kept = tuple(branch for branch in BRANCHES if branch in kept)
         for branch in self.kept:
-            norm, module, _ = BRANCH_PARTS[branch]
+            norm, name, _ = BRANCH_PARTS[branch]
+            module = getattr(layer, name)
+            if isinstance(kept, Mapping) and branch != "conv":
+                of = module.h if branch == "mhsa" else FFN_CHUNKS
+                module = narrowed(branch, module, kept[branch], of)
             setattr(self, norm, getattr(layer, norm))
-            setattr(self, module, getattr(layer, module))
+            setattr(self, name, module)
         self.norm_final = layer.norm_final
         self.dropout = layer.dropout
 
-    def forward(self, frames: Frames, gates: Sequence[Gate]) -> torch.Tensor:
+    def forward(self, frames: Frames, gates: Sequence[BranchGate]) -> torch.Tensor:
         """Runs the branches whose gate is not `None`.
 
         Args:
             frames: The block's input.
-            gates: One gate per kept branch.
+            gates: One gate per kept branch, or a gate for each of its parts.
 
         Returns:
             `[batch, time, size]`.
@@ -100,18 +123,27 @@ class PrunableBlock(torch.nn.Module):
             if gate is None:
                 continue
             norm, _, scale = BRANCH_PARTS[branch]
-            normed = getattr(self, norm)(x)
-            x = x + gate * scale * self.dropout(self._run(branch, normed, frames))
+            out = self._run(branch, getattr(self, norm)(x), frames, gate)
+            factor = scale if isinstance(gate, tuple) else gate * scale
+            x = x + factor * self.dropout(out)
         return self.norm_final(x)
 
-    def _run(self, branch: str, x: torch.Tensor, frames: Frames) -> torch.Tensor:
+    def _run(
+        self, branch: str, x: torch.Tensor, frames: Frames, gate: BranchGate
+    ) -> torch.Tensor:
         module = getattr(self, BRANCH_PARTS[branch][1])
-        if branch == "mhsa":
-            positions = () if frames.pos_emb is None else (frames.pos_emb,)
-            return module(x, x, x, *positions, frames.mask)
         if branch == "conv":
             return module(x, mask_pad=frames.mask)
-        return module(x)
+        inputs: tuple[torch.Tensor, ...] = (x,)
+        if branch == "mhsa":
+            positions = () if frames.pos_emb is None else (frames.pos_emb,)
+            inputs = (x, x, x, *positions, frames.mask)
+        if not isinstance(gate, tuple):
+            return module(*inputs)
+        if any(isinstance(one, torch.Tensor) for one in gate):
+            return run_scaled(branch, module, stack_gates(gate), inputs)
+        kept = [part for part, one in enumerate(gate) if one is not None]
+        return run_narrowed(branch, module, kept, len(gate), inputs)
 
 
 class LayerPrunableConformerEncoder(ConformerEncoder):
@@ -121,8 +153,9 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         input_size: Feature dimension.
         conv_norm: Norm of the Conv module: `batch_norm` as in ESPnet, or
             `layer_norm`, whose statistics do not depend on the subnet.
-        granularity: `branch` or `block`; see `SearchSpace`.
-        kept: Of an extracted size: the branches that each block has. `None`: all.
+        granularity: `branch`, `block` or `component`; see `SearchSpace`.
+        kept: Of an extracted size: the branches that each block has, or their names
+            with the number of parts each is narrowed to. `None`: all.
         macaron_style: Must be true: both FFNs are prunable branches.
         **conformer_conf: All other options of ESPnet's `conformer`.
 
@@ -135,7 +168,7 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         input_size: int,
         conv_norm: str = "batch_norm",
         granularity: str = "branch",
-        kept: list[list[str]] | None = None,
+        kept: Sequence[Sequence[str] | Mapping[str, int]] | None = None,
         macaron_style: bool = True,
         **conformer_conf,
     ):
@@ -164,7 +197,15 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
                 f"{len(self.encoders)}."
             )
         self.conv_norm = conv_norm
-        self.space = SearchSpace(len(self.encoders), granularity)
+        self._arguments = {
+            **conformer_conf,
+            "input_size": input_size,
+            "conv_norm": conv_norm,
+        }
+        heads = getattr(self.encoders[0].self_attn, "h", 1)
+        self.space = SearchSpace(len(self.encoders), granularity, heads)
+        if granularity == "component":
+            _check_components(self.encoders[0])
         if conv_norm == "layer_norm":
             for layer in self.encoders:
                 layer.conv_module.norm = ChannelNorm(layer.size)
@@ -173,6 +214,11 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
             PrunableBlock(layer, row)
             for layer, row in zip(self.encoders, rows, strict=True)
         )
+
+    @property
+    def input_size(self) -> int:
+        """Feature dimension."""
+        return self._arguments["input_size"]
 
     def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
         """Subsampling and positions, shared by all subnets of an update.
@@ -213,31 +259,73 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         Returns:
             `[batch, time, size]`, and the number of frames of each sequence.
         """
-        for block, row in zip(self.encoders, self._rows(gates), strict=True):
-            if row is None:
-                continue
-            x = self._run_block(block, frames, row)
-            frames = Frames(x, frames.pos_emb, frames.mask)
-        return self.after_norm(frames.x), frames.mask.squeeze(1).sum(1)
+        (encoded,) = self.exits(frames, (len(self.encoders),), gates)
+        return encoded, frames.lengths
 
-    def _rows(self, gates: Sequence[Gate] | None) -> Iterator[Sequence[Gate] | Gate]:
+    def exits(
+        self,
+        frames: Frames,
+        after: Collection[int],
+        gates: Sequence[Gate] | None = None,
+    ) -> list[torch.Tensor]:
+        """The outputs of one pass, each as if the encoder ended there.
+
+        Args:
+            frames: Output of `front_end`.
+            after: Numbers of blocks to end after.
+            gates: As in `blocks`.
+
+        Returns:
+            `[batch, time, size]` for each of `after`, in ascending order.
+        """
+        outputs = []
+        for number, row in enumerate(self._rows(gates), start=1):
+            if row is not None:
+                x = self._run_block(self.encoders[number - 1], frames, row)
+                frames = Frames(x, frames.pos_emb, frames.mask)
+            if number in after:
+                outputs.append(self.after_norm(frames.x))
+        return outputs
+
+    def _rows(
+        self, gates: Sequence[Gate] | None
+    ) -> Iterator[tuple[BranchGate, ...] | Gate]:
         """Per block: its branches' gates, or at block granularity the one gate."""
         if gates is None:
-            return ((1.0,) * len(block.kept) for block in self.encoders)
-        if self.space.granularity == "block":
-            return iter(gates)
-        width = len(BRANCHES)
-        return (tuple(gates[i : i + width]) for i in range(0, len(gates), width))
+            yield from ((1.0,) * len(block.kept) for block in self.encoders)
+        elif len(gates) != len(self.space):
+            raise ValueError(f"{len(gates)} gates for {len(self.space)} units")
+        elif self.space.granularity == "block":
+            yield from gates
+        else:
+            rest = iter(gates)
+            for _ in self.encoders:
+                parts = (
+                    tuple(islice(rest, count)) for count in self.space.parts.values()
+                )
+                # a branch whose parts share a gate is gated as a whole
+                yield tuple(one[0] if same_gate(one) else one for one in parts)
 
     @staticmethod
     def _run_block(
-        block: PrunableBlock, frames: Frames, row: Sequence[Gate] | Gate
+        block: PrunableBlock, frames: Frames, row: tuple[BranchGate, ...] | Gate
     ) -> torch.Tensor:
         if isinstance(row, tuple):
             return block(frames, row)
         full = block(frames, (1.0,) * len(block.kept))
         # the gate of a whole block fades between its input and its output
         return full if isinstance(row, float) else frames.x + row * (full - frames.x)
+
+    def resized(
+        self, kept: Sequence[Sequence[str] | Mapping[str, int]]
+    ) -> "LayerPrunableConformerEncoder":
+        """An encoder of the same options that has less in it, freshly initialised.
+
+        Args:
+            kept: As in the constructor; fewer blocks than this one has are possible.
+        """
+        arguments = {**self._arguments, "num_blocks": len(kept)}
+        return LayerPrunableConformerEncoder(**arguments, kept=kept)
 
     def forward(
         self,
@@ -274,3 +362,18 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         finally:
             for norm in norms:
                 norm.track_running_stats = True
+
+
+def _check_components(layer: EncoderLayer) -> None:
+    """Refuses what cannot be divided into components."""
+    hidden = getattr(getattr(layer.feed_forward, "w_1", None), "out_features", 0)
+    if not hidden or hidden % FFN_CHUNKS:
+        raise UserError(
+            "encoder_conf.granularity: component needs positionwise_layer_type: linear "
+            f"and linear_units divisible by {FFN_CHUNKS}."
+        )
+    if layer.self_attn.use_flash_attn:
+        raise UserError(
+            "encoder_conf.granularity: component cannot be combined with "
+            "use_flash_attn: set it to false."
+        )

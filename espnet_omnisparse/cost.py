@@ -7,19 +7,27 @@
   included, from log-mel features to CTC log-probabilities, batch 1, for 10 s and 30 s
   of audio (100 feature frames per second).
 - **file bytes**: of the model's file on disk.
+- **latency**: time from waveform to CTC log-probabilities for 10 s of audio, batch 1,
+  one thread, median of repeated runs.
 - **RTF** (real-time factor): time from waveform to CTC log-probabilities divided by
   the audio's duration, batch 1, one thread, median of repeated runs.
 """
 
+import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from espnet_omnisparse.budget import CostTable
+from espnet_omnisparse.components import BRANCHES
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.subnet import SearchSpace
 
 FRAMES_PER_SECOND = 100
 SAMPLE_RATE = 16_000
@@ -138,3 +146,88 @@ def measure_rtf(
     finally:
         torch.set_num_threads(threads)
     return {name: [t / seconds for t in row] for name, row in times.items()}
+
+
+def cost_table(model: Any, kind: str) -> CostTable:
+    """What each unit of a model's encoder costs, found on physically smaller models.
+
+    A model without any unit gives the rest. For each branch, a model that has one part
+    of it in every block, and one that has all parts, give the cost of a part and of
+    what the branch has once; blocks are alike. Parameters and MACs of any subnet
+    follow exactly, latencies as well as time is additive.
+
+    Args:
+        model: Has ESPnet's `encode`, `ctc` and `encoder`, a supernet's.
+        kind: `params`, `macs_10s` or `latency_ms`.
+    """
+    space: SearchSpace = model.encoder.space
+    costs = _measure(dict(_variants(model, space)), kind)
+    full = costs["full"]
+    if space.granularity == "block":
+        each = (full - costs["one"]) / max(1, space.num_blocks - 1)
+        rest = costs["one"] - each
+        return CostTable(kind, space, rest, [each] * len(space), [0.0] * len(space))
+    rest = costs["rest"]
+    part, once = {}, {}
+    for branch, parts in space.parts.items():
+        one, all_of_it = (
+            (costs[f"{branch} {count}"] - rest) / space.num_blocks
+            for count in (1, parts)
+        )
+        part[branch] = (all_of_it - one) / (parts - 1) if parts > 1 else one
+        once[branch] = one - part[branch]
+    # times do not add up exactly: the full net's is the one to keep
+    total = sum(once[b] + n * part[b] for b, n in space.parts.items())
+    scale = (full - rest) / (total * space.num_blocks)
+    branches = [unit.split(".")[1] for unit in space.units]
+    return CostTable(
+        kind,
+        space,
+        rest,
+        [scale * part[branch] for branch in branches],
+        [scale * once[branch] for _ in range(space.num_blocks) for branch in BRANCHES],
+    )
+
+
+def _variants(model: Any, space: SearchSpace) -> Iterator[tuple[str, Any]]:
+    """The models to measure."""
+    blocks = space.num_blocks
+    yield "full", _with_encoder(model, [BRANCHES] * blocks)
+    if space.granularity == "block":
+        yield "one", _with_encoder(model, [BRANCHES])
+        return
+    yield "rest", _with_encoder(model, [[]] * blocks)
+    for branch, parts in space.parts.items():
+        for count in {1, parts}:
+            # without components a branch has one part, which is all of it
+            row = {branch: count} if parts > 1 else [branch]
+            yield f"{branch} {count}", _with_encoder(model, [row] * blocks)
+
+
+def _with_encoder(model: Any, kept: Any) -> Any:
+    """The model as it would be deployed, with another encoder; shares the rest."""
+    small = copy.copy(model)
+    small._modules = dict(model._modules)
+    for training_only in ("supernet", "size_ctc"):
+        small._modules.pop(training_only, None)
+    small.encoder = model.encoder.resized(kept)
+    return small.eval()
+
+
+def _measure(models: Mapping[str, Any], kind: str) -> dict[str, float]:
+    if kind == "latency_ms":
+        if getattr(next(iter(models.values())), "frontend", None) is None:
+            raise UserError(
+                "Latency is measured from the waveform on: a size given by latency_ms "
+                "needs --feats_type raw."
+            )
+        seconds = 10
+        rtf = measure_rtf(models, seconds)
+        return {n: 1e3 * seconds * statistics.median(row) for n, row in rtf.items()}
+    measured = {}
+    for name, model in models.items():
+        if kind == "params":
+            measured[name] = sum(p.numel() for p in model.parameters())
+        else:
+            measured[name] = count_macs(model, model.encoder.input_size, 10)
+    return measured

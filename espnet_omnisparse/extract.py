@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from espnet_omnisparse.components import BRANCH_PARTS, scatter, select
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.subnet import BRANCH_PARTS, SearchSpace, SubnetSpec
+from espnet_omnisparse.subnet import SearchSpace, SubnetSpec
 
 State = dict[str, torch.Tensor]
 _BLOCKS = "encoder.encoders."
 _TRAINING_ONLY = ("supernet.", "size_ctc.")
+_STOCK_HEADS = 4  # ESPnet's default
 _OURS_ONLY = ("conv_norm", "granularity", "kept")
 
 
@@ -26,8 +28,9 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         for name in state
         if name.startswith(_BLOCKS)
     }
-    granularity = config["encoder_conf"].get("granularity", "branch")
-    return SearchSpace(len(blocks), granularity)
+    conf = config["encoder_conf"]
+    heads = conf.get("attention_heads", _STOCK_HEADS)
+    return SearchSpace(len(blocks), conf.get("granularity", "branch"), heads)
 
 
 def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
@@ -41,7 +44,7 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
         State dict of the extracted model; whole blocks that a block-granular spec
         drops are gone and the others renumbered.
     """
-    rows = spec.kept_branches
+    rows, parts = spec.kept, spec.space.parts
     numbers = _block_numbers(spec)
     small: State = {}
     for name, tensor in state.items():
@@ -50,10 +53,13 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
         if not name.startswith(_BLOCKS):
             small[name] = tensor
             continue
-        block, rest = name.removeprefix(_BLOCKS).split(".", 1)
-        number = int(block)
-        if number in numbers and branch_of(rest) in (*rows[number], None):
-            small[f"{_BLOCKS}{numbers[number]}.{rest}"] = tensor
+        number, branch, rest = _locate(name)
+        if number not in numbers or branch not in (*rows[number], None):
+            continue
+        if branch is not None:
+            inner = rest.split(".", 1)[1]
+            tensor = select(branch, inner, tensor, rows[number][branch], parts[branch])
+        small[f"{_BLOCKS}{numbers[number]}.{rest}"] = tensor
     head = f"size_ctc.{head_name(spec.name)}."
     for name, tensor in state.items():
         if name.startswith(head):
@@ -73,8 +79,11 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     if loads_in_stock(config, spec):
         return _as_conformer(small)
     conf.pop("granularity", None)
-    if spec.space.granularity == "branch" and not spec.is_full:
-        conf["kept"] = [list(row) for row in spec.kept_branches]
+    if spec.is_full or spec.space.granularity == "block":
+        return small
+    conf["kept"] = [list(row) for row in spec.kept_branches]
+    if spec.space.granularity == "component":
+        conf["kept"] = [{b: len(kept) for b, kept in row.items()} for row in spec.kept]
     return small
 
 
@@ -87,25 +96,30 @@ def loads_in_stock(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
 def stock_state(small: State, full: Mapping[str, torch.Tensor], spec: SubnetSpec):
     """The tensors of a size in the full net's shape, its dropped branches zero.
 
-    A branch whose output projection is zero adds nothing, so a plain Conformer
-    computes the size's output. The rest of the branch is zeroed as well, so that the
+    A branch, or a part of it, whose output projection is zero adds nothing, so a plain
+    Conformer computes the size's output. The rest of it is zeroed as well, so that the
     non-zero count is the size's own.
 
     Args:
         small: What `cut_state` cut, calibrated or not.
         full: The supernet's state dict.
-        spec: The size, at branch granularity.
+        spec: The size, at branch or component granularity.
     """
-    rows = spec.kept_branches
+    rows, parts = spec.kept, spec.space.parts
     stock: State = {}
     for name, tensor in full.items():
         if name.startswith(_TRAINING_ONLY):
             continue
-        if name in small:
+        if not name.startswith(_BLOCKS):
             stock[name] = small[name]
             continue
-        block, rest = name.removeprefix(_BLOCKS).split(".", 1)
-        assert branch_of(rest) not in rows[int(block)], name
+        number, branch, rest = _locate(name)
+        if name in small:
+            stock[name] = small[name]
+            if branch is not None:
+                kept, inner = rows[number][branch], rest.split(".", 1)[1]
+                stock[name] = scatter(branch, inner, small[name], kept, parts[branch])
+            continue
         # a variance of 0 would divide by the square root of epsilon: harmless, but 1
         # is what an unused BatchNorm has
         fill = torch.ones_like if rest.endswith("running_var") else torch.zeros_like
@@ -149,10 +163,44 @@ def branch_of(name: str) -> str | None:
     return None
 
 
+def unit_magnitudes(
+    state: Mapping[str, torch.Tensor], space: SearchSpace
+) -> torch.Tensor:
+    """Root mean square of the weight matrices of each unit `[units]`.
+
+    Args:
+        state: State dict of the full net's encoder.
+        space: Its units.
+    """
+    squares, counts = torch.zeros(len(space)), torch.zeros(len(space))
+    index = {unit: number for number, unit in enumerate(space.units)}
+    for name, tensor in state.items():
+        number, branch, rest = (
+            _locate(f"encoder.{name}") if "encoders." in name else ((0, None, ""))
+        )
+        if branch is None or tensor.dim() < 2:
+            continue
+        of = space.parts[branch]
+        for part in range(of):
+            unit = {"block": f"{number}", "branch": f"{number}.{branch}"}.get(
+                space.granularity, f"{number}.{branch}.{part}"
+            )
+            mine = select(branch, rest.split(".", 1)[1], tensor, [part], of)
+            squares[index[unit]] += float(mine.square().sum())
+            counts[index[unit]] += mine.numel()
+    return (squares / counts).sqrt()
+
+
+def _locate(name: str) -> tuple[int, str | None, str]:
+    """Block, branch (`None`: the block's own) and name within the block of a tensor."""
+    number, rest = name.removeprefix(_BLOCKS).split(".", 1)
+    return int(number), branch_of(rest), rest
+
+
 def _block_numbers(spec: SubnetSpec) -> dict[int, int]:
     """Block of the supernet -> block of the size."""
     rows = spec.kept_branches
-    if spec.space.granularity == "branch":
+    if spec.space.granularity != "block":
         return {number: number for number in range(len(rows))}
     kept = [number for number, row in enumerate(rows) if row]
     return {number: position for position, number in enumerate(kept)}

@@ -19,6 +19,25 @@ def mask_gates(mask: Sequence[bool] | torch.Tensor) -> tuple[Gate, ...]:
     return tuple(1.0 if keep else None for keep in mask)
 
 
+def same_gate(gates: Sequence[Gate]) -> bool:
+    """Whether all are one gate: all dropped, all kept, or the very same tensor.
+
+    >>> same_gate((None, None)), same_gate((1.0, None))
+    (True, False)
+    """
+    first = gates[0]
+    if isinstance(first, float):
+        return all(isinstance(gate, float) and gate == first for gate in gates)
+    return all(gate is first for gate in gates)
+
+
+def stack_gates(gates: Sequence[Gate]) -> torch.Tensor:
+    """Scalar gates, at least one a tensor, as one tensor; `None` becomes 0."""
+    example = next(gate for gate in gates if isinstance(gate, torch.Tensor))
+    zero = example.new_zeros(())
+    return torch.stack([zero if g is None else zero + g for g in gates])
+
+
 def relaxed_top_k(scores: torch.Tensor, k: int, temperature: float = 1.0):
     """Differentiable top-k by iterated softmax; the gates sum to k.
 
@@ -53,22 +72,28 @@ def straight_through(soft: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
     return hard.to(soft.dtype) + (soft - soft.detach())
 
 
-def layer_dropout_gates(rates: torch.Tensor, batch: int) -> tuple[Gate, ...]:
+def layer_dropout_gates(
+    rates: torch.Tensor, batch: int, groups: Sequence[int]
+) -> tuple[Gate, ...]:
     """Stochastic depth per sequence: a unit is dropped with its rate, else scaled up.
 
     Args:
         rates: `[units]`, the probability of dropping each unit; 0 leaves it alone.
         batch: Number of sequences.
+        groups: Per unit, the branch it is a part of, ascending: the parts of a branch,
+            whose rates are equal, are dropped together.
 
     Returns:
         A gate per unit: 1.0 where the rate is 0, else `[batch, 1, 1]` with entries
         0 or `1 / (1 - rate)`.
     """
-    gates: list[Gate] = []
-    for rate in rates.tolist():
+    drawn: dict[int, Gate] = {}
+    for rate, group in zip(rates.tolist(), groups, strict=True):
+        if group in drawn:
+            continue
         if rate == 0.0:
-            gates.append(1.0)
+            drawn[group] = 1.0
             continue
         kept = torch.rand(batch, 1, 1, device=rates.device) >= rate
-        gates.append(kept / (1.0 - rate))
-    return tuple(gates)
+        drawn[group] = kept / (1.0 - rate)
+    return tuple(drawn[group] for group in groups)

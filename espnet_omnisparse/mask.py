@@ -3,6 +3,15 @@
 import torch
 
 
+def ranking(scores: torch.Tensor) -> torch.Tensor:
+    """Numbers of the units `[units]`, highest score first; a tie by lower number.
+
+    >>> ranking(torch.tensor([0.1, 0.9, 0.5, 0.5])).tolist()
+    [1, 2, 3, 0]
+    """
+    return torch.argsort(scores.detach(), descending=True, stable=True)
+
+
 def top_k_mask(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Keeps the k units of highest score; a tie goes to the lower index.
 
@@ -21,7 +30,6 @@ def top_k_mask(scores: torch.Tensor, k: int) -> torch.Tensor:
     """
     if not 0 <= k <= scores.numel():
         raise ValueError(f"k must be between 0 and {scores.numel()}, got {k}")
-    order = torch.argsort(scores.detach(), descending=True, stable=True)
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    mask[order[:k]] = True
+    mask[ranking(scores)[:k]] = True
     return mask

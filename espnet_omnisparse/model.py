@@ -1,9 +1,10 @@
 """ESPnet's ASR model, trained as a supernet: features once, each subnet, one loss."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,19 @@ from espnet2.asr.espnet_model import ESPnetASRModel, autocast_type
 from espnet2.torch_utils.device_funcs import force_gatherable
 
 from espnet_omnisparse.conformer import Frames, LayerPrunableConformerEncoder
+from espnet_omnisparse.cost import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import head_name
-from espnet_omnisparse.gate import layer_dropout_gates
+from espnet_omnisparse.gate import layer_dropout_gates, mask_gates
 from espnet_omnisparse.schedule import PHASES, STEP1
 from espnet_omnisparse.subnet import FULL
-from espnet_omnisparse.supernet import CURRENT, Draw, Supernet, SupernetConfig
+from espnet_omnisparse.supernet import (
+    ADAPTIVE,
+    CURRENT,
+    Draw,
+    Supernet,
+    SupernetConfig,
+)
 
 NORMALIZATIONS = ("frames", "batch")
 # ESPnet's log discards infinite values, so "worse than anything" is finite
@@ -90,7 +98,12 @@ class OmniASRModel(ESPnetASRModel):
         super().__init__(encoder=encoder, ctc=ctc, ctc_weight=ctc_weight, **model_conf)
         config = SupernetConfig.from_mapping(supernet or {})
         self.loss_normalization = loss_normalization
-        self.supernet = Supernet(config, encoder.space)
+        if config.subnet_weight == ADAPTIVE and loss_normalization != "frames":
+            raise UserError(
+                "supernet.subnet_weight: adaptive is made for losses per frame: it "
+                "needs loss_normalization: frames."
+            )
+        self.supernet = Supernet(config, encoder.space, partial(cost_table, self))
         self.size_ctc = torch.nn.ModuleDict()
         if config.heads == "per_size":
             for size in self.supernet.sizes:
@@ -117,10 +130,7 @@ class OmniASRModel(ESPnetASRModel):
             Loss, statistics for the log, and the weight of this batch in an average
             over batches and processes (its frames, or its utterances).
         """
-        text = text[:, : text_lengths.max()].clone()
-        text[text == -1] = self.ignore_id
-        feats, feats_lengths = self._features(speech, speech_lengths)
-        batch = Batch(feats, feats_lengths, text, text_lengths)
+        batch = self._batch(speech, speech_lengths, text, text_lengths)
         if self.training:
             draws = self.supernet.training_draws()
             groups = self._divide(batch, draws)
@@ -128,20 +138,23 @@ class OmniASRModel(ESPnetASRModel):
             draws = self.supernet.validation_draws()
             groups = [(batch, draws)]
 
-        loss = feats.new_zeros(())
+        loss = batch.feats.new_zeros(())
         frames = 0
         stats: dict[str, Any] = {}
         for part, part_draws in groups:
             hidden = self.encoder.front_end(part.feats, part.feats_lengths)
             part_frames = hidden.mask.sum()
             frames = frames + part_frames
-            for draw in part_draws:
+            scale = self._scale(len(part), part_frames)
+            for size, weight, encoded in self._outputs(part_draws, hidden):
                 # a mean over the part's utterances, an unbiased estimate of the
                 # whole batch's: split_batch has the expectation of per_batch
-                mean, extra = self._subnet_loss(draw, hidden, part)
-                loss = loss + draw.weight * mean
-                scale = self._scale(len(part), part_frames)
-                stats[self._stat("loss", draw.size)] = mean.detach() * scale
+                mean, extra = self._subnet_loss(size, encoded, hidden.lengths, part)
+                scaled = mean.detach() * scale
+                if weight is None:  # adaptive: what is learned already weighs less
+                    weight = 1.0 - torch.exp(-scaled)
+                loss = loss + weight * mean
+                stats[self._stat("loss", size)] = scaled
                 stats.update(extra)
         loss = loss * self._scale(len(batch), frames)
         if self.training:
@@ -153,6 +166,48 @@ class OmniASRModel(ESPnetASRModel):
         stats["loss"] = loss.detach()
         weight = frames if self.loss_normalization == "frames" else len(batch)
         return force_gatherable((loss, stats, weight), loss.device)
+
+    def mask_loss(
+        self,
+        mask: torch.Tensor,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        text: torch.Tensor,
+        text_lengths: torch.Tensor,
+        **kwargs,
+    ) -> tuple[torch.Tensor, int]:
+        """Mean loss of a batch through one hard subnet and the full net's head.
+
+        Args:
+            mask: Units to keep `[units]`.
+            speech: As in `forward`, like the following.
+            speech_lengths: `[batch]`.
+            text: `[batch, labels]`.
+            text_lengths: `[batch]`.
+            **kwargs: Unused.
+
+        Returns:
+            The loss, and the number of utterances.
+        """
+        batch = self._batch(speech, speech_lengths, text, text_lengths)
+        hidden = self.encoder.front_end(batch.feats, batch.feats_lengths)
+        draw = Draw(CURRENT, mask_gates(mask))
+        ((_, _, encoded),) = self._outputs([draw], hidden)
+        loss, _ = self._subnet_loss(FULL, encoded, hidden.lengths, batch)
+        return loss, len(batch)
+
+    def _batch(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        text: torch.Tensor,
+        text_lengths: torch.Tensor,
+    ) -> Batch:
+        """Features and labels, made once for all subnets."""
+        text = text[:, : text_lengths.max()].clone()
+        text[text == -1] = self.ignore_id
+        feats, feats_lengths = self._features(speech, speech_lengths)
+        return Batch(feats, feats_lengths, text, text_lengths)
 
     def _features(
         self, speech: torch.Tensor, lengths: torch.Tensor
@@ -181,21 +236,35 @@ class OmniASRModel(ESPnetASRModel):
             for part, draw in zip(parts, draws, strict=True)
         ]
 
+    def _outputs(
+        self, draws: list[Draw], hidden: Frames
+    ) -> Iterator[tuple[str, float | None, torch.Tensor]]:
+        """Size, loss weight and encoder output of each subnet, one after the other."""
+        for draw in draws:
+            gates = draw.gates
+            if draw.layer_dropout is not None:
+                groups = self.encoder.space.groups
+                gates = layer_dropout_gates(draw.layer_dropout, len(hidden.x), groups)
+            last = len(self.encoder.encoders)
+            # largest first, as in every list of sizes, and as the draws are
+            ends = {draw.size: last, **draw.exits}
+            is_full = draw.size == FULL
+            with nullcontext() if is_full else self.encoder.frozen_statistics():
+                outputs = self.encoder.exits(hidden, set(ends.values()), gates)
+            by_end = dict(zip(sorted(set(ends.values())), outputs, strict=True))
+            for size, end in ends.items():
+                weight = draw.weight if size == draw.size else draw.exit_weight
+                yield size, weight, by_end[end]
+
     def _subnet_loss(
-        self, draw: Draw, hidden: Frames, part: Batch
+        self, size: str, encoded: torch.Tensor, lengths: torch.Tensor, part: Batch
     ) -> tuple[torch.Tensor, dict[str, Any]]:
         """Mean loss of the part's utterances through one subnet, and its accuracy."""
-        gates = draw.gates
-        if draw.layer_dropout is not None:
-            gates = layer_dropout_gates(draw.layer_dropout, len(part))
-        is_full = draw.size == FULL
-        with nullcontext() if is_full else self.encoder.frozen_statistics():
-            encoded, lengths = self.encoder.blocks(hidden, gates)
-        head = self.head(draw.size)
+        head = self.head(size)
         stats: dict[str, Any] = {}
         loss = head(encoded, lengths, part.text, part.text_lengths)
         if not self.training and self.error_calculator is not None:
-            stats[self._stat("cer_ctc", draw.size)] = self.error_calculator(
+            stats[self._stat("cer_ctc", size)] = self.error_calculator(
                 head.argmax(encoded).cpu(), part.text.cpu(), is_ctc=True
             )
         if self.ctc_weight < 1.0:
@@ -207,7 +276,7 @@ class OmniASRModel(ESPnetASRModel):
                 part.text_lengths.clone(),
             )
             loss = self.ctc_weight * loss + (1.0 - self.ctc_weight) * loss_att
-            stats[self._stat("acc", draw.size)] = accuracy
+            stats[self._stat("acc", size)] = accuracy
         return loss, stats
 
     def head(self, size: str) -> CTC:
@@ -235,7 +304,8 @@ class OmniASRModel(ESPnetASRModel):
         stats = {"phase": float(PHASES.index(phase))}
         if phase == STEP1:
             mask = self.supernet.selection.mask_now(*self.supernet.step1_time)
-            stats["k"] = float(mask.sum())
+            if mask is not None:
+                stats["k"] = float(mask.sum())
         return stats
 
     def _loss_of_sizes(self, stats: dict[str, Any], draws: list[Draw]) -> Any:

@@ -78,3 +78,23 @@ def shrinking_k(update: int, start: int, stop: int, shrink: int, length: int) ->
     # integer arithmetic: t / T without a rounded T
     intervals = update * (start - stop) // (length * shrink)
     return max(start - shrink - shrink * intervals, stop)
+
+
+def iteration_ends(length: int, count: int, first: int | None = None) -> list[int]:
+    """Where the iterations of Iterative-Zero-Out end, in updates of step 1.
+
+    Args:
+        length: Updates of step 1.
+        count: Iterations.
+        first: Length of the first one; `None`: all are alike. The others share what
+            is left evenly.
+
+    >>> iteration_ends(210_000, 8, 63_000)[:3]
+    [63000, 84000, 105000]
+    >>> iteration_ends(100, 3)
+    [33, 67, 100]
+    """
+    if first is None or count == 1:
+        return [round(length * number / count) for number in range(1, count + 1)]
+    rest = length - first
+    return [first + round(rest * number / (count - 1)) for number in range(count)]

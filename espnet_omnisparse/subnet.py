@@ -13,20 +13,12 @@ from typing import Any
 
 import torch
 
+from espnet_omnisparse.components import BRANCHES, FFN_CHUNKS
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_yaml
 from espnet_omnisparse.gate import Gate, mask_gates
 
-# branch -> (its pre-norm, its module, its residual scale), under ESPnet's names and in
-# the order in which a block computes them
-BRANCH_PARTS = {
-    "ffn1": ("norm_ff_macaron", "feed_forward_macaron", 0.5),
-    "mhsa": ("norm_mha", "self_attn", 1.0),
-    "conv": ("norm_conv", "conv_module", 1.0),
-    "ffn2": ("norm_ff", "feed_forward", 0.5),
-}
-BRANCHES = tuple(BRANCH_PARTS)
-GRANULARITIES = ("branch", "block")
+GRANULARITIES = ("branch", "block", "component")
 FULL = "full"
 _FORMAT = 1
 
@@ -39,16 +31,21 @@ class SearchSpace:
         num_blocks: Conformer blocks of the full net.
         granularity: `"branch"`: each FFN1, MHSA, Conv and FFN2 is a unit and the
             block-final norm always stays; `"block"`: a unit is a whole block, final
-            norm included.
+            norm included; `"component"`: a unit is a quarter of an FFN's channels, an
+            attention head, or a Conv.
+        heads: Attention heads of a block; only components depend on it.
 
     >>> SearchSpace(2).units[:5]
     ('0.ffn1', '0.mhsa', '0.conv', '0.ffn2', '1.ffn1')
     >>> SearchSpace(2, "block").units
     ('0', '1')
+    >>> SearchSpace(1, "component", heads=2).units[3:8]
+    ('0.ffn1.3', '0.mhsa.0', '0.mhsa.1', '0.conv.0', '0.ffn2.0')
     """
 
     num_blocks: int
     granularity: str = "branch"
+    heads: int = 1
 
     def __post_init__(self):
         if self.granularity not in GRANULARITIES:
@@ -56,6 +53,16 @@ class SearchSpace:
                 f"granularity must be one of {', '.join(GRANULARITIES)}, "
                 f"not {self.granularity!r}."
             )
+        if self.granularity != "component":
+            # spaces that differ in nothing else are the same
+            object.__setattr__(self, "heads", 1)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Into how many units each branch of a block is divided."""
+        if self.granularity != "component":
+            return dict.fromkeys(BRANCHES, 1)
+        return {"ffn1": FFN_CHUNKS, "mhsa": self.heads, "conv": 1, "ffn2": FFN_CHUNKS}
 
     @property
     def units(self) -> tuple[str, ...]:
@@ -63,11 +70,37 @@ class SearchSpace:
         blocks = range(self.num_blocks)
         if self.granularity == "block":
             return tuple(str(block) for block in blocks)
-        return tuple(f"{block}.{branch}" for block in blocks for branch in BRANCHES)
+        names = tuple(f"{block}.{branch}" for block in blocks for branch in BRANCHES)
+        if self.granularity == "branch":
+            return names
+        return tuple(
+            f"{name}.{part}"
+            for name in names
+            for part in range(self.parts[name.split(".")[1]])
+        )
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Per unit, the number of the branch (or block) that it is a part of."""
+        if self.granularity != "component":
+            return tuple(range(len(self)))
+        counts = list(self.parts.values()) * self.num_blocks
+        return tuple(group for group, count in enumerate(counts) for _ in range(count))
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Per unit, the block that it is in."""
+        return tuple(int(unit.split(".")[0]) for unit in self.units)
+
+    @property
+    def noun(self) -> str:
+        """What a unit is called, in the plural."""
+        return {"branch": "branches"}.get(self.granularity, f"{self.granularity}s")
 
     def __len__(self) -> int:
-        per_block = 1 if self.granularity == "block" else len(BRANCHES)
-        return self.num_blocks * per_block
+        if self.granularity == "block":
+            return self.num_blocks
+        return self.num_blocks * sum(self.parts.values())
 
 
 def fingerprint(state: Mapping[str, torch.Tensor], tokens: Sequence[str]) -> str:
@@ -121,21 +154,38 @@ class SubnetSpec:
         return cls(FULL, supernet, space, (True,) * len(space))
 
     @property
-    def kept_branches(self) -> tuple[tuple[str, ...], ...]:
-        """The kept branches of each block of the full net."""
+    def kept(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """Per block of the full net: each kept branch, and which of its parts."""
         if self.space.granularity == "block":
-            return tuple(BRANCHES if keep else () for keep in self.mask)
-        width = len(BRANCHES)
-        rows = (self.mask[i : i + width] for i in range(0, len(self.mask), width))
-        return tuple(
-            tuple(b for b, keep in zip(BRANCHES, row, strict=True) if keep)
-            for row in rows
-        )
+            whole = dict.fromkeys(BRANCHES, (0,))
+            return tuple(dict(whole) if keep else {} for keep in self.mask)
+        entries = iter(self.mask)
+        rows = []
+        for _ in range(self.space.num_blocks):
+            row = {}
+            for branch, parts in self.space.parts.items():
+                chosen = tuple(part for part in range(parts) if next(entries))
+                if chosen:
+                    row[branch] = chosen
+            rows.append(row)
+        return tuple(rows)
+
+    @property
+    def kept_branches(self) -> tuple[tuple[str, ...], ...]:
+        """The branches of each block of the full net of which anything is kept."""
+        return tuple(tuple(row) for row in self.kept)
 
     @property
     def num_branches(self) -> int:
-        """How many branches are kept."""
+        """How many branches are kept, at least in part."""
         return sum(len(branches) for branches in self.kept_branches)
+
+    @property
+    def counts(self) -> tuple[int, int, str]:
+        """What is kept, of how many, and what they are: branches or components."""
+        if self.space.granularity == "component":
+            return sum(self.mask), len(self.mask), "components"
+        return self.num_branches, self.space.num_blocks * len(BRANCHES), "branches"
 
     @property
     def is_full(self) -> bool:
@@ -163,17 +213,22 @@ class SubnetSpec:
         """Refuses units other than the supernet's.
 
         Raises:
-            UserError: If the number of blocks or the granularity differs.
+            UserError: If the blocks, the granularity or the heads differ.
         """
         if self.space != space:
             raise UserError(
                 f"The spec {self.name!r} has {self.space.num_blocks} blocks and "
-                f"granularity {self.space.granularity}, but its supernet has "
-                f"{space.num_blocks} and {space.granularity}: select the sizes again."
+                f"granularity {self.space.granularity} ({len(self.space)} units), but "
+                f"its supernet has {space.num_blocks} and {space.granularity} "
+                f"({len(space)}): select the sizes again."
             )
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the spec as YAML, atomically."""
+        kept, of, noun = self.counts
+        rows: list = [list(branches) for branches in self.kept_branches]
+        if self.space.granularity == "component":
+            rows = [{b: list(parts) for b, parts in row.items()} for row in self.kept]
         write_yaml(
             path,
             {
@@ -181,11 +236,8 @@ class SubnetSpec:
                 "name": self.name,
                 "supernet": self.supernet,
                 "granularity": self.space.granularity,
-                "branches": {
-                    "kept": self.num_branches,
-                    "of": self.space.num_blocks * len(BRANCHES),
-                },
-                "kept": [list(branches) for branches in self.kept_branches],
+                noun: {"kept": kept, "of": of},
+                "kept": rows,
             },
         )
 
@@ -201,7 +253,9 @@ class SubnetSpec:
 
 
 def _parse_spec(value: Any, source: str) -> SubnetSpec:
-    keys = {"format", "name", "supernet", "granularity", "branches", "kept"}
+    components = isinstance(value, dict) and value.get("granularity") == "component"
+    noun = "components" if components else "branches"
+    keys = {"format", "name", "supernet", "granularity", noun, "kept"}
     if not isinstance(value, dict) or set(value) != keys:
         raise UserError(
             f"{source} is not a subnet spec: it needs exactly the keys "
@@ -212,26 +266,52 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
             f"{source} has spec format {value['format']!r}, this version reads "
             f"{_FORMAT}: select the sizes again."
         )
-    kept = value["kept"]
-    if not isinstance(kept, list) or not all(isinstance(row, list) for row in kept):
+    rows, row_type = value["kept"], dict if components else list
+    if not isinstance(rows, list) or not all(isinstance(row, row_type) for row in rows):
         raise UserError(f"{source}: kept must be a list of branches for every block.")
-    space = SearchSpace(len(kept), value["granularity"])
-    for block, row in enumerate(kept):
+    space = _space_of(value, rows, source)
+    for block, row in enumerate(rows):
         _check_row(row, block, space, source)
-    counts = {"kept": sum(map(len, kept)), "of": len(kept) * len(BRANCHES)}
-    if value["branches"] != counts:
-        raise UserError(
-            f"{source} contradicts itself: it lists {counts['kept']} of {counts['of']} "
-            f"branches but declares {value['branches']}: make branches and kept agree."
-        )
+    if not components:
+        rows = [{branch: [0] for branch in row} for row in rows]
     if space.granularity == "block":
-        mask = tuple(bool(row) for row in kept)
+        mask = tuple(bool(row) for row in rows)
     else:
-        mask = tuple(branch in row for row in kept for branch in BRANCHES)
-    return SubnetSpec(str(value["name"]), str(value["supernet"]), space, mask)
+        mask = tuple(
+            part in row.get(branch, ())
+            for row in rows
+            for branch, parts in space.parts.items()
+            for part in range(parts)
+        )
+    spec = SubnetSpec(str(value["name"]), str(value["supernet"]), space, mask)
+    kept, of, _ = spec.counts
+    if value[noun] != {"kept": kept, "of": of}:
+        raise UserError(
+            f"{source} contradicts itself: it lists {kept} of {of} {noun} but declares "
+            f"{value[noun]}: make {noun} and kept agree."
+        )
+    return spec
 
 
-def _check_row(row: list, block: int, space: SearchSpace, source: str) -> None:
+def _space_of(value: Mapping[str, Any], rows: list, source: str) -> SearchSpace:
+    if value["granularity"] != "component":
+        return SearchSpace(len(rows), value["granularity"])
+    declared = value["components"]
+    units = declared.get("of") if isinstance(declared, dict) else None
+    # what is not an attention head has a fixed number of parts
+    fixed = len(rows) * sum(
+        n for b, n in SearchSpace(1, "component").parts.items() if b != "mhsa"
+    )
+    heads, left = divmod(units - fixed, len(rows)) if isinstance(units, int) else (0, 1)
+    if heads < 1 or left:
+        raise UserError(
+            f"{source} contradicts itself: {len(rows)} blocks cannot have "
+            f"{units} components."
+        )
+    return SearchSpace(len(rows), "component", heads)
+
+
+def _check_row(row: list | dict, block: int, space: SearchSpace, source: str) -> None:
     for branch in row:
         if branch not in BRANCHES:
             raise UserError(
@@ -245,3 +325,10 @@ def _check_row(row: list, block: int, space: SearchSpace, source: str) -> None:
             f"{source} contradicts itself: granularity is block, but block {block} "
             "keeps only some of its branches."
         )
+    for branch, parts in row.items() if isinstance(row, dict) else ():
+        known = range(space.parts[branch])
+        if not parts or len(set(parts)) != len(parts) or not set(parts) <= set(known):
+            raise UserError(
+                f"{source}: block {block} keeps parts {parts} of {branch}; name each "
+                f"of 0 to {len(known) - 1} at most once, and at least one."
+            )

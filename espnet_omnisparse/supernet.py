@@ -8,21 +8,23 @@ import dataclasses
 import difflib
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from espnet_omnisparse.budget import KINDS, UNITS, CostTable, kinds_needed, parse_size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate, mask_gates
 from espnet_omnisparse.schedule import STEP1, STEP2, WARM, Timeline, resolve_updates
-from espnet_omnisparse.selection import build_selection
+from espnet_omnisparse.selection import Net, build_selection
 from espnet_omnisparse.subnet import FULL, SearchSpace
 
 CURRENT = "current"  # the subnet of step 1, in logs
 HEADS = ("shared", "per_size")
 UPDATES = ("per_batch", "split_batch")
+ADAPTIVE = "adaptive"
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class SupernetConfig:
     Attributes:
         method: Selection method, a name registered in `espnet_omnisparse.selection`.
         method_conf: Options of that method.
-        sizes: Name of each size below the full one -> units kept, as an int, or as a
-            fraction of all units, as a float.
+        sizes: Name of each size below the full one -> units kept, as an int, or a
+            fraction, as a float, or a budget, such as `{params: 15M}`.
+        fraction_of: What a fraction in `sizes` is of, a key of `budget.KINDS`.
         heads: `shared`: one CTC output projection; `per_size`: each size its own.
         update: `per_batch`: every subnet sees the whole batch; `split_batch`: the
             batch is divided among them.
-        subnet_weight: Loss weight of each subnet; the full net's is 1.
+        subnet_weight: Loss weight of each subnet; the full net's is 1. `adaptive`:
+            `1 - exp(-loss)` of its own loss (arXiv 2501.18895).
         warm_start: Updates (int) or fraction of the run (float) that train the full
             net alone, before step 1.
         step1: Updates or fraction of the run that learn the selection.
@@ -50,10 +54,11 @@ class SupernetConfig:
 
     method: str = "none"
     method_conf: Mapping[str, Any] = field(default_factory=dict)
-    sizes: Mapping[str, int | float] = field(default_factory=dict)
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    fraction_of: str = UNITS
     heads: str = "shared"
     update: str = "per_batch"
-    subnet_weight: float = 0.3
+    subnet_weight: float | str = 0.3
     warm_start: int | float = 0
     step1: int | float = 0.6
     layer_dropout_step1: float = 0.0
@@ -71,6 +76,7 @@ class SupernetConfig:
                 )
         _one_of("heads", self.heads, HEADS)
         _one_of("update", self.update, UPDATES)
+        _one_of("fraction_of", self.fraction_of, tuple(KINDS))
         for name in ("layer_dropout_step1", "layer_dropout_step2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"supernet.{name} must be at least 0 and below 1.")
@@ -103,7 +109,7 @@ class SupernetConfig:
         }
         for name, value in values.items():
             # YAML reads 1e-3, without a point, as text
-            if isinstance(value, str):
+            if isinstance(value, str) and (name, value) != ("subnet_weight", ADAPTIVE):
                 raise UserError(
                     f"supernet.{name} must be a number, not the text {value!r}: write "
                     "powers of ten as 1.0e-3."
@@ -119,24 +125,6 @@ class SupernetConfig:
         known = [item.name for item in dataclasses.fields(cls)]
         check_keys("model_conf.supernet", mapping, known)
         return cls(**mapping)
-
-    def sizes_in(self, space: SearchSpace) -> dict[str, int]:
-        """Units kept by each size, largest first.
-
-        Raises:
-            UserError: If a size keeps no unit, as many as the full net, or more.
-        """
-        kept = {}
-        for name, wanted in self.sizes.items():
-            units = round(wanted * len(space)) if isinstance(wanted, float) else wanted
-            if not 0 < units < len(space):
-                raise UserError(
-                    f"supernet.sizes: {name} asks for {wanted} of {len(space)} units "
-                    f"({space.granularity}es): ask for at least 1 and at most "
-                    f"{len(space) - 1}."
-                )
-            kept[name] = units
-        return dict(sorted(kept.items(), key=lambda item: -item[1]))
 
 
 def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:
@@ -166,14 +154,19 @@ class Draw:
     Attributes:
         size: Its name: `full`, `current` (the subnet of step 1), or a size.
         gates: A gate per unit.
-        weight: Of its loss.
+        weight: Of its loss; `None`: adaptive.
         layer_dropout: Rate per unit `[units]`; `None` for no layer dropout.
+        exits: Sizes that end inside this one -> the number of blocks they end after;
+            their losses have `exit_weight`.
+        exit_weight: See `exits`.
     """
 
     size: str
     gates: tuple[Gate, ...]
-    weight: float = 1.0
+    weight: float | None = 1.0
     layer_dropout: torch.Tensor | None = None
+    exits: Mapping[str, int] = field(default_factory=dict)
+    exit_weight: float | None = None
 
 
 class Supernet(torch.nn.Module):
@@ -182,34 +175,60 @@ class Supernet(torch.nn.Module):
     Args:
         config: The supernet's options.
         space: The encoder's units.
+        measure: Makes the table of a kind of cost of the model at hand; called for
+            the kinds by which sizes are given.
+
+    Raises:
+        UserError: If a size cannot be met.
     """
 
-    def __init__(self, config: SupernetConfig, space: SearchSpace):
+    def __init__(
+        self,
+        config: SupernetConfig,
+        space: SearchSpace,
+        measure: Callable[[str], CostTable] | None = None,
+    ):
         super().__init__()
         self.config = config
         self.space = space
-        self.sizes = config.sizes_in(space)
+        self.tables = torch.nn.ModuleDict()
+        for kind in dict.fromkeys(kinds_needed(config.sizes, config.fraction_of)):
+            counting = kind == UNITS
+            self.tables[kind] = CostTable.counting(space) if counting else measure(kind)
+        sizes = [
+            parse_size(name, wanted, config.fraction_of, self.tables)
+            for name, wanted in config.sizes.items()
+        ]
+        for size in sizes:
+            size.check()
+        sizes.sort(key=lambda size: -size.units)
+        self.sizes = {size.name: size for size in sizes}
         self.selection = build_selection(
             config.method, space, self.sizes, config.method_conf
         )
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._timeline: Timeline | None = None
+        self._net: Net | None = None
+
+    def attach(self, net: Net) -> None:
+        """Gives the selection the trained net to ask when step 1 ends."""
+        self._net = net
 
     def set_run_length(self, total: int | None) -> None:
         """Fixes the phases of a run of `total` updates (`None`: unknown).
 
         Raises:
-            UserError: If a fraction meets a run of unknown length, or step 2 would
-                be empty.
+            UserError: If a fraction meets a run of unknown length, step 2 would be
+                empty, or step 1 is too short for the method.
         """
-        config = self.config
-        if not self.selection.learns:
-            self._timeline = Timeline(0, 0)
-            return
-        timeline = Timeline(
-            resolve_updates("supernet.warm_start", config.warm_start, total),
-            resolve_updates("supernet.step1", config.step1, total),
-        )
+        config, selection = self.config, self.selection
+        warm = step1 = 0
+        if selection.learns or selection.joint:
+            warm = resolve_updates("supernet.warm_start", config.warm_start, total)
+        if selection.learns:
+            step1 = resolve_updates("supernet.step1", config.step1, total)
+            selection.check_length(step1)
+        timeline = Timeline(warm, step1)
         if total is not None and timeline.selected_at >= total:
             raise UserError(
                 f"supernet.warm_start and supernet.step1 take {timeline.selected_at} "
@@ -240,6 +259,11 @@ class Supernet(torch.nn.Module):
         """Updates since step 1 began, and its length."""
         return int(self.updates) - self.timeline.warm, self.timeline.step1
 
+    @property
+    def _subnet_weight(self) -> float | None:
+        weight = self.config.subnet_weight
+        return None if weight == ADAPTIVE else weight
+
     def full(self, **kwargs) -> Draw:
         """The full net."""
         return Draw(FULL, (1.0,) * len(self.space), **kwargs)
@@ -250,22 +274,32 @@ class Supernet(torch.nn.Module):
             return [self.full()]
         if self.phase == STEP1:
             return self._step1_draws()
-        return self._step2_draws()
+        if self.selection.joint:
+            return self._step2_draws()
+        return [
+            Draw(
+                FULL,
+                self.selection.full_gates(*self.step1_time) or self.full().gates,
+                exits=self.selection.exits(),
+                exit_weight=self._subnet_weight,
+            )
+        ]
 
     def _step1_draws(self) -> list[Draw]:
         time, length = self.step1_time
         mask = self.selection.mask_now(time, length)
-        rates = self._rates(self.config.layer_dropout_step1, mask)
         gates = self.selection.gates(time, length)
+        if gates is None:
+            alone = self.selection.full_gates(time, length) or self.full().gates
+            return [Draw(FULL, alone)]
+        rates = self._rates(self.config.layer_dropout_step1, mask)
         return [
             self.full(layer_dropout=rates),
-            Draw(CURRENT, gates, self.config.subnet_weight),
+            Draw(CURRENT, gates, self._subnet_weight),
         ]
 
     def _step2_draws(self) -> list[Draw]:
         masks = self.selection.masks()
-        if not masks:
-            return [self.full()]
         *between, smallest = masks
         rates = self._rates(self.config.layer_dropout_step2, masks[smallest])
         names = [smallest]
@@ -276,22 +310,27 @@ class Supernet(torch.nn.Module):
         return [
             self.full(layer_dropout=rates),
             *(
-                Draw(name, mask_gates(masks[name]), self.config.subnet_weight)
+                Draw(name, mask_gates(masks[name]), self._subnet_weight)
                 for name in names
             ),
         ]
 
-    @staticmethod
-    def _rates(rate: float, kept: torch.Tensor) -> torch.Tensor | None:
-        return None if rate == 0.0 else rate * (~kept).float()
+    def _rates(self, rate: float, kept: torch.Tensor) -> torch.Tensor | None:
+        """Layer dropout on the branches of which `kept` has nothing."""
+        if rate == 0.0:
+            return None
+        groups = torch.tensor(self.space.groups, device=kept.device)
+        touched = groups.bincount(weights=kept.float()) > 0
+        return rate * (~touched[groups]).float()
 
     def validation_draws(self) -> list[Draw]:
         """The subnets to validate: all sizes, or in step 1 the full and current one."""
-        if self.phase == STEP1:
-            mask = self.selection.mask_now(*self.step1_time)
-            return [self.full(), Draw(CURRENT, mask_gates(mask))]
         if self.phase == WARM:
             return [self.full()]
+        if self.phase == STEP1:
+            mask = self.selection.mask_now(*self.step1_time)
+            current = [] if mask is None else [Draw(CURRENT, mask_gates(mask))]
+            return [self.full(), *current]
         masks = self.selection.masks()
         return [self.full(), *(Draw(n, mask_gates(m)) for n, m in masks.items())]
 
@@ -305,6 +344,9 @@ class Supernet(torch.nn.Module):
         """To be called after each real optimiser step."""
         in_step1 = self.phase == STEP1
         self.updates += 1
-        if in_step1:
-            time, length = self.step1_time
-            self.selection.after_update(time, length)
+        if not in_step1:
+            return
+        time, length = self.step1_time
+        self.selection.after_update(time, length)
+        if time == length:
+            self.selection.settle(self._net)

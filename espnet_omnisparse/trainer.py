@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from espnet2.torch_utils.device_funcs import to_device
 from espnet2.train import trainer as stock_trainer
 from espnet2.train.trainer import Trainer
 
+from espnet_omnisparse.extract import unit_magnitudes
 from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.journal import SUBNETS, log_epoch, settled_specs, write_specs
 from espnet_omnisparse.model import NOT_SELECTED, OmniASRModel
@@ -32,6 +34,9 @@ class OmniTrainer(Trainer):
         if isinstance(model, OmniASRModel):
             per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
             _plan(model, per_epoch, trainer_options.max_epoch)
+            model.supernet.attach(
+                TrainedNet(model, kwargs["valid_iter_factory"], trainer_options.ngpu)
+            )
         with _atomic_saves(), _settled_averages():
             super().run(
                 model=model,
@@ -93,6 +98,47 @@ class OmniTrainer(Trainer):
                 name = fingerprint(inner.state_dict(), inner.token_list)
                 write_specs(folder / SUBNETS, settled_specs(supernet, name))
         return invalid
+
+
+class TrainedNet:
+    """What a selection may ask when step 1 ends; see `selection.Net`.
+
+    Args:
+        model: The model in training.
+        valid_iter_factory: ESPnet's factory of validation batches.
+        ngpu: As in the trainer's options.
+    """
+
+    def __init__(self, model: OmniASRModel, valid_iter_factory: Any, ngpu: int):
+        self._model = model
+        self._factory = valid_iter_factory
+        self._device = "cuda" if ngpu > 0 else "cpu"
+        self._batches: list[dict[str, torch.Tensor]] = []
+
+    @torch.no_grad()
+    def dev_loss(self, mask: torch.Tensor, utterances: int) -> float:
+        """Mean loss of a subnet on the first validation utterances."""
+        if not self._batches:
+            self._batches = list(self._take(utterances))
+        model, was_training = self._model, self._model.training
+        model.eval()
+        losses = [model.mask_loss(mask, **batch) for batch in self._batches]
+        model.train(was_training)
+        total = sum(weight for _, weight in losses)
+        return float(sum(loss * weight for loss, weight in losses) / total)
+
+    def _take(self, utterances: int) -> Iterator[dict[str, torch.Tensor]]:
+        for _, batch in self._factory.build_iter(1, shuffle=False):
+            yield to_device(batch, self._device)
+            utterances -= len(batch["speech"])
+            if utterances <= 0:
+                return
+
+    @torch.no_grad()
+    def magnitudes(self) -> torch.Tensor:
+        """Root mean square of the weight matrices of each unit `[units]`."""
+        encoder = self._model.encoder
+        return unit_magnitudes(encoder.state_dict(), encoder.space)
 
 
 def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:

@@ -2,10 +2,10 @@ import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
+from espnet_omnisparse.components import BRANCH_PARTS, BRANCHES
 from espnet_omnisparse.conformer import LayerPrunableConformerEncoder
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import mask_gates
-from espnet_omnisparse.subnet import BRANCH_PARTS, BRANCHES
 
 FEATURES = 20
 CONF = {

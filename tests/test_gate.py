@@ -105,7 +105,8 @@ def test_mask_gates_are_one_or_none():
 
 def test_layer_dropout_drops_at_its_rate_and_scales_what_it_keeps():
     batch = 20_000
-    untouched, seldom, often = layer_dropout_gates(torch.tensor([0.0, 0.1, 0.6]), batch)
+    rates = torch.tensor([0.0, 0.1, 0.6])
+    untouched, seldom, often = layer_dropout_gates(rates, batch, range(3))
     assert untouched == 1.0 and isinstance(untouched, float)
     for gate, rate in ((seldom, 0.1), (often, 0.6)):
         assert gate.shape == (batch, 1, 1)
@@ -116,9 +117,15 @@ def test_layer_dropout_drops_at_its_rate_and_scales_what_it_keeps():
 
 
 def test_layer_dropout_draws_each_unit_and_sequence_on_its_own():
-    one, other = layer_dropout_gates(torch.tensor([0.5, 0.5]), 1000)
+    one, other = layer_dropout_gates(torch.tensor([0.5, 0.5]), 1000, range(2))
     assert 400 < (one == other).sum() < 600
     assert 400 < (one[1:] == one[:-1]).sum() < 600
+
+
+def test_layer_dropout_drops_the_parts_of_a_branch_together():
+    first, second, other = layer_dropout_gates(torch.full((3,), 0.5), 8, (0, 0, 1))
+    assert first is second
+    assert other is not first
 
 
 @pytest.mark.parametrize("k", range(7))

@@ -44,7 +44,7 @@ def test_units_are_in_the_order_of_computation():
 
 
 def test_an_unknown_granularity_is_refused():
-    with pytest.raises(UserError, match="one of branch, block, not 'layer'"):
+    with pytest.raises(UserError, match="one of branch, block, component, not 'layer'"):
         SearchSpace(2, "layer")
 
 
@@ -110,7 +110,7 @@ BAD_EDITS = [
     ({"format": 2}, "spec format 2, this version reads 1"),
     ({"kept": "ffn1"}, "kept must be a list of branches for every block"),
     ({"kept": ["ffn1", "conv"]}, "kept must be a list of branches for every block"),
-    ({"granularity": "head"}, "one of branch, block, not 'head'"),
+    ({"granularity": "head"}, "one of branch, block, component, not 'head'"),
     ({"kept": [["ffn1", "attention"], []]}, "block 0 keeps an unknown branch 'att"),
     ({"kept": [["ffn1"], [["ffn1"]]]}, "block 1 keeps an unknown branch"),
     ({"kept": [["ffn1", "mhsa", "ffn1"], []]}, "block 0 repeats a branch"),

@@ -5,7 +5,7 @@ import torch
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate, mask_gates
-from espnet_omnisparse.mask import top_k_mask
+from espnet_omnisparse.mask import ranking
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.subnet import SearchSpace
 from espnet_omnisparse.supernet import Supernet, SupernetConfig
@@ -41,10 +41,10 @@ def toy():
             return tuple(torch.sigmoid(self.weights).unbind())
 
         def mask_now(self, time, length):
-            return top_k_mask(self.weights, min(self.sizes.values()))
+            return list(self.masks().values())[-1]
 
-        def masks(self):
-            return {name: top_k_mask(self.weights, k) for name, k in self.sizes.items()}
+        def ranking(self):
+            return ranking(self.weights)
 
         def penalty(self, time, length):
             self.calls.append(("penalty", time, length))
@@ -68,11 +68,11 @@ BAD_CONFIGS = [
     ({"sizes": {}}, "sizes is empty"),
     ({"sizes": {"full": 3}}, "may not be called full or current"),
     ({"sizes": {"current": 3}}, "may not be called full or current"),
-    ({"sizes": {"small": 0}}, "small asks for 0 of 12 units"),
-    ({"sizes": {"small": 12}}, "at most 11"),
-    ({"sizes": {"small": 13}}, "small asks for 13 of 12 units .branches"),
-    ({"sizes": {"small": 0.01}}, "small asks for 0.01 of 12 units"),
-    ({"sizes": {"small": 1.0}}, "small asks for 1.0 of 12 units"),
+    ({"sizes": {"small": 0}}, "small asks for 0 units; the nearest .* 1 units"),
+    ({"sizes": {"small": 12}}, "nearest that this net can give is 11 units .the full net"),
+    ({"sizes": {"small": 13}}, "small asks for 13 units; the nearest .* 11 units"),
+    ({"sizes": {"small": 0.01}}, "small asks for 0 units"),
+    ({"sizes": {"small": 1.0}}, "small asks for 12 units"),
     ({"heads": "own"}, "heads must be one of shared, per_size, not 'own'"),
     ({"update": "per_accum"}, "update must be one of per_batch, split_batch"),
     ({"layer_dropout_step1": 1.0}, "layer_dropout_step1 must be at least 0 and below"),
@@ -118,7 +118,8 @@ def test_a_fraction_of_an_unknown_run_is_refused():
 
 def test_sizes_are_units_or_fractions_and_sorted():
     net = supernet(sizes={"small": 0.33, "large": 9, "medium": 0.5})
-    assert list(net.sizes.items()) == [("large", 9), ("medium", 6), ("small", 4)]
+    units = [(name, size.units) for name, size in net.sizes.items()]
+    assert units == [("large", 9), ("medium", 6), ("small", 4)]
 
 
 def test_an_untrained_supernet_has_equal_scores_of_one_half():

@@ -1,12 +1,12 @@
-"""Selections: how a supernet learns which units each size keeps.
+"""Selections: how a supernet comes to know which units each size keeps.
 
 A method is one file in this package: a subclass of `Selection` registered by name.
 Adding one touches nothing else.
 
 >>> class Reversed(Selection, name="reversed-for-doctest"):
-...     def masks(self):
-...         order = -torch.arange(len(self.space), dtype=torch.float)
-...         return {name: top_k_mask(order, k) for name, k in self.sizes.items()}
+...     learns = False
+...     def ranking(self):
+...         return torch.arange(len(self.space)).flip(0)
 >>> "reversed-for-doctest" in Selection.registry
 True
 """
@@ -14,14 +14,24 @@ True
 from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 
+from espnet_omnisparse.budget import Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate
-from espnet_omnisparse.mask import top_k_mask
 from espnet_omnisparse.subnet import SearchSpace
+
+
+class Net(Protocol):
+    """What a method may ask of the net that step 1 has trained."""
+
+    def dev_loss(self, mask: torch.Tensor, utterances: int) -> float:
+        """Validation loss of the subnet that keeps the units in `mask`."""
+
+    def magnitudes(self) -> torch.Tensor:
+        """Root mean square of the weights of each unit `[units]`."""
 
 
 class Selection(torch.nn.Module):
@@ -33,29 +43,49 @@ class Selection(torch.nn.Module):
 
     Args:
         space: The supernet's units.
-        sizes: Wanted sizes below the full one, as units kept, largest first.
+        sizes: Wanted sizes below the full one, largest first.
     """
 
     registry: ClassVar[dict[str, type["Selection"]]] = {}
-    #: Whether the method learns in step 1; if not, step 1 is empty.
+    #: Whether there is a step 1, in which the method learns.
     learns: ClassVar[bool] = True
+    #: Whether there is a step 2, in which all sizes are trained together.
+    joint: ClassVar[bool] = True
 
     def __init_subclass__(cls, name: str, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.registry[name] = cls
 
-    def __init__(self, space: SearchSpace, sizes: Mapping[str, int]):
+    def __init__(self, space: SearchSpace, sizes: Mapping[str, Size]):
         super().__init__()
         self.space = space
         self.sizes = dict(sizes)
 
-    def gates(self, time: int, length: int) -> tuple[Gate, ...]:
-        """Gates of the subnet trained beside the full net at this time of step 1."""
-        raise NotImplementedError
+    def check_length(self, length: int) -> None:
+        """Refuses a step 1 of `length` updates if the method cannot do with it.
 
-    def mask_now(self, time: int, length: int) -> torch.Tensor:
-        """The hard mask `[units]` that step 1 has come to at this time."""
-        raise NotImplementedError
+        Raises:
+            UserError: Then.
+        """
+
+    def gates(self, time: int, length: int) -> tuple[Gate, ...] | None:
+        """Gates of the subnet that step 1 trains beside the full net, if any."""
+        return None
+
+    def full_gates(self, time: int, length: int) -> tuple[Gate, ...] | None:
+        """Gates on the full net where it is trained alone; `None`: it is whole."""
+        return None
+
+    def exits(self) -> Mapping[str, int]:
+        """Sizes that are exits of the full net -> the blocks that they end after.
+
+        Only without a step 2.
+        """
+        return {}
+
+    def mask_now(self, time: int, length: int) -> torch.Tensor | None:
+        """The hard mask `[units]` that step 1 has come to, where there is one."""
+        return None
 
     def penalty(self, time: int, length: int) -> torch.Tensor | float:
         """A term added to the loss of step 1."""
@@ -64,12 +94,22 @@ class Selection(torch.nn.Module):
     def after_update(self, time: int, length: int) -> None:
         """Called after each update of step 1, the first one with time 1."""
 
+    def settle(self, net: Net | None) -> None:
+        """Called once, when step 1 has ended."""
+
+    def ranking(self) -> torch.Tensor:
+        """Numbers of the units `[units]`, the most important first."""
+        raise NotImplementedError
+
     def masks(self) -> dict[str, torch.Tensor]:
-        """The mask `[units]` of each size below the full one, from what was learned.
+        """The mask `[units]` of each size below the full one, largest first: nested.
 
         Only meaningful once step 1 has ended; nothing may change it afterwards.
         """
-        raise NotImplementedError
+        ranking = self.ranking()
+        masks = {name: size.mask(ranking) for name, size in self.sizes.items()}
+        # limits on different kinds of cost have no order before the ranking is known
+        return dict(sorted(masks.items(), key=lambda item: -int(item[1].sum())))
 
     def scores_now(self) -> torch.Tensor | None:
         """A score per unit `[units]` for the log and the plots, if there are any."""
@@ -77,7 +117,7 @@ class Selection(torch.nn.Module):
 
 
 def build_selection(
-    method: str, space: SearchSpace, sizes: Mapping[str, int], conf: Mapping
+    method: str, space: SearchSpace, sizes: Mapping[str, Size], conf: Mapping
 ) -> Selection:
     """Makes the method named `method` from its options.
 
@@ -95,6 +135,3 @@ def build_selection(
         return Selection.registry[method](space, sizes, **conf)
     except TypeError as error:
         raise UserError(f"supernet.method_conf of {method}: {error}.") from error
-
-
-__all__ = ["Selection", "build_selection", "top_k_mask"]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from espnet_omnisparse.budget import Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.subnet import SearchSpace
@@ -17,9 +18,9 @@ class NoSelection(Selection, name="none"):
         sizes: Must be empty.
     """
 
-    learns = False
+    learns = joint = False
 
-    def __init__(self, space: SearchSpace, sizes: Mapping[str, int]):
+    def __init__(self, space: SearchSpace, sizes: Mapping[str, Size]):
         if sizes:
             raise UserError(
                 "supernet.method none trains one size only: remove sizes, or choose "
@@ -27,6 +28,6 @@ class NoSelection(Selection, name="none"):
             )
         super().__init__(space, sizes)
 
-    def masks(self) -> dict[str, torch.Tensor]:
-        """No size below the full one."""
-        return {}
+    def ranking(self) -> torch.Tensor:
+        """No size asks for it."""
+        return torch.arange(len(self.space))

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 
 import torch
 
+from espnet_omnisparse.budget import Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate, relaxed_top_k, straight_through
-from espnet_omnisparse.mask import top_k_mask
+from espnet_omnisparse.mask import ranking, top_k_mask
 from espnet_omnisparse.schedule import shrinking_k
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.subnet import SearchSpace
@@ -21,7 +22,8 @@ class SimpleTopK(Selection, name="simple_topk"):
 
     Args:
         space: The supernet's units.
-        sizes: Units kept by each size below the full one.
+        sizes: Wanted sizes below the full one. k shrinks to the number of units that
+            the smallest of them holds, on average where it is given by a budget.
         shrink: r, how many units k loses at a time.
         straight_through: Hard gates in the forward pass, with the relaxed gates'
             gradient (the authors' LibriSpeech runs); else soft gates (TED-LIUM 2).
@@ -31,7 +33,7 @@ class SimpleTopK(Selection, name="simple_topk"):
     def __init__(
         self,
         space: SearchSpace,
-        sizes: Mapping[str, int],
+        sizes: Mapping[str, Size],
         shrink: int = 1,
         straight_through: bool = True,
         temperature: float = 1.0,
@@ -49,7 +51,7 @@ class SimpleTopK(Selection, name="simple_topk"):
 
     def k(self, time: int, length: int) -> int:
         """Units kept at this time of step 1."""
-        smallest = min(self.sizes.values())
+        smallest = min(size.units for size in self.sizes.values())
         return shrinking_k(time, len(self.space), smallest, self.shrink, length)
 
     def gates(self, time: int, length: int) -> tuple[Gate, ...]:
@@ -64,9 +66,9 @@ class SimpleTopK(Selection, name="simple_topk"):
         """Hard top-k of the present scores."""
         return top_k_mask(self.scores, self.k(time, length))
 
-    def masks(self) -> dict[str, torch.Tensor]:
-        """Hard top-k of the scores for each size: nested."""
-        return {name: top_k_mask(self.scores, k) for name, k in self.sizes.items()}
+    def ranking(self) -> torch.Tensor:
+        """By score."""
+        return ranking(self.scores)
 
     def scores_now(self) -> torch.Tensor:
         """The scores themselves."""

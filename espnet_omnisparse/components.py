@@ -1,0 +1,151 @@
+"""Components: the parts by which a branch of a Conformer block can be narrowed.
+
+An FFN is divided into chunks of its hidden channels, an attention into its heads; a
+Conv is one part. Dropping a part removes the same hidden units from every tensor that
+has them: a chunk's rows of the first weight and its columns of the second.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch.func import functional_call
+
+# branch -> (its pre-norm, its module, its residual scale), under ESPnet's names and in
+# the order in which a block computes them
+BRANCH_PARTS = {
+    "ffn1": ("norm_ff_macaron", "feed_forward_macaron", 0.5),
+    "mhsa": ("norm_mha", "self_attn", 1.0),
+    "conv": ("norm_conv", "conv_module", 1.0),
+    "ffn2": ("norm_ff", "feed_forward", 0.5),
+}
+BRANCHES = tuple(BRANCH_PARTS)
+FFN_CHUNKS = 4
+
+# module's tensor -> the dimension along which its parts lie, one after the other
+_FFN = {"w_1.weight": 0, "w_1.bias": 0, "w_2.weight": 1}
+_MHSA = {
+    **dict.fromkeys(("linear_q.weight", "linear_q.bias"), 0),
+    **dict.fromkeys(("linear_k.weight", "linear_k.bias"), 0),
+    **dict.fromkeys(("linear_v.weight", "linear_v.bias"), 0),
+    **dict.fromkeys(("linear_pos.weight", "pos_bias_u", "pos_bias_v"), 0),
+    "linear_out.weight": 1,
+}
+_DIMENSIONS = {"ffn1": _FFN, "mhsa": _MHSA, "conv": {}, "ffn2": _FFN}
+_OUTPUTS = {"ffn1": "w_2", "mhsa": "linear_out", "ffn2": "w_2"}
+
+
+def select(
+    branch: str, name: str, tensor: torch.Tensor, kept: Sequence[int], of: int
+) -> torch.Tensor:
+    """What the kept parts of a branch have of one of its tensors.
+
+    Args:
+        branch: One of `BRANCHES`.
+        name: The tensor's name inside the branch's module.
+        tensor: The whole tensor.
+        kept: Numbers of the kept parts, ascending.
+        of: How many parts there are.
+
+    Returns:
+        The tensor itself where parts do not divide it.
+
+    >>> weight = torch.arange(8.0).view(4, 2)
+    >>> select("ffn1", "w_1.weight", weight, [1, 3], of=4)
+    tensor([[2., 3.],
+            [6., 7.]])
+    """
+    dimension = _DIMENSIONS[branch].get(name)
+    if dimension is None or len(kept) == of:
+        return tensor
+    parts = tensor.tensor_split(of, dimension)
+    return torch.cat([parts[part] for part in kept], dimension)
+
+
+def scatter(
+    branch: str, name: str, small: torch.Tensor, kept: Sequence[int], of: int
+) -> torch.Tensor:
+    """The inverse of `select`: the whole tensor, zero where nothing is kept."""
+    dimension = _DIMENSIONS[branch].get(name)
+    if dimension is None or len(kept) == of:
+        return small
+    chosen = dict(zip(kept, small.tensor_split(len(kept), dimension), strict=True))
+    empty = torch.zeros_like(chosen[kept[0]])
+    return torch.cat([chosen.get(part, empty) for part in range(of)], dimension)
+
+
+def run_narrowed(
+    branch: str,
+    module: torch.nn.Module,
+    kept: Sequence[int],
+    of: int,
+    inputs: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """Runs a branch's module with some of its parts, computing nothing of the others.
+
+    In training, an FFN's dropout rate shrinks with its kept fraction (arXiv
+    2501.18895).
+    """
+    skeleton, tensors = _narrow(branch, module, kept, of)
+    return functional_call(skeleton, tensors, tuple(inputs))
+
+
+def run_scaled(
+    branch: str,
+    module: torch.nn.Module,
+    gates: torch.Tensor,
+    inputs: Sequence[torch.Tensor | None],
+) -> torch.Tensor:
+    """Runs a branch's module with a soft gate on each part.
+
+    Gates of zeros and ones give what `run_narrowed` gives. The output's bias, which
+    belongs to no part, has the gate of the most open one.
+
+    Args:
+        branch: One of `BRANCHES`.
+        module: Its module.
+        gates: `[parts]`.
+        inputs: Of the module.
+    """
+    output = _OUTPUTS[branch]
+    linear = module.get_submodule(output)
+    columns = gates.repeat_interleave(linear.weight.size(1) // gates.numel())
+    tensors = {
+        f"{output}.weight": linear.weight * columns,
+        f"{output}.bias": linear.bias * gates.amax(),
+    }
+    return functional_call(module, tensors, tuple(inputs))
+
+
+def narrowed(
+    branch: str, module: torch.nn.Module, count: int, of: int
+) -> torch.nn.Module:
+    """A module of its own with the first `count` of a branch's parts."""
+    skeleton, tensors = _narrow(branch, module, range(count), of)
+    small = copy.deepcopy(skeleton)
+    for name, tensor in tensors.items():
+        owner, _, leaf = name.rpartition(".")
+        target = small.get_submodule(owner)
+        setattr(target, leaf, torch.nn.Parameter(tensor.detach().clone()))
+        if isinstance(target, torch.nn.Linear):
+            target.out_features, target.in_features = target.weight.shape
+    return small
+
+
+def _narrow(
+    branch: str, module: torch.nn.Module, kept: Sequence[int], of: int
+) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A view of the module that expects narrower tensors, and these tensors."""
+    skeleton = copy.copy(module)
+    if branch == "mhsa":
+        skeleton.h = len(kept)
+    else:
+        skeleton._modules = dict(module._modules)
+        skeleton.dropout = torch.nn.Dropout(module.dropout.p * len(kept) / of)
+        skeleton.dropout.train(module.training)
+    tensors = {
+        name: select(branch, name, tensor, kept, of)
+        for name, tensor in module.named_parameters()
+        if name in _DIMENSIONS[branch]
+    }
+    return skeleton, tensors
