@@ -2,37 +2,70 @@
 
 import os
 import struct
+from collections.abc import Callable, Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO
 
 import soundfile
 
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.progress import bar
+
+_CHECKING_THREADS = 8
 
 
-def check_audio(path: Path) -> None:
+def over_files[T](
+    function: Callable[[Path], T], name: str, paths: Sequence[Path]
+) -> list[T]:
+    """Applies a function such as `check_audio` to files, several at a time.
+
+    Args:
+        function: What to apply.
+        name: What the progress bar calls the files.
+        paths: The files.
+
+    Returns:
+        What it returned for each file, in their order.
+    """
+    results = []
+    with (
+        ThreadPool(_CHECKING_THREADS) as pool,
+        bar(name, len(paths), " files") as shown,
+    ):
+        for result in pool.imap(function, paths, chunksize=16):
+            results.append(result)
+            shown.update()
+    return results
+
+
+def check_audio(path: Path) -> float:
     """Checks that an audio file holds samples and is there to its end.
 
     Args:
-        path: FLAC, WAV or Ogg Opus file, by its suffix.
+        path: FLAC, WAV, Ogg Opus or NIST SPHERE file, by its suffix.
+
+    Returns:
+        Its length in seconds.
 
     Raises:
-        UserError: If it is empty, truncated or no audio.
+        UserError: If it is empty, truncated, no audio or compressed SPHERE.
     """
     try:
         with path.open("rb") as file:
             if not file.read(1):
                 raise _broken(path, "is empty")
-            cut = (path.suffix == ".wav" and _wav_is_cut(file)) or (
-                path.suffix == ".opus" and _ogg_is_cut(file)
-            )
-        if cut:
-            raise _broken(path, "is truncated")
+            if path.suffix == ".sph":
+                _refuse_compressed(path, file)
+            is_cut = {".wav": _wav_is_cut, ".opus": _ogg_is_cut, ".sph": _sphere_is_cut}
+            if path.suffix in is_cut and is_cut[path.suffix](file):
+                raise _broken(path, "is truncated")
         with soundfile.SoundFile(path) as sound:
             if sound.frames == 0:
                 raise _broken(path, "holds no samples")
             if path.suffix == ".flac" and _flac_is_cut(sound):
                 raise _broken(path, "is truncated")
+            return sound.frames / sound.samplerate
     except (OSError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         raise _broken(path, f"cannot be read ({reason})") from error
@@ -90,3 +123,48 @@ def _ogg_is_cut(file: BinaryIO) -> bool:
     end = start + header.size + segments + sum(lengths)
     end_of_stream = 4
     return end > len(tail) or not flags & end_of_stream
+
+
+def _refuse_compressed(path: Path, file: BinaryIO) -> None:
+    coding = _sphere_header(file).get("sample_coding", "")
+    if "embedded" in coding:
+        raise UserError(
+            f"The audio file {path} is compressed SPHERE ({coding}), which libsndfile "
+            "does not read: unpack it with sph2pipe -p -f sph and run again."
+        )
+
+
+def _sphere_is_cut(file: BinaryIO) -> bool:
+    """Whether a SPHERE file ends before the samples that its header announces.
+
+    What is not SPHERE is left to soundfile to judge.
+    """
+    header = _sphere_header(file)
+    sizes = [header.get(name, "") for name in ("sample_count", "sample_n_bytes")]
+    samples = header.get("channel_count", "1"), *sizes
+    if not all(number.isdecimal() for number in samples):
+        return False
+    channels, count, width = map(int, samples)
+    size = file.seek(0, os.SEEK_END)
+    return int(header["header"]) + channels * count * width > size
+
+
+def _sphere_header(file: BinaryIO) -> dict[str, str]:
+    """The fields of a SPHERE header, its own length as `header`; empty if it is none.
+
+    A field is a line such as `sample_count -i 16000`.
+    """
+    file.seek(0)
+    if file.readline(16).strip() != b"NIST_1A":
+        return {}
+    length = file.readline(16).strip()
+    if not length.isdigit():
+        return {}
+    file.seek(0)
+    header = {"header": length.decode()}
+    for line in file.read(int(length)).decode("ascii", "replace").split("\n"):
+        if line.strip() == "end_head":
+            break
+        name, _, value = (*line.split(None, 2), "", "", "")[:3]
+        header[name] = value
+    return header

@@ -151,7 +151,7 @@ def bench_sizes(args: argparse.Namespace) -> None:
     for name, spec in settled_specs(model.supernet, fingerprint(state, TOKENS)).items():
         small_config, small = cut(config, state, spec)
         size = build(small_config, small)
-        models[f"{name} ({spec.num_branches} branches)"] = size
+        models["{} ({} of {} {})".format(name, *spec.counts)] = size
     rtf = measure_rtf(models, seconds=10, rounds=args.rounds)
     largest = list(rtf)[-1]
     print("\n| size | RTF, 10 s, 1 thread | against full |\n|---|---|---|")

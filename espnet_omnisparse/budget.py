@@ -14,12 +14,13 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.subnet import SearchSpace
 
 UNITS = "units"
-# kind of cost -> its integer steps per unit of it, and how a message writes it
+# kind of cost -> its integer steps per unit of it, and how a message writes it: of how
+# many steps the last digit is, and the words
 KINDS = {
-    UNITS: (1, "{:.0f} units"),
-    "params": (1, "{:,.0f} parameters"),
-    "macs_10s": (1, "{:,.0f} MACs for 10 s"),
-    "latency_ms": (1_000_000, "{:.2f} ms for 10 s of audio"),
+    UNITS: (1, 1, "{:.0f} units"),
+    "params": (1, 1, "{:,.0f} parameters"),
+    "macs_10s": (1, 1, "{:,.0f} MACs for 10 s"),
+    "latency_ms": (1_000_000, 10_000, "{:.2f} ms for 10 s of audio"),
 }
 _SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -88,7 +89,7 @@ class CostTable(torch.nn.Module):
 
     def text(self, steps: float) -> str:
         """A cost in words."""
-        scale, words = KINDS[self.kind]
+        scale, _, words = KINDS[self.kind]
         return words.format(steps / scale)
 
 
@@ -141,10 +142,12 @@ class Size:
         highest = int(self.table.total - self.table.units.min())
         if lowest <= self.limit <= highest:
             return
-        text = self.table.text
-        nearest, why = lowest, "the least that holds any one unit"
+        text, digit = self.table.text, KINDS[self.table.kind][1]
+        # rounded inwards: what the message names is accepted when it is asked for
+        nearest = -(-lowest // digit) * digit
+        why = "the least that holds any one unit"
         if self.limit > highest:
-            nearest = highest
+            nearest = highest // digit * digit
             why = f"the full net, which is always a size, has {text(self.table.total)}"
         raise UserError(
             f"supernet.sizes: {self.name} asks for {text(self.limit)}; the nearest "
@@ -177,15 +180,16 @@ def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
     Raises:
         UserError: If a budget is not one known kind of cost with a number.
     """
+    kinds = [kind for kind in KINDS if kind != UNITS]
     for name, wanted in sizes.items():
-        if not isinstance(wanted, Mapping):
+        if isinstance(wanted, int | float) and not isinstance(wanted, bool):
             yield fraction_of if isinstance(wanted, float) else UNITS
             continue
-        kinds = [kind for kind in KINDS if kind != UNITS]
-        if len(wanted) != 1 or next(iter(wanted)) not in kinds:
+        single = isinstance(wanted, Mapping) and len(wanted) == 1
+        if not single or next(iter(wanted)) not in kinds:
             raise UserError(
-                f"supernet.sizes: {name} must be branches, a fraction, or one of "
-                f"{', '.join(kinds)} with its limit, not {dict(wanted)}."
+                f"supernet.sizes: {name} must be units, a fraction, or one of "
+                f"{', '.join(kinds)} with its limit, not {wanted}."
             )
         ((kind, value),) = wanted.items()
         if parse_number(value) is None:
@@ -202,6 +206,8 @@ def parse_number(value: Any) -> float | None:
     >>> parse_number("15M"), parse_number(40), parse_number("15 apples")
     (15000000.0, 40.0, None)
     """
+    if isinstance(value, bool):
+        return None
     scale = 1.0
     if isinstance(value, str) and value[-1:] in _SUFFIXES:
         value, scale = value[:-1], _SUFFIXES[value[-1]]

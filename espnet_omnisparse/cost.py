@@ -174,7 +174,10 @@ def cost_table(model: Any, kind: str) -> CostTable:
             (costs[f"{branch} {count}"] - rest) / space.num_blocks
             for count in (1, parts)
         )
-        part[branch] = (all_of_it - one) / (parts - 1) if parts > 1 else one
+        # never negative, however noisy a time: costs only grow with what is kept
+        one = max(one, 0.0)
+        each = (all_of_it - one) / (parts - 1) if parts > 1 else one
+        part[branch] = min(max(each, 0.0), one)
         once[branch] = one - part[branch]
     # times do not add up exactly: the full net's is the one to keep
     total = sum(once[b] + n * part[b] for b, n in space.parts.items())

@@ -1,4 +1,4 @@
-"""LibriSpeech's archives on OpenSLR: downloaded resumably, verified, unpacked."""
+"""Corpora's archives: downloaded resumably, verified, unpacked whole or not at all."""
 
 import hashlib
 import http.client
@@ -6,7 +6,8 @@ import tarfile
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,17 @@ _TIMEOUT = 30.0
 
 @dataclass(frozen=True)
 class Archive:
-    """What a downloaded archive must be: its size in bytes and its MD5."""
+    """What a downloaded archive must be: its size in bytes and its checksum.
+
+    Attributes:
+        size: Size in bytes.
+        checksum: Hexadecimal checksum.
+        algorithm: What made the checksum, as hashlib calls it.
+    """
 
     size: int
-    md5: str
+    checksum: str
+    algorithm: str = "md5"
 
 
 ARCHIVES: Mapping[str, Archive] = {
@@ -38,9 +46,7 @@ ARCHIVES: Mapping[str, Archive] = {
 
 
 def download_part(corpus: Path, part: str, url: str, archive: Archive) -> None:
-    """Downloads one part, verifies it and unpacks it into the corpus.
-
-    What an interruption leaves, `<part>.tar.gz.part`, is continued by the next call.
+    """Downloads one part of LibriSpeech and unpacks it into the corpus.
 
     Args:
         corpus: Folder that is to hold the part; made if need be.
@@ -50,11 +56,38 @@ def download_part(corpus: Path, part: str, url: str, archive: Archive) -> None:
 
     Raises:
         ConnectionError: If the server cannot be reached or stops sending.
+        UserError: If what arrives is not the archive.
+    """
+    path = download(corpus, f"{part}.tar.gz", url, archive)
+    with unpacked(path) as folder:
+        (folder / "LibriSpeech" / part).rename(corpus / part)
+        # SPEAKERS.TXT and the like, which every archive brings along
+        for text in folder.glob("LibriSpeech/*.TXT"):
+            if not (corpus / text.name).exists():
+                text.rename(corpus / text.name)
+
+
+def download(folder: Path, name: str, url: str, archive: Archive) -> Path:
+    """Downloads and verifies one archive.
+
+    What an interruption leaves, `<name>.part`, is continued by the next call.
+
+    Args:
+        folder: Folder to download into; made if need be.
+        name: Name of the archive.
+        url: Where it lies.
+        archive: What it must be.
+
+    Returns:
+        `<name>.part`, for `unpacked`.
+
+    Raises:
+        ConnectionError: If the server cannot be reached or stops sending.
         UserError: If what arrives is not the archive; it is then removed.
     """
-    path = corpus / f"{part}.tar.gz.part"
-    source = f"{url.rstrip('/')}/{part}.tar.gz"
-    say(f"downloading {source} ({archive.size / 1e9:.1f} GB) into {corpus}")
+    path = folder / f"{name}.part"
+    source = f"{url.rstrip('/')}/{name}"
+    say(f"downloading {source} ({archive.size / 1e9:.1f} GB) into {folder}")
     received = _size(path)
     while received < archive.size:
         before = received
@@ -63,14 +96,50 @@ def download_part(corpus: Path, part: str, url: str, archive: Archive) -> None:
         # a connection may break many times in 30 GB; one that brings nothing is dead
         if received <= before:
             raise ConnectionError(reason)
-    if received > archive.size or _md5(path) != archive.md5:
+    if received > archive.size or _checksum(path, archive) != archive.checksum:
         path.unlink()
         raise UserError(
-            f"{source} did not arrive as published (size or MD5 differs) and was "
-            "removed: run again to download it anew."
+            f"{source} did not arrive as published (size or "
+            f"{archive.algorithm.upper()} differs) and was removed: run again to "
+            "download it anew."
         )
-    _unpack(path, corpus, part)
+    return path
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Unpacks an archive into a temporary folder beside it, to be moved from there.
+
+    The archive is removed when the block ends without an error.
+
+    Raises:
+        UserError: If it cannot be unpacked, or what the block moves is not in it.
+    """
+    folder = path.parent
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{path.name}.") as temporary:
+        try:
+            with (
+                path.open("rb") as file,
+                bar("unpacking", _size(path), "B") as shown,
+                tarfile.open(fileobj=file, mode="r:gz") as archive,
+            ):
+                members = _watched(archive, lambda: shown.update(file.tell() - shown.n))
+                archive.extractall(temporary, members, filter="data")
+            yield Path(temporary)
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise UserError(
+                f"{path} cannot be unpacked into {folder} ({error}): free enough "
+                "space, or delete the file, and run again."
+            ) from error
     path.unlink()
+
+
+def _watched(
+    archive: tarfile.TarFile, after_each: Callable[[], None]
+) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        yield member
+        after_each()
 
 
 def _size(path: Path) -> int:
@@ -98,30 +167,10 @@ def _fetch(source: str, path: Path, size: int) -> str:
     return "the connection was closed early"
 
 
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
+def _checksum(path: Path, archive: Archive) -> str:
+    digest = hashlib.new(archive.algorithm, usedforsecurity=False)
     with path.open("rb") as file, bar("verifying", _size(path), "B") as shown:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
             shown.update(len(chunk))
     return digest.hexdigest()
-
-
-def _unpack(path: Path, corpus: Path, part: str) -> None:
-    """Unpacks beside the corpus's parts, then moves the part to its place at once."""
-    say(f"unpacking {part} into {corpus}")
-    with tempfile.TemporaryDirectory(dir=corpus, prefix=f".{part}.") as temporary:
-        try:
-            with tarfile.open(path, "r:gz") as archive:
-                archive.extractall(temporary, filter="data")
-            unpacked = Path(temporary, "LibriSpeech")
-            (unpacked / part).rename(corpus / part)
-        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            raise UserError(
-                f"{path} cannot be unpacked into {corpus} ({error}): free enough "
-                "space, or delete the file, and run again."
-            ) from error
-        # SPEAKERS.TXT and the like, which every archive brings along
-        for text in unpacked.glob("*.TXT"):
-            if not (corpus / text.name).exists():
-                text.rename(corpus / text.name)

@@ -178,7 +178,8 @@ def unit_magnitudes(
         number, branch, rest = (
             _locate(f"encoder.{name}") if "encoders." in name else ((0, None, ""))
         )
-        if branch is None or tensor.dim() < 2:
+        # an attention's positional biases are matrices as well, but no weights
+        if branch is None or tensor.dim() < 2 or not name.endswith(".weight"):
             continue
         of = space.parts[branch]
         for part in range(of):

@@ -10,17 +10,15 @@ import argparse
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from espnet_omnisparse.audio import check_audio
+from espnet_omnisparse.audio import check_audio, over_files
 from espnet_omnisparse.download import ARCHIVES, OPENSLR, Archive, download_part
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import atomic_folder
-from espnet_omnisparse.progress import bar, say
+from espnet_omnisparse.progress import say
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus")
-_CHECKING_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -165,12 +163,7 @@ def read_part(part: Path) -> list[Utterance]:
             "LibriSpeech does."
         )
     paths = [utterance.audio for utterance in utterances]
-    with (
-        ThreadPool(_CHECKING_THREADS) as pool,
-        bar(part.name, len(paths), " files") as shown,
-    ):
-        for _ in pool.imap(check_audio, paths, chunksize=16):
-            shown.update()
+    over_files(check_audio, part.name, paths)
     return utterances
 
 
@@ -282,34 +275,47 @@ def write_data_folder(
         utterances: What to write, sorted by id.
         genders: `m` or `f` by reader; spk2gender needs them for all readers.
     """
-    speakers: dict[str, list[Utterance]] = {}
-    for utterance in utterances:
-        speakers.setdefault(utterance.speaker, []).append(utterance)
     tables = {
         "wav.scp": [f"{item.name} {item.audio}" for item in utterances],
         "text": [f"{item.name} {item.words}" for item in utterances],
-        "utt2spk": [f"{item.name} {item.speaker}" for item in utterances],
-        "spk2utt": [
-            " ".join([speaker, *(item.name for item in speakers[speaker])])
-            for speaker in sorted(speakers)
-        ],
     }
-    readers = {speaker: speakers[speaker][0].reader for speaker in sorted(speakers)}
+    readers = {item.speaker: item.reader for item in utterances}
     unlisted = sorted(set(readers.values()) - genders.keys())
     if unlisted:
         say(f"{folder} goes without spk2gender: no sex is known of {unlisted[0]}")
     else:
         tables["spk2gender"] = [
-            f"{speaker} {genders[reader]}" for speaker, reader in readers.items()
+            f"{speaker} {genders[readers[speaker]]}" for speaker in sorted(readers)
         ]
+    write_tables(folder, tables, {item.name: item.speaker for item in utterances})
+
+
+def write_tables(
+    folder: Path, tables: Mapping[str, Iterable[str]], speakers: Mapping[str, str]
+) -> None:
+    """Writes a Kaldi folder as a whole.
+
+    Args:
+        folder: Folder to write; one that is there is replaced.
+        tables: Lines by file name, without utt2spk and spk2utt.
+        speakers: Speaker by utterance id, sorted.
+    """
+    spoken: dict[str, list[str]] = {}
+    for name, speaker in speakers.items():
+        spoken.setdefault(speaker, []).append(name)
+    tables = {
+        **tables,
+        "utt2spk": [f"{name} {speaker}" for name, speaker in speakers.items()],
+        "spk2utt": [" ".join([who, *spoken[who]]) for who in sorted(spoken)],
+    }
     with atomic_folder(folder) as temporary:
         for name, lines in tables.items():
             text = "".join(f"{line}\n" for line in lines)
             (temporary / name).write_text(text, encoding="utf-8")
 
 
-def _parts(text: str) -> list[str]:
-    """A list of parts as a shell gives it, separated by spaces or commas."""
+def name_list(text: str) -> list[str]:
+    """Reads a list as a shell gives it, separated by spaces or commas."""
     return text.replace(",", " ").split()
 
 
@@ -330,15 +336,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train_set", default="train_960")
     parser.add_argument(
         "--train_parts",
-        type=_parts,
+        type=name_list,
         default="train-clean-100 train-clean-360 train-other-500",
         help="parts, separated by spaces or commas (default: %(default)s)",
     )
     parser.add_argument("--valid_set", default="dev")
-    parser.add_argument("--valid_parts", type=_parts, default="dev-clean dev-other")
+    parser.add_argument("--valid_parts", type=name_list, default="dev-clean dev-other")
     parser.add_argument(
         "--test_parts",
-        type=_parts,
+        type=name_list,
         default="test-clean test-other dev-clean dev-other",
     )
     parser.add_argument("--url", default=OPENSLR, help="default: %(default)s")

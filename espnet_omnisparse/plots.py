@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from espnet_omnisparse.components import BRANCHES
 from espnet_omnisparse.results import Series, SizeResult
-from espnet_omnisparse.subnet import BRANCHES, SubnetSpec
+from espnet_omnisparse.subnet import SubnetSpec
 
 # Okabe and Ito's colours, told apart with every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -116,13 +117,23 @@ def selection_figure(
 
 
 def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
-    rows = [[branch in row for branch in BRANCHES] for row in spec.kept_branches]
-    colours = ListedColormap([DROPPED, KEPT])
+    parts = spec.space.parts
+    rows = [
+        [len(row.get(branch, ())) / parts[branch] for branch in BRANCHES]
+        for row in spec.kept
+    ]
+    colours = LinearSegmentedColormap.from_list("kept", [DROPPED, KEPT])
     axes.pcolormesh(
         rows, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5
     )
     axes.set_ylim(len(rows), 0)
-    axes.set_title(f"{spec.name}\n{spec.num_branches} of {len(rows) * len(BRANCHES)}")
+    for y, row in enumerate(rows):
+        for x, (branch, share) in enumerate(zip(BRANCHES, row, strict=True)):
+            if 0 < share < 1:
+                text = f"{round(share * parts[branch])}/{parts[branch]}"
+                place = (x + 0.5, y + 0.5)
+                axes.annotate(text, place, ha="center", va="center", fontsize=7)
+    axes.set_title("{}\n{} of {}".format(spec.name, *spec.counts))
     centres = [index + 0.5 for index in range(len(rows))]
     axes.set_xticks([0.5, 1.5, 2.5, 3.5], BRANCH_TITLES, rotation=90)
     axes.set_yticks(centres, range(len(rows)))

@@ -116,6 +116,7 @@ def asr_sh(run: Run, **changes: str) -> None:
         UserError: If it fails; what it printed stays above the sentence.
     """
     options = {
+        **_training_text(run),
         **run.options,
         "asr_exp": run.asr_exp,
         "inference_asr_model": run["inference_asr_model"],
@@ -134,13 +135,24 @@ def asr_sh(run: Run, **changes: str) -> None:
         )
 
 
+def _training_text(run: Run) -> dict[str, str]:
+    """Where stage 5 finds the text to make tokens from.
+
+    With speed perturbation asr.sh looks for it under a name that it changes on the way.
+    """
+    if not run["speed_perturb_factors"]:
+        return {}
+    text = f"data/{run.options.get('train_set', '')}/text"
+    return {"bpe_train_text": text, "lm_train_text": text}
+
+
 def check(run: Run) -> None:
     """Finds mistakes before anything is written.
 
     Raises:
         UserError: For the first mistake found.
     """
-    _, last = run.stages
+    first, last = run.stages
     if run.own["stock"] not in ("true", "false"):
         raise UserError(f"--stock is true or false, not {run.own['stock']}.")
     if not run.own["calibration"].isdecimal():
@@ -161,6 +173,11 @@ def check(run: Run) -> None:
         _check_sizes(run)
     if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
         _check_upload(run)
+    if run["speed_perturb_factors"] and first <= 2 <= last and not shutil.which("sox"):
+        raise UserError(
+            "Speed perturbation (stage 2) needs sox: install it, or leave it out with "
+            '--speed_perturb_factors "".'
+        )
 
 
 def _check_upload(run: Run) -> None:

@@ -36,6 +36,8 @@ from espnet_omnisparse.results import (
 from espnet_omnisparse.subnet import SubnetSpec
 
 DEFINITIONS = """\
+- **kept**: branches (FFN, MHSA, Conv, FFN of every block), or, of a supernet of
+  components, FFN quarters, attention heads and Convs.
 - **params**: elements of trainable tensors of the whole model, in millions; BatchNorm
   statistics are not counted. **encoder**: the encoder's alone, front end to final
   norm. **non-zero**: those of the whole model that are not zero.
@@ -54,7 +56,7 @@ DEFINITIONS = """\
 """
 SIZE_COLUMNS = (
     "size",
-    "branches",
+    "kept",
     "params (M)",
     "encoder (M)",
     "non-zero (M)",
@@ -67,7 +69,7 @@ SIZE_COLUMNS = (
 SCORE_COLUMNS = "dataset Snt Wrd Corr Sub Del Ins Err S.Err".split()
 TABLE_COLUMNS = (*SIZE_COLUMNS, *SCORE_COLUMNS, "loads in stock ESPnet")
 SUMMARY_COLUMNS = (
-    *("size", "branches", "params (M)", "file (MB)", "RTF", "speed-up"),
+    *("size", "kept", "params (M)", "file (MB)", "RTF", "speed-up"),
     *("dataset", "Err", "loads in stock ESPnet"),
 )
 NONE = "–"

@@ -55,8 +55,8 @@ class SizeResult:
         label: What a table calls it.
         folder: Its experiment folder.
         size: Its spec's name.
-        kept: Branches kept.
-        of: Branches of the net it was cut from.
+        kept: Branches kept, or components where the supernet's units are these.
+        of: Those of the net it was cut from.
         form: Kind of its file, a key of `family.FORMS`.
         cost: The numbers named in `COSTS`.
         wer: Word scores by data set, named `inference_tag/test_set` as in ESPnet.
@@ -133,12 +133,13 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
     # YAML's reader takes JSON as well
     spec, origin, cost = (_read_yaml(folder / name) for name in _FILES)
     try:
+        counts = spec["components" if "components" in spec else "branches"]
         return SizeResult(
             label=label or str(spec["name"]),
             folder=folder,
             size=str(spec["name"]),
-            kept=int(spec["branches"]["kept"]),
-            of=int(spec["branches"]["of"]),
+            kept=int(counts["kept"]),
+            of=int(counts["of"]),
             form=str(origin["form"]),
             cost={name: int(cost[name]) for name in COSTS},
             wer=_read_scores(folder, "wer"),

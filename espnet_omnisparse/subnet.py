@@ -302,7 +302,9 @@ def _space_of(value: Mapping[str, Any], rows: list, source: str) -> SearchSpace:
     fixed = len(rows) * sum(
         n for b, n in SearchSpace(1, "component").parts.items() if b != "mhsa"
     )
-    heads, left = divmod(units - fixed, len(rows)) if isinstance(units, int) else (0, 1)
+    heads, left = 0, 1
+    if isinstance(units, int) and rows:
+        heads, left = divmod(units - fixed, len(rows))
     if heads < 1 or left:
         raise UserError(
             f"{source} contradicts itself: {len(rows)} blocks cannot have "
@@ -327,7 +329,8 @@ def _check_row(row: list | dict, block: int, space: SearchSpace, source: str) ->
         )
     for branch, parts in row.items() if isinstance(row, dict) else ():
         known = range(space.parts[branch])
-        if not parts or len(set(parts)) != len(parts) or not set(parts) <= set(known):
+        listed = isinstance(parts, list) and all(part in known for part in parts)
+        if not parts or not listed or len(set(parts)) != len(parts):
             raise UserError(
                 f"{source}: block {block} keeps parts {parts} of {branch}; name each "
                 f"of 0 to {len(known) - 1} at most once, and at least one."

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -184,8 +185,33 @@ def test_a_mistaken_option_gets_one_sentence(asr1, options, word):
 
 def test_a_wrong_espnet_root_gets_one_sentence(asr1, tmp_path):
     wrong = str(tmp_path / "wrong")
-    config = ["--asr_config", "conf/demo_supernet.yaml"]
+    config = ["--asr_config", "conf/demo_supernet.yaml", "--speed_perturb_factors", ""]
     assert f"ESPNET_ROOT={wrong}" in refusal(asr1, *config, ESPNET_ROOT=wrong)
+
+
+def test_speed_perturbation_without_sox_is_refused_where_stage_2_runs(asr1, tools):
+    path, config = tools(), ["--asr_config", "conf/demo_supernet.yaml"]
+    assert "sox" in refusal(asr1, *config, PATH=path)
+    wrong = {"ESPNET_ROOT": str(asr1 / "wrong"), "PATH": path}
+    assert "ESPNET_ROOT" in refusal(asr1, *config, "--stage", "3", **wrong)
+    plain = ["--speed_perturb_factors", ""]
+    assert "ESPNET_ROOT" in refusal(asr1, *config, *plain, **wrong)
+
+
+def test_with_speed_perturbation_tokens_are_made_from_the_unperturbed_text(asr1):
+    (asr1 / "asr.sh").write_text('#!/bin/sh\nprintf "%s\\n" "$@" > arguments\n')
+    (asr1 / "asr.sh").chmod(0o755)
+
+    def arguments(factors: str) -> list[str]:
+        given = ["--train_set", "tr", "--speed_perturb_factors", factors]
+        with contextlib.chdir(asr1):
+            recipe.asr_sh(recipe.parse(given))
+        return (asr1 / "arguments").read_text().splitlines()
+
+    perturbed = arguments("0.9 1.0")
+    assert perturbed[perturbed.index("--bpe_train_text") + 1] == "data/tr/text"
+    assert perturbed[perturbed.index("--lm_train_text") + 1] == "data/tr/text"
+    assert "--bpe_train_text" not in arguments("")
 
 
 def make_repository(folder: Path, identity: dict[str, str]) -> None:

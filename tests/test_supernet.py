@@ -69,7 +69,10 @@ BAD_CONFIGS = [
     ({"sizes": {"full": 3}}, "may not be called full or current"),
     ({"sizes": {"current": 3}}, "may not be called full or current"),
     ({"sizes": {"small": 0}}, "small asks for 0 units; the nearest .* 1 units"),
-    ({"sizes": {"small": 12}}, "nearest that this net can give is 11 units .the full net"),
+    (
+        {"sizes": {"small": 12}},
+        "nearest that this net can give is 11 units .the full net",
+    ),
     ({"sizes": {"small": 13}}, "small asks for 13 units; the nearest .* 11 units"),
     ({"sizes": {"small": 0.01}}, "small asks for 0 units"),
     ({"sizes": {"small": 1.0}}, "small asks for 12 units"),

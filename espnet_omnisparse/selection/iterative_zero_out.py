@@ -112,13 +112,12 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
 
     def _take_masks(self, shut: int) -> None:
         """Keeps the masks that need the ranking of units about to be shut."""
+        left, last = len(self.space) - shut, shut == self.shut_counts[-1]
         for row, size in enumerate(self.sizes.values()):
-            if self.taken[row] or size.mask(ranking(self.scores)).sum() <= (
-                len(self.space) - shut
-            ):
-                continue
-            self.taken_masks[row] = size.mask(self.ranking())
-            self.taken[row] = True
+            mask = size.mask(self.ranking())
+            if (last or mask.sum() > left) and not self.taken[row]:
+                self.taken_masks[row] = mask
+                self.taken[row] = True
 
     def ranking(self) -> torch.Tensor:
         """By score, within the masks taken on the way, so that sizes are nested."""
@@ -130,7 +129,8 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
     def masks(self) -> dict[str, torch.Tensor]:
         """The masks taken on the way, and for the rest the final ranking's."""
         taken = zip(self.sizes, self.taken.tolist(), self.taken_masks, strict=True)
-        return super().masks() | {name: mask for name, done, mask in taken if done}
+        masks = super().masks() | {name: mask for name, done, mask in taken if done}
+        return dict(sorted(masks.items(), key=lambda item: -int(item[1].sum())))
 
     def scores_now(self) -> torch.Tensor:
         """The scores themselves."""

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Stage 1 of asr.sh: TED-LIUM release 2 as Kaldi folders.
+set -euo pipefail
+
+log() {
+    echo "$(date '+%Y-%m-%dT%H:%M:%S') (${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}) $*"
+}
+
+corpus=${TEDLIUM2:-downloads/TEDLIUM_release2}  # holds train, dev and test
+url=https://www.openslr.org/resources/19        # where the release is downloaded from
+data_dir=data
+splits="train dev test"  # separated by spaces, or by commas inside --local_data_opts
+keep_noise_tags=true     # true: {NOISE} becomes the word [NOISE]; false: it is dropped
+
+log "$0 $*"
+# shellcheck source=/dev/null
+. utils/parse_options.sh
+
+if [ $# -ne 0 ]; then
+    log "error: no positional arguments are taken, but there is '$1'" \
+        "(separate splits by commas)." >&2
+    exit 2
+fi
+
+# counts and errors go to stderr; what is captured is the folders written
+written=$(python3 -m espnet_omnisparse.tedlium \
+    --corpus "${corpus}" --url "${url}" --data_dir "${data_dir}" \
+    --splits "${splits}" --keep_noise_tags "${keep_noise_tags}")
+
+mapfile -t folders <<< "${written}"
+for folder in "${folders[@]}"; do
+    utils/validate_data_dir.sh --no-feats "${folder}"
+done
+
+log "Successfully finished. [elapsed=${SECONDS}s]"
