@@ -18,21 +18,25 @@ from espnet_omnisparse.cost import measure_paired, measure_rtf, paired_ratio
 from espnet_omnisparse.errors import one_sentence
 from espnet_omnisparse.family import build, cut
 from espnet_omnisparse.journal import settled_specs
-from espnet_omnisparse.subnet import fingerprint
+from espnet_omnisparse.subnet import FULL, fingerprint
 from espnet_omnisparse.tasks import OmniASRTask
 
 TOKENS = ["<blank>", "<unk>", *(f"t{i}" for i in range(97)), "<sos/eos>"]
+LEARNED = ("simple_topk", "iterative_zero_out", "ortho_softmax")
 RUN_LENGTH = 1000
 STEP1_AT, STEP2_AT = 300, 800
 
 
-def configuration(args: argparse.Namespace, update: str | None) -> dict[str, Any]:
+def configuration(
+    args: argparse.Namespace, update: str | None, method: str = "simple_topk"
+) -> dict[str, Any]:
     """ESPnet configuration of the benchmarked shape.
 
     Args:
         args: The command line's shape.
         update: `None` for stock ESPnet, `plain` for our encoder without a supernet,
             or a supernet's `update` mode.
+        method: The supernet's selection method.
     """
     parser = OmniASRTask.get_parser()
     config = vars(parser.parse_args(["--output_dir", os.devnull]))
@@ -57,10 +61,14 @@ def configuration(args: argparse.Namespace, update: str | None) -> dict[str, Any
     if update not in (None, "plain"):
         units = 4 * args.blocks
         config["model_conf"]["supernet"] = {
-            "method": "simple_topk",
+            "method": method,
             "sizes": {"small": units // 3, "medium": 2 * units // 3},
             "update": update,
         }
+        if method == "ortho_softmax":
+            encoder["granularity"] = "component"
+            sizes = {"fraction_of": "params", "sizes": {"small": 0.4, "medium": 0.7}}
+            config["model_conf"]["supernet"] |= sizes
     return config
 
 
@@ -90,9 +98,11 @@ def make_batch(args: argparse.Namespace) -> dict[str, torch.Tensor]:
     }
 
 
-def supernet_at(args: argparse.Namespace, update: str, at: int) -> Any:
+def supernet_at(
+    args: argparse.Namespace, update: str, at: int, method: str = "simple_topk"
+) -> Any:
     """A supernet at a certain update of its run."""
-    model = build(configuration(args, update))
+    model = build(configuration(args, update, method))
     model.supernet.set_run_length(RUN_LENGTH)
     model.supernet.updates.fill_(at)
     return model
@@ -118,6 +128,31 @@ def bench_training(args: argparse.Namespace) -> None:
     for name, row in times.items():
         ratio = paired_ratio(times, name, "stock conformer")
         print(f"| {name} | {1e3 * statistics.median(row):.0f} | {ratio:.3f}x |")
+
+
+def bench_selection(args: argparse.Namespace) -> None:
+    """Prints what learning a selection adds to an update of step 1.
+
+    Each method is timed beside the same update, of the same two nets, that learns
+    nothing: gates that are constants, and no penalty.
+    """
+    batch = make_batch(args)
+    print(
+        "\n| learning the selection | update (ms) | without (ms) | adds |\n"
+        "|---|---|---|---|"
+    )
+    for method in LEARNED:
+        learning = supernet_at(args, "per_batch", STEP1_AT, method)
+        fixed = supernet_at(args, "per_batch", STEP1_AT, method)
+        units = len(fixed.supernet.space)
+        fixed.supernet.selection.gates = lambda *_, units=units: (1.0,) * units
+        fixed.supernet.selection.penalty = lambda *_: 0.0
+        runs = {"learning": step(learning, batch), "fixed": step(fixed, batch)}
+        times = measure_paired(runs, 3 * args.rounds)
+        ratio = paired_ratio(times, "learning", "fixed")
+        medians = (1e3 * statistics.median(row) for row in times.values())
+        cells = " | ".join(f"{ms:.0f}" for ms in medians)
+        print(f"| {method} | {cells} | {100 * (ratio - 1):+.1f} % |", flush=True)
 
 
 def bench_gating(args: argparse.Namespace) -> None:
@@ -160,21 +195,74 @@ def bench_sizes(args: argparse.Namespace) -> None:
         print(f"| {name} | {statistics.median(row):.4f} | {ratio:.2f}x |")
 
 
+def latency_budgets(
+    args: argparse.Namespace, granularity: str
+) -> dict[str, tuple[float, float]]:
+    """Sizes given by latency: name -> budget and measured latency, in milliseconds.
+
+    The units are taken at random. Measured latencies are corrected for a machine that
+    has become faster or slower since the budgets were set, by the full net's.
+    """
+    config = configuration(args, "per_batch", "random")
+    config["input_size"] = None  # from the waveform: with ESPnet's front end
+    config["encoder_conf"]["granularity"] = granularity
+    config["model_conf"]["supernet"] |= {
+        "fraction_of": "latency_ms",
+        "sizes": {"tiny": 0.4, "small": 0.6, "medium": 0.8},
+    }
+    model = build(config)
+    state, table = model.state_dict(), model.supernet.tables["latency_ms"]
+    models = {}
+    for name, spec in settled_specs(model.supernet, fingerprint(state, TOKENS)).items():
+        small_config, small = cut(config, state, spec)
+        models[name] = build(small_config, small)
+    rtf = measure_rtf(models, rounds=args.rounds)
+    full = table.total / 1e6
+    return {
+        name: (size.limit / 1e6, full * paired_ratio(rtf, name, FULL))
+        for name, size in model.supernet.sizes.items()
+    }
+
+
+def bench_latency(args: argparse.Namespace) -> None:
+    """Prints how well sizes given by a latency keep to it."""
+    print(
+        "\n| granularity | size | budget (ms) | extracted (ms) | "
+        "difference |\n|---|---|---|---|---|"
+    )
+    for granularity in ("branch", "component"):
+        for name, (budget, measured) in latency_budgets(args, granularity).items():
+            difference = f"{100 * (measured / budget - 1):+.1f} %"
+            cells = f"{budget:.1f} | {measured:.1f} | {difference}"
+            print(f"| {granularity} | {name} | {cells} |", flush=True)
+
+
+BENCHES = {
+    "training": bench_training,
+    "selection": bench_selection,
+    "gating": bench_gating,
+    "sizes": bench_sizes,
+    "latency": bench_latency,
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints all benchmarks."""
+    """Prints the benchmarks asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=12)
     parser.add_argument("--size", type=int, default=144, help="model dimension")
     parser.add_argument("--batch", type=int, default=12, help="utterances")
     parser.add_argument("--seconds", type=float, default=5.0, help="per utterance")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHES, default=list(BENCHES), help="default: all"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with one_sentence():
         print(f"{args.blocks} blocks, d {args.size}, one thread, {args.rounds} rounds")
-        bench_training(args)
-        bench_gating(args)
-        bench_sizes(args)
+        for name in args.only:
+            BENCHES[name](args)
 
 
 if __name__ == "__main__":

@@ -213,9 +213,9 @@ def _table(comparison: Comparison, source: Path) -> Iterator[str]:
     yield ""
     yield (
         "| training | size | parameters (M) | MACs 10 s (G) | file (MB) | updates | "
-        "training (min) | WER per seed | mean WER | difference to individual |"
+        "training (min) | WER per seed | mean WER | spread | difference to individual |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---" * 11 + "|"
     for name, variant in comparison.variants.items():
         for size in variant.sizes:
             group = [x for x in lines if (x["variant"], x["size"]) == (name, size)]
@@ -228,6 +228,17 @@ def _table(comparison: Comparison, source: Path) -> Iterator[str]:
         f"sizes of a supernet at once. Made by `omnisparse compare {source}`; every "
         f"result with its command: [{comparison.results}]({comparison.results})."
     )
+    yield ""
+    yield "<details><summary>Commands, with the seeds that ran</summary>"
+    yield ""
+    yield "```sh"
+    for name in comparison.variants:
+        seen = {x["command"]: x["seed"] for x in lines if x["variant"] == name}
+        for command, seed in sorted(seen.items(), key=lambda item: item[1]):
+            yield f"{command}  # seed {seed}"
+    yield "```"
+    yield ""
+    yield "</details>"
 
 
 def _row(
@@ -237,7 +248,8 @@ def _row(
     size: str,
     group: Sequence[Mapping[str, Any]],
 ) -> str:
-    mean = statistics.mean(line["err"] for line in group)
+    errors = [line["err"] for line in group]
+    mean = statistics.mean(errors)
     difference = ""
     reference = comparison.reference.get(size)
     if reference and name not in comparison.reference.values():
@@ -254,8 +266,9 @@ def _row(
         f"{group[0]['file_bytes'] / 1e6:.2f}",
         str(group[0]["updates"]),
         f"{statistics.mean(times) / 60:.1f}" if times else "",
-        " / ".join(f"{line['err']:.1f}" for line in group),
+        " / ".join(f"{error:.1f}" for error in errors),
         f"{mean:.1f}",
+        f"{max(errors) - min(errors):.1f}" if len(errors) > 1 else "",
         difference,
     ]
     return "| " + " | ".join(cells) + " |"

@@ -38,9 +38,28 @@ def test_every_configuration_builds_with_its_optimiser_and_scheduler(path, tmp_p
         assert selection.k(interval - 1, length) == start - shrink
         assert selection.k(interval, length) == start - 2 * shrink
 
+    comment = re.search(r"# T_i = (.*) updates", path.read_text())
+    if comment:  # published iterations: lengths, "then" or "x" how many
+        lengths = []
+        for item in comment[1].replace(",", "").split(" then "):
+            interval, _, count = item.partition(" x ")
+            lengths += [int(interval)] * int(count or 1)
+        selection, length = model.supernet.selection, model.supernet.timeline.step1
+        assert sum(lengths) == length
+        units, step = len(model.supernet.space), selection.zero_out
+        for number in range(len(lengths)):
+            start, end = sum(lengths[:number]), sum(lengths[: number + 1])
+            for update in (start, end - 1):
+                assert selection.wanted_shut(update, length) == step * (number + 1)
+        smallest = units - step * len(lengths)
+        assert smallest == min(size.units for size in selection.sizes.values())
+
 
 def test_there_are_configurations_of_every_published_schedule():
     text = "".join(path.read_text() for path in CONFIGURATIONS)
     assert set(re.findall(r"# T = ([\d,]+)", text)) == {
         *("14,640", "35,000", "26,600", "5,734"),
+    }
+    assert set(re.findall(r"# T_i = ([\d,]+) ", text.replace("0, then", "0 then"))) == {
+        *("63,000", "42,000", "14,000", "27,450"),
     }

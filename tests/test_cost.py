@@ -1,3 +1,4 @@
+import argparse
 import dataclasses
 
 import pytest
@@ -159,3 +160,13 @@ def test_the_real_time_factor_is_per_second_of_audio(size, tiny_config, build):
     assert torch.get_num_threads() == threads
     assert len(factors["one"]) == 3
     assert all(0 < factor < 1 for factor in factors["one"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("granularity", ["branch", "component"])
+def test_an_extracted_size_is_within_ten_per_cent_of_its_latency_budget(granularity):
+    from espnet_omnisparse.bench import latency_budgets
+
+    shape = argparse.Namespace(blocks=12, size=144, rounds=15)
+    for budget, measured in latency_budgets(shape, granularity).values():
+        assert measured == pytest.approx(budget, rel=0.10)
