@@ -31,7 +31,7 @@ SCORES = {
     FULL: "2|6|100.0|0.0|0.0|0.0|0.0|0.0",
 }
 COMMAND = "./run.sh --asr_config conf/tiny.yaml"
-TABLE_START = "|size|branches|"
+TABLE_START = "|size|kept|"
 
 
 @pytest.fixture
@@ -167,6 +167,30 @@ def test_selection_without_scores_has_no_history(granularity):
     without = plots.selection_figure(specs, [{**log[0], "scores": None}])
     assert len(with_history.subfigs) == 2
     assert len(without.subfigs) == 1
+
+
+def component_spec() -> SubnetSpec:
+    """Half an FFN, one head of two and the Conv of a block."""
+    space = SearchSpace(1, "component", heads=2)
+    kept = {"0.ffn1.0", "0.ffn1.3", "0.mhsa.1", "0.conv.0"}
+    return SubnetSpec("small", "0f", space, tuple(u in kept for u in space.units))
+
+
+def test_the_heat_map_shades_what_is_kept_in_part():
+    figure = plots.selection_figure([component_spec()], [])
+    (axes,) = figure.subfigs[0].axes
+    assert {text.get_text() for text in axes.texts} == {"2/4", "1/2"}
+    assert axes.get_title() == "small\n4 of 11"
+    (mesh,) = axes.collections
+    assert mesh.get_array().ravel().tolist() == [0.5, 0.5, 1.0, 0.0]
+
+
+def test_a_size_of_components_is_counted_in_components(tmp_path):
+    component_spec().save(tmp_path / "subnet.yaml")
+    (tmp_path / "origin.yaml").write_text("form: slim\n")
+    (tmp_path / "cost.json").write_text(json.dumps(dict.fromkeys(results.COSTS, 1)))
+    size = results.read_size(tmp_path)
+    assert (size.kept, size.of) == (4, 11)
 
 
 def test_timing_is_reused_until_a_model_changes(make_exp, extract):

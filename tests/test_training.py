@@ -39,6 +39,30 @@ SETTINGS = {
             }
         },
     },
+    # iterations end at updates 3, 7 and 10; the mask of medium is taken at 7
+    "zero-out": {
+        "model_conf": {
+            "supernet": {
+                "method": "iterative_zero_out",
+                "method_conf": {"zero_out": 2},
+                "score_lr": 3.0,
+            }
+        },
+    },
+    "components": {
+        "encoder_conf": {"conv_norm": "layer_norm", "granularity": "component"},
+        "model_conf": {
+            "supernet": {
+                "method": "ortho_softmax",
+                "fraction_of": "params",
+                "sizes": {"small": 0.6, "medium": 0.8},
+                "subnet_weight": "adaptive",
+                "layer_dropout_step2": 0.1,
+            }
+        },
+    },
+    "taylor": {"model_conf": {"supernet": {"method": "taylor"}}},
+    "greedy": {"model_conf": {"supernet": {"method": "greedy"}}},
 }
 
 
@@ -158,6 +182,10 @@ def assert_same_training(found: Path, expected: Path) -> None:
         ("batch norm", 17, 3, True),
         ("accum_grad 2", 3, 1, False),
         ("accum_grad 2", 7, 3, True),
+        ("zero-out", 8, 1, False),
+        ("components", 7, 1, False),
+        ("taylor", 7, 1, False),
+        ("greedy", 12, 2, True),
     ],
 )
 def test_a_training_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
