@@ -148,7 +148,7 @@ def bench_selection(args: argparse.Namespace) -> None:
         fixed.supernet.selection.gates = lambda *_, units=units: (1.0,) * units
         fixed.supernet.selection.penalty = lambda *_: 0.0
         runs = {"learning": step(learning, batch), "fixed": step(fixed, batch)}
-        times = measure_paired(runs, 3 * args.rounds)
+        times = measure_paired(runs, 2 * args.rounds)
         ratio = paired_ratio(times, "learning", "fixed")
         medians = (1e3 * statistics.median(row) for row in times.values())
         cells = " | ".join(f"{ms:.0f}" for ms in medians)

@@ -5,6 +5,7 @@ state dict, so extraction is a function from pairs to pairs and needs no model.
 """
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -172,24 +173,22 @@ def unit_magnitudes(
         state: State dict of the full net's encoder.
         space: Its units.
     """
-    squares, counts = torch.zeros(len(space)), torch.zeros(len(space))
-    index = {unit: number for number, unit in enumerate(space.units)}
+    squares = dict.fromkeys(space.units, 0.0)
+    counts = dict.fromkeys(space.units, 0)
     for name, tensor in state.items():
-        number, branch, rest = (
-            _locate(f"encoder.{name}") if "encoders." in name else ((0, None, ""))
-        )
         # an attention's positional biases are matrices as well, but no weights
-        if branch is None or tensor.dim() < 2 or not name.endswith(".weight"):
+        if tensor.dim() < 2 or not re.fullmatch(r"encoders\..*\.weight", name):
             continue
-        of = space.parts[branch]
-        for part in range(of):
-            unit = {"block": f"{number}", "branch": f"{number}.{branch}"}.get(
-                space.granularity, f"{number}.{branch}.{part}"
-            )
-            mine = select(branch, rest.split(".", 1)[1], tensor, [part], of)
-            squares[index[unit]] += float(mine.square().sum())
-            counts[index[unit]] += mine.numel()
-    return (squares / counts).sqrt()
+        number, branch, rest = _locate(f"encoder.{name}")
+        if branch is None:
+            continue
+        for part in range(space.parts[branch]):
+            inner = rest.split(".", 1)[1]
+            mine = select(branch, inner, tensor, [part], space.parts[branch])
+            unit = space.unit(number, branch, part)
+            squares[unit] += float(mine.square().sum())
+            counts[unit] += mine.numel()
+    return torch.tensor([(squares[u] / counts[u]) ** 0.5 for u in space.units])
 
 
 def _locate(name: str) -> tuple[int, str | None, str]:

@@ -64,20 +64,24 @@ class SearchSpace:
             return dict.fromkeys(BRANCHES, 1)
         return {"ffn1": FFN_CHUNKS, "mhsa": self.heads, "conv": 1, "ffn2": FFN_CHUNKS}
 
+    def unit(self, block: int, branch: str, part: int = 0) -> str:
+        """Name of the unit that a part of a branch belongs to."""
+        if self.granularity == "block":
+            return f"{block}"
+        if self.granularity == "branch":
+            return f"{block}.{branch}"
+        return f"{block}.{branch}.{part}"
+
     @property
     def units(self) -> tuple[str, ...]:
         """Names of the units."""
-        blocks = range(self.num_blocks)
-        if self.granularity == "block":
-            return tuple(str(block) for block in blocks)
-        names = tuple(f"{block}.{branch}" for block in blocks for branch in BRANCHES)
-        if self.granularity == "branch":
-            return names
-        return tuple(
-            f"{name}.{part}"
-            for name in names
-            for part in range(self.parts[name.split(".")[1]])
+        names = (
+            self.unit(block, branch, part)
+            for block in range(self.num_blocks)
+            for branch, count in self.parts.items()
+            for part in range(count)
         )
+        return tuple(dict.fromkeys(names))  # a block is named by each of its branches
 
     @property
     def groups(self) -> tuple[int, ...]:
