@@ -85,7 +85,7 @@ class CostTable(torch.nn.Module):
     def per_unit(self) -> torch.Tensor:
         """Cost per unit `[units]`, with an even share of what its branch has once."""
         groups = torch.tensor(self.groups, device=self.units.device)
-        return self.units + (self.shared / groups.bincount())[groups]
+        return self.units + (self.shared.double() / groups.bincount())[groups]
 
     def text(self, steps: float) -> str:
         """A cost in words."""

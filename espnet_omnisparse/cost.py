@@ -161,7 +161,11 @@ def cost_table(model: Any, kind: str) -> CostTable:
         kind: `params`, `macs_10s` or `latency_ms`.
     """
     space: SearchSpace = model.encoder.space
-    costs = _measure(dict(_variants(model, space)), kind)
+    was_training = model.training
+    # freshly drawn weights must not change what is drawn after them
+    with torch.random.fork_rng(devices=[]):
+        costs = _measure(dict(_variants(model, space)), kind)
+    model.train(was_training)  # the variants share its modules
     full = costs["full"]
     if space.granularity == "block":
         each = (full - costs["one"]) / max(1, space.num_blocks - 1)

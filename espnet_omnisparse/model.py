@@ -149,7 +149,9 @@ class OmniASRModel(ESPnetASRModel):
             for size, weight, encoded in self._outputs(part_draws, hidden):
                 # a mean over the part's utterances, an unbiased estimate of the
                 # whole batch's: split_batch has the expectation of per_batch
-                mean, extra = self._subnet_loss(size, encoded, hidden.lengths, part)
+                mean, extra = self._subnet_loss(
+                    size, encoded, hidden.lengths, part, scored=not self.training
+                )
                 scaled = mean.detach() * scale
                 if weight is None:  # adaptive: what is learned already weighs less
                     weight = 1.0 - torch.exp(-scaled)
@@ -193,7 +195,7 @@ class OmniASRModel(ESPnetASRModel):
         hidden = self.encoder.front_end(batch.feats, batch.feats_lengths)
         draw = Draw(CURRENT, mask_gates(mask))
         ((_, _, encoded),) = self._outputs([draw], hidden)
-        loss, _ = self._subnet_loss(FULL, encoded, hidden.lengths, batch)
+        loss, _ = self._subnet_loss(FULL, encoded, hidden.lengths, batch, scored=False)
         return loss, len(batch)
 
     def _batch(
@@ -257,13 +259,21 @@ class OmniASRModel(ESPnetASRModel):
                 yield size, weight, by_end[end]
 
     def _subnet_loss(
-        self, size: str, encoded: torch.Tensor, lengths: torch.Tensor, part: Batch
+        self,
+        size: str,
+        encoded: torch.Tensor,
+        lengths: torch.Tensor,
+        part: Batch,
+        scored: bool,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Mean loss of the part's utterances through one subnet, and its accuracy."""
+        """Mean loss of the part's utterances through one subnet, and its accuracy.
+
+        With `scored` also its character error rate, by greedy search.
+        """
         head = self.head(size)
         stats: dict[str, Any] = {}
         loss = head(encoded, lengths, part.text, part.text_lengths)
-        if not self.training and self.error_calculator is not None:
+        if scored and self.error_calculator is not None:
             stats[self._stat("cer_ctc", size)] = self.error_calculator(
                 head.argmax(encoded).cpu(), part.text.cpu(), is_ctc=True
             )
@@ -284,7 +294,7 @@ class OmniASRModel(ESPnetASRModel):
         if size == FULL or not self.size_ctc:
             return self.ctc
         if size == CURRENT:
-            size = list(self.supernet.sizes)[-1]  # step 1 grows into the smallest
+            size = list(self.supernet.selection.masks())[-1]  # the smallest
         return self.size_ctc[head_name(size)]
 
     def _scale(self, utterances: int, frames: torch.Tensor) -> torch.Tensor | float:

@@ -272,7 +272,7 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
         )
     rows, row_type = value["kept"], dict if components else list
     if not isinstance(rows, list) or not all(isinstance(row, row_type) for row in rows):
-        raise UserError(f"{source}: kept must be a list of branches for every block.")
+        raise UserError(f"{source}: kept must list what each block keeps.")
     space = _space_of(value, rows, source)
     for block, row in enumerate(rows):
         _check_row(row, block, space, source)

@@ -14,7 +14,8 @@ True
 from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import ClassVar, Protocol
+from types import UnionType
+from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
 
@@ -67,6 +68,11 @@ class Selection(torch.nn.Module):
         Raises:
             UserError: Then.
         """
+        if length < 1:
+            raise UserError(
+                "supernet.step1 has no update, but the method learns in it: lengthen "
+                "it, or choose a method without a step 1, such as uniform."
+            )
 
     def gates(self, time: int, length: int) -> tuple[Gate, ...] | None:
         """Gates of the subnet that step 1 trains beside the full net, if any."""
@@ -131,7 +137,28 @@ def build_selection(
             f"supernet.method {method!r} is unknown; the methods are "
             f"{', '.join(sorted(Selection.registry))}."
         )
+    selection = Selection.registry[method]
+    _check_types(method, conf, get_type_hints(selection.__init__))
     try:
-        return Selection.registry[method](space, sizes, **conf)
+        return selection(space, sizes, **conf)
     except TypeError as error:
         raise UserError(f"supernet.method_conf of {method}: {error}.") from error
+
+
+def _check_types(method: str, conf: Mapping, hints: Mapping[str, Any]) -> None:
+    for name, value in conf.items():
+        hint = hints.get(name, object)
+        if isinstance(hint, type | UnionType) and not _fits(value, hint):
+            wanted = getattr(hint, "__name__", hint)
+            raise UserError(
+                f"supernet.method_conf of {method}: {name} must be {wanted}, not "
+                f"{value!r}."
+            )
+
+
+def _fits(value: Any, hint: type | UnionType) -> bool:
+    if isinstance(value, bool):  # to Python it is an int as well
+        return hint in (bool, object)
+    if isinstance(value, int):
+        return isinstance(value, hint) or isinstance(float(value), hint)
+    return isinstance(value, hint)

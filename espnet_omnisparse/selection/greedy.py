@@ -3,7 +3,7 @@
 The classic backward elimination. Step 1 trains the full net alone, then units are
 removed one by one by the loss on validation utterances; it has a step 2. The only
 method here that has to search: about half the square of the number of units in
-evaluations.
+evaluations. With BatchNorm these losses are uncalibrated.
 """
 
 import logging
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 
 from espnet_omnisparse.budget import Size
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.mask import ranking
 from espnet_omnisparse.selection import Net, Selection
 from espnet_omnisparse.subnet import SearchSpace
@@ -30,6 +31,8 @@ class Greedy(Selection, name="greedy"):
         self, space: SearchSpace, sizes: Mapping[str, Size], utterances: int = 50
     ):
         super().__init__(space, sizes)
+        if utterances < 1:
+            raise UserError("supernet.method_conf: utterances must be at least 1.")
         self.utterances = utterances
         self.register_buffer("importance", torch.zeros(len(space)))
 

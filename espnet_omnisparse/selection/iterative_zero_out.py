@@ -47,7 +47,9 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
         self.zero_out = zero_out
         self.first_iteration = first_iteration
         self.scores = torch.nn.Parameter(torch.full((len(space),), OPEN))
-        # masks taken on the way, of the sizes whose ranking a zero-out would flatten
+        # masks taken on the way, of the sizes whose ranking a zero-out would flatten;
+        # by name, because the order of sizes may depend on measured latencies
+        self._rows = {name: row for row, name in enumerate(sorted(sizes))}
         self.register_buffer("taken", torch.zeros(len(sizes), dtype=torch.bool))
         shape = (len(sizes), len(space))
         self.register_buffer("taken_masks", torch.ones(shape, dtype=torch.bool))
@@ -64,6 +66,7 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
         Raises:
             UserError: Then.
         """
+        super().check_length(length)
         ends = [0, *self._ends(length)]
         if any(end <= start for start, end in zip(ends, ends[1:], strict=False)):
             raise UserError(
@@ -113,8 +116,8 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
     def _take_masks(self, shut: int) -> None:
         """Keeps the masks that need the ranking of units about to be shut."""
         left, last = len(self.space) - shut, shut == self.shut_counts[-1]
-        for row, size in enumerate(self.sizes.values()):
-            mask = size.mask(self.ranking())
+        for name, size in self.sizes.items():
+            row, mask = self._rows[name], size.mask(self.ranking())
             if (last or mask.sum() > left) and not self.taken[row]:
                 self.taken_masks[row] = mask
                 self.taken[row] = True
@@ -128,8 +131,10 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
 
     def masks(self) -> dict[str, torch.Tensor]:
         """The masks taken on the way, and for the rest the final ranking's."""
-        taken = zip(self.sizes, self.taken.tolist(), self.taken_masks, strict=True)
-        masks = super().masks() | {name: mask for name, done, mask in taken if done}
+        masks = super().masks()
+        for name, row in self._rows.items():
+            if self.taken[row]:
+                masks[name] = self.taken_masks[row]
         return dict(sorted(masks.items(), key=lambda item: -int(item[1].sum())))
 
     def scores_now(self) -> torch.Tensor:

@@ -43,10 +43,15 @@ class OrthoSoftmax(Selection, name="ortho_softmax"):
         tau_end: float = 0.2,
     ):
         super().__init__(space, sizes)
-        if not tau >= tau_end > 0 or not 0 < (tau_decay or 1.0) <= 1:
+        if tau_decay is None and not tau >= tau_end > 0:
             raise UserError(
-                "supernet.method_conf: tau must be at least tau_end, tau_end above 0, "
-                "and tau_decay above 0 and at most 1."
+                "supernet.method_conf: tau must be at least tau_end, and tau_end above "
+                "0."
+            )
+        if tau <= 0 or (tau_decay is not None and not 0 < tau_decay <= 1):
+            raise UserError(
+                "supernet.method_conf: tau must be above 0, and tau_decay above 0 and "
+                "at most 1."
             )
         self.tau, self.tau_decay, self.tau_end = tau, tau_decay, tau_end
         # equal rows would have equal gradients for ever

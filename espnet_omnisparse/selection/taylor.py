@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from espnet_omnisparse.budget import Size
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate
 from espnet_omnisparse.mask import ranking
 from espnet_omnisparse.selection import Selection
@@ -29,12 +30,20 @@ class Taylor(Selection, name="taylor"):
         self, space: SearchSpace, sizes: Mapping[str, Size], momentum: float = 0.99
     ):
         super().__init__(space, sizes)
+        if not 0.0 <= momentum < 1.0:
+            raise UserError(
+                "supernet.method_conf: momentum must be at least 0 and below 1."
+            )
         self.momentum = momentum
         self.register_buffer("importance", torch.zeros(len(space)))
         self._gates: torch.Tensor | None = None
 
     def full_gates(self, time: int, length: int) -> tuple[Gate, ...]:
-        """Ones that take a gradient, and that no optimiser moves."""
+        """Ones that take a gradient, and that no optimiser moves.
+
+        Where gradients are accumulated, the last micro-batch's counts: what a resumed
+        training knows of an update, too.
+        """
         ones = torch.ones_like(self.importance)
         self._gates = ones.requires_grad_(torch.is_grad_enabled())
         return tuple(self._gates.unbind())
