@@ -447,11 +447,12 @@ def test_what_cannot_be_divided_is_refused(conf, sentence):
 
 def test_layer_dropout_drops_whole_branches_of_which_the_smallest_size_has_nothing():
     space = SearchSpace(2, "component", heads=2)
-    conf = {"method": "simple_topk", "sizes": {"small": 3}, "step1": 0}
+    conf = {"method": "simple_topk", "sizes": {"small": 3}, "step1": 1}
     net = Supernet(
         SupernetConfig.from_mapping({**conf, "layer_dropout_step2": 0.4}), space
     )
     net.set_run_length(10)
+    net.updates.fill_(1)
     kept = [space.units.index(unit) for unit in ("0.ffn1.2", "1.mhsa.0", "1.mhsa.1")]
     net.selection.scores.data[kept] = 1.0
     rates = net.training_draws()[0].layer_dropout
@@ -547,8 +548,8 @@ BAD_EDITS = [
     (put(components=10), "2 blocks cannot have None components"),
     (put(components={"kept": 10, "of": 22}), r"parts \[1, 2\] of mhsa; .* 0 to 1"),
     (put(kept=[]), "0 blocks cannot have 24 components"),
-    (put(kept=[["ffn1"], ["conv"]]), "kept must be"),
-    (put(kept={"ffn1": [0]}), "kept must be"),
+    (put(kept=[["ffn1"], ["conv"]]), "kept must list"),
+    (put(kept={"ffn1": [0]}), "kept must list"),
     (put(granularity="branch"), "needs exactly the keys branches"),
     (put(branches={"kept": 10, "of": 24}), "needs exactly the keys components"),
     (put(format=2), "spec format 2"),

@@ -263,7 +263,7 @@ def test_only_the_full_net_records_batch_norm_statistics(tiny_model, batch, upda
         return {n: t for n, t in model.state_dict().items() if "conv_module.norm" in n}
 
     supernet = tiny_model(update=update, conv_norm="batch_norm").train()
-    alone = tiny_model(conv_norm="batch_norm", supernet={"warm_start": 99, "step1": 0})
+    alone = tiny_model(conv_norm="batch_norm", supernet={"warm_start": 98, "step1": 1})
     alone.load_state_dict(supernet.state_dict())
     alone.supernet.updates.zero_()
     supernet(**batch)
