@@ -16,7 +16,7 @@ from espnet_omnisparse import stm
 from espnet_omnisparse.audio import check_audio, over_files
 from espnet_omnisparse.download import Archive, download, unpacked
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.librispeech import name_list, write_tables
+from espnet_omnisparse.kaldi import name_list, write_tables
 from espnet_omnisparse.progress import say
 from espnet_omnisparse.stm import Segment
 

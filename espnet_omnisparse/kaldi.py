@@ -1,0 +1,35 @@
+"""Kaldi folders, which ESPnet's recipes read: tables of lines that start with an id."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from espnet_omnisparse.files import atomic_folder
+
+
+def write_tables(
+    folder: Path, tables: Mapping[str, Iterable[str]], speakers: Mapping[str, str]
+) -> None:
+    """Writes a Kaldi folder as a whole.
+
+    Args:
+        folder: Folder to write; one that is there is replaced.
+        tables: Lines by file name, without utt2spk and spk2utt.
+        speakers: Speaker by utterance id, sorted.
+    """
+    spoken: dict[str, list[str]] = {}
+    for name, speaker in speakers.items():
+        spoken.setdefault(speaker, []).append(name)
+    tables = {
+        **tables,
+        "utt2spk": [f"{name} {speaker}" for name, speaker in speakers.items()],
+        "spk2utt": [" ".join([who, *spoken[who]]) for who in sorted(spoken)],
+    }
+    with atomic_folder(folder) as temporary:
+        for name, lines in tables.items():
+            text = "".join(f"{line}\n" for line in lines)
+            (temporary / name).write_text(text, encoding="utf-8")
+
+
+def name_list(text: str) -> list[str]:
+    """Reads a list as a shell gives it, separated by spaces or commas."""
+    return text.replace(",", " ").split()
