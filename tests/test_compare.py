@@ -128,3 +128,22 @@ def test_an_unknown_key_is_refused(file):
     file.write_text(file.read_text() + "tittle: x\n")
     with pytest.raises(UserError, match="not a comparison.*tittle"):
         compare(file, [1], 1)
+
+
+def test_only_the_named_variants_are_run(file):
+    compare(file, [1], 1, only=["alone"])
+    assert Path("runs.txt").read_text().split() == ["alone_seed1"]
+    with pytest.raises(UserError, match="--only: both is not one of supernet, alone"):
+        compare(file, [1], 1, only=["both"])
+
+
+def test_the_table_shows_titles_the_spread_of_the_seeds_and_the_commands(file):
+    text = file.read_text().replace("  alone:", "  alone:\n    title: by itself")
+    file.write_text(text)
+    compare(file, [1, 4], 2)
+    page = Path("README.md").read_text()
+    (row,) = [row for row in page.splitlines() if row.startswith("| by itself")]
+    assert "| 0.0 / 3.0 | 1.5 | 3.0 |" in row
+    lines = read_lines(Comparison.load(file))
+    for command, seed in {(one["command"], one["seed"]) for one in lines}:
+        assert f"{command}  # seed {seed}" in page
