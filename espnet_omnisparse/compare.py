@@ -219,6 +219,7 @@ def _table(comparison: Comparison, source: Path) -> Iterator[str]:
     for name, variant in comparison.variants.items():
         for size in variant.sizes:
             group = [x for x in lines if (x["variant"], x["size"]) == (name, size)]
+            group.sort(key=lambda line: line["seed"])
             if group:
                 yield _row(comparison, lines, name, size, group)
     seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
