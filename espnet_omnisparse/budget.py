@@ -28,8 +28,8 @@ _SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 class CostTable(torch.nn.Module):
     """The cost of any subnet as a sum over its units.
 
-    The numbers are buffers, so that a resumed training goes on with the latencies that
-    it began with; integers, because ESPnet casts a model's floating buffers.
+    The numbers are buffers, latencies persistent ones, so that a resumed training goes on
+    with what it began with; integers, because ESPnet casts a model's floating buffers.
 
     Args:
         kind: A key of `KINDS`.
@@ -54,7 +54,9 @@ class CostTable(torch.nn.Module):
         scale = KINDS[kind][0]
         for name, value in (("rest", rest), ("units", units), ("shared", shared)):
             steps = torch.as_tensor(value, dtype=torch.float64) * scale
-            self.register_buffer(name, steps.round().long())
+            # what is counted can be counted again
+            kept = kind == "latency_ms"
+            self.register_buffer(name, steps.round().long(), persistent=kept)
 
     @classmethod
     def counting(cls, space: SearchSpace) -> "CostTable":
