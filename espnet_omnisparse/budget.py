@@ -28,8 +28,8 @@ _SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 class CostTable(torch.nn.Module):
     """The cost of any subnet as a sum over its units.
 
-    The numbers are buffers, latencies persistent ones, so that a resumed training goes on
-    with what it began with; integers, because ESPnet casts a model's floating buffers.
+    The numbers are buffers, latencies persistent ones, so that a resumed training goes
+    on with what it began with; integers, because ESPnet casts floating buffers.
 
     Args:
         kind: A key of `KINDS`.
