@@ -230,7 +230,9 @@ def _measure(models: Mapping[str, Any], kind: str) -> dict[str, float]:
             )
         seconds = 10
         rtf = measure_rtf(models, seconds)
-        return {n: 1e3 * seconds * statistics.median(row) for n, row in rtf.items()}
+        # pairs of the same round: a machine's speed drifts
+        full = 1e3 * seconds * statistics.median(rtf["full"])
+        return {name: full * paired_ratio(rtf, name, "full") for name in rtf}
     measured = {}
     for name, model in models.items():
         if kind == "params":

