@@ -12,6 +12,7 @@ from espnet_omnisparse.cost import (
     measure_rtf,
     paired_ratio,
 )
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.subnet import SearchSpace, SubnetSpec, fingerprint
 
 # the tiny Conformer of conftest.py
@@ -171,7 +172,11 @@ def test_an_extracted_size_is_within_ten_per_cent_of_its_latency_budget(granular
     worst = []
     # other work on the machine spoils a measurement, a wrong cost table spoils all
     for _ in range(4):
-        found = latency_budgets(shape, granularity).values()
+        try:
+            found = latency_budgets(shape, granularity).values()
+        except UserError as refused:  # the front end was measured in a slow moment
+            worst.append(refused)
+            continue
         worst.append(max(abs(measured / budget - 1) for budget, measured in found))
         if worst[-1] < 0.10:
             return
