@@ -9,7 +9,7 @@ a slow moment of the machine hits both; ratios are medians of paired ratios.
 import argparse
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from espnet_omnisparse.cost import measure_paired, measure_rtf, paired_ratio
 from espnet_omnisparse.errors import one_sentence
 from espnet_omnisparse.family import build, cut
 from espnet_omnisparse.journal import settled_specs
-from espnet_omnisparse.subnet import FULL, fingerprint
+from espnet_omnisparse.subnet import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.tasks import OmniASRTask
 
 TOKENS = ["<blank>", "<unk>", *(f"t{i}" for i in range(97)), "<sos/eos>"]
@@ -173,6 +173,13 @@ def bench_gating(args: argparse.Namespace) -> None:
     )
 
 
+def cut_sizes(config: dict[str, Any], model: Any) -> Iterator[tuple[SubnetSpec, Any]]:
+    """The spec and the physically small model of every size."""
+    state = model.state_dict()
+    for spec in settled_specs(model.supernet, fingerprint(state, TOKENS)).values():
+        yield spec, build(*cut(config, state, spec))
+
+
 def bench_sizes(args: argparse.Namespace) -> None:
     """Prints the real-time factor of every size of an (untrained) supernet."""
     config = configuration(args, "per_batch")
@@ -181,12 +188,10 @@ def bench_sizes(args: argparse.Namespace) -> None:
     # random scores: with equal ones the kept branches would all lie at the bottom
     scores = torch.rand(len(model.supernet.space), generator=torch.manual_seed(0))
     model.supernet.selection.scores.data.copy_(scores)
-    state = model.state_dict()
-    models = {}
-    for name, spec in settled_specs(model.supernet, fingerprint(state, TOKENS)).items():
-        small_config, small = cut(config, state, spec)
-        size = build(small_config, small)
-        models["{} ({} of {} {})".format(name, *spec.counts)] = size
+    models = {
+        "{} ({} of {} {})".format(spec.name, *spec.counts): size
+        for spec, size in cut_sizes(config, model)
+    }
     rtf = measure_rtf(models, seconds=10, rounds=args.rounds)
     largest = list(rtf)[-1]
     print("\n| size | RTF, 10 s, 1 thread | against full |\n|---|---|---|")
@@ -211,13 +216,9 @@ def latency_budgets(
         "sizes": {"tiny": 0.4, "small": 0.6, "medium": 0.8},
     }
     model = build(config)
-    state, table = model.state_dict(), model.supernet.tables["latency_ms"]
-    models = {}
-    for name, spec in settled_specs(model.supernet, fingerprint(state, TOKENS)).items():
-        small_config, small = cut(config, state, spec)
-        models[name] = build(small_config, small)
+    models = {spec.name: size for spec, size in cut_sizes(config, model)}
     rtf = measure_rtf(models, rounds=args.rounds)
-    full = table.total / 1e6
+    full = model.supernet.tables["latency_ms"].total / 1e6
     return {
         name: (size.limit / 1e6, full * paired_ratio(rtf, name, FULL))
         for name, size in model.supernet.sizes.items()

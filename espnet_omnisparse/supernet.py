@@ -276,23 +276,22 @@ class Supernet(torch.nn.Module):
             return self._step1_draws()
         if self.selection.joint:
             return self._step2_draws()
-        return [
-            Draw(
-                FULL,
-                self.selection.full_gates(*self.step1_time) or self.full().gates,
-                exits=self.selection.exits(),
-                exit_weight=self._subnet_weight,
-            )
-        ]
+        exits = self.selection.exits()
+        return [self._alone(exits=exits, exit_weight=self._subnet_weight)]
+
+    def _alone(self, **kwargs) -> Draw:
+        """The full net where a method without another subnet trains it."""
+        gates = self.selection.full_gates(*self.step1_time)
+        return self.full(**kwargs) if gates is None else Draw(FULL, gates, **kwargs)
 
     def _step1_draws(self) -> list[Draw]:
         time, length = self.step1_time
-        mask = self.selection.mask_now(time, length)
         gates = self.selection.gates(time, length)
         if gates is None:
-            alone = self.selection.full_gates(time, length) or self.full().gates
-            return [Draw(FULL, alone)]
-        rates = self._rates(self.config.layer_dropout_step1, mask)
+            return [self._alone()]
+        rates, rate = None, self.config.layer_dropout_step1
+        if rate > 0.0:  # ranking the units takes time in every update
+            rates = self._rates(rate, self.selection.mask_now(time, length))
         return [
             self.full(layer_dropout=rates),
             Draw(CURRENT, gates, self._subnet_weight),
