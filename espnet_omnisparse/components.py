@@ -6,7 +6,8 @@ has them: a chunk's rows of the first weight and its columns of the second.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.func import functional_call
@@ -32,7 +33,27 @@ _MHSA = {
     "linear_out.weight": 1,
 }
 _DIMENSIONS = {"ffn1": _FFN, "mhsa": _MHSA, "conv": {}, "ffn2": _FFN}
+# branch -> its linear layers and pointwise convolutions, whose weights can be masked
+PRUNABLE = {
+    "ffn1": ("w_1", "w_2"),
+    "mhsa": ("linear_q", "linear_k", "linear_v", "linear_out", "linear_pos"),
+    "conv": ("pointwise_conv1", "pointwise_conv2"),
+    "ffn2": ("w_1", "w_2"),
+}
 _OUTPUTS = {"ffn1": "w_2", "mhsa": "linear_out", "ffn2": "w_2"}
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The weights of a branch's module that are not its own.
+
+    Attributes:
+        weights: Name inside the module -> the weight, zero where it is masked.
+        density: Share of the branch's weights that is not masked.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    density: float = 1.0
 
 
 def select(
@@ -80,13 +101,22 @@ def run_narrowed(
     kept: Sequence[int],
     of: int,
     inputs: Sequence[torch.Tensor | None],
+    masked: Masked | None = None,
 ) -> torch.Tensor:
     """Runs a branch's module with some of its parts, computing nothing of the others.
 
     In training, an FFN's dropout rate shrinks with its kept fraction (arXiv
-    2501.18895).
+    2501.18895), of parts and of weights.
+
+    Args:
+        branch: One of `BRANCHES`.
+        module: Its module.
+        kept: Numbers of the kept parts, ascending.
+        of: How many parts there are.
+        inputs: Of the module.
+        masked: Weights to use instead of the module's own.
     """
-    skeleton, tensors = _narrow(branch, module, kept, of)
+    skeleton, tensors = _narrow(branch, module, kept, of, masked)
     return functional_call(skeleton, tensors, tuple(inputs))
 
 
@@ -96,7 +126,7 @@ def run_scaled(
     gates: torch.Tensor,
     inputs: Sequence[torch.Tensor | None],
 ) -> torch.Tensor:
-    """Runs a branch's module with a soft gate on each part.
+    """Runs a branch's module, none of its weights masked, with a soft gate per part.
 
     Gates of zeros and ones give what `run_narrowed` gives. The output's bias, which
     belongs to no part, has the gate of the most open one.
@@ -133,19 +163,25 @@ def narrowed(
 
 
 def _narrow(
-    branch: str, module: torch.nn.Module, kept: Sequence[int], of: int
+    branch: str,
+    module: torch.nn.Module,
+    kept: Sequence[int],
+    of: int,
+    masked: Masked | None = None,
 ) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """A view of the module that expects narrower tensors, and these tensors."""
+    masked = masked or Masked({})
     skeleton = copy.copy(module)
     if branch == "mhsa":
-        skeleton.h = len(kept)
-    else:
+        skeleton.h = module.h * len(kept) // of
+    elif branch != "conv":  # whose activations no part and no weight owns
+        rate = module.dropout.p * masked.density * len(kept) / of
         skeleton._modules = dict(module._modules)
-        skeleton.dropout = torch.nn.Dropout(module.dropout.p * len(kept) / of)
+        skeleton.dropout = torch.nn.Dropout(rate)
         skeleton.dropout.train(module.training)
     tensors = {
-        name: select(branch, name, tensor, kept, of)
+        name: select(branch, name, masked.weights.get(name, tensor), kept, of)
         for name, tensor in module.named_parameters()
-        if name in _DIMENSIONS[branch]
+        if name in _DIMENSIONS[branch] or name in masked.weights
     }
     return skeleton, tensors

@@ -23,15 +23,20 @@ from espnet_omnisparse.components import (
     BRANCH_PARTS,
     BRANCHES,
     FFN_CHUNKS,
+    PRUNABLE,
+    Masked,
     narrowed,
     run_narrowed,
     run_scaled,
 )
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate, same_gate, stack_gates
+from espnet_omnisparse.mask import Pattern
 from espnet_omnisparse.subnet import SearchSpace
+from espnet_omnisparse.weights import WeightMasks
 
 CONV_NORMS = ("batch_norm", "layer_norm")
+DROPOUTS = ("adaptive", "full", "none")
 # a branch's gate, or the gates of its parts where they differ
 BranchGate = Gate | tuple[Gate, ...]
 _FIXED = {
@@ -108,12 +113,18 @@ class PrunableBlock(torch.nn.Module):
         self.norm_final = layer.norm_final
         self.dropout = layer.dropout
 
-    def forward(self, frames: Frames, gates: Sequence[BranchGate]) -> torch.Tensor:
+    def forward(
+        self,
+        frames: Frames,
+        gates: Sequence[BranchGate],
+        masked: Mapping[str, Masked] | None = None,
+    ) -> torch.Tensor:
         """Runs the branches whose gate is not `None`.
 
         Args:
             frames: The block's input.
             gates: One gate per kept branch, or a gate for each of its parts.
+            masked: Weights of each branch that are used instead of its own.
 
         Returns:
             `[batch, time, size]`.
@@ -123,27 +134,35 @@ class PrunableBlock(torch.nn.Module):
             if gate is None:
                 continue
             norm, _, scale = BRANCH_PARTS[branch]
-            out = self._run(branch, getattr(self, norm)(x), frames, gate)
+            weights = masked.get(branch) if masked else None
+            out = self._run(branch, getattr(self, norm)(x), frames, gate, weights)
             factor = scale if isinstance(gate, tuple) else gate * scale
             x = x + factor * self.dropout(out)
         return self.norm_final(x)
 
     def _run(
-        self, branch: str, x: torch.Tensor, frames: Frames, gate: BranchGate
+        self,
+        branch: str,
+        x: torch.Tensor,
+        frames: Frames,
+        gate: BranchGate,
+        masked: Masked | None,
     ) -> torch.Tensor:
         module = getattr(self, BRANCH_PARTS[branch][1])
-        if branch == "conv":
-            return module(x, mask_pad=frames.mask)
         inputs: tuple[torch.Tensor, ...] = (x,)
-        if branch == "mhsa":
+        if branch == "conv":
+            inputs = (x, frames.mask)
+        elif branch == "mhsa":
             positions = () if frames.pos_emb is None else (frames.pos_emb,)
             inputs = (x, x, x, *positions, frames.mask)
         if not isinstance(gate, tuple):
-            return module(*inputs)
+            if masked is None:
+                return module(*inputs)
+            return run_narrowed(branch, module, (0,), 1, inputs, masked)
         if any(isinstance(one, torch.Tensor) for one in gate):
             return run_scaled(branch, module, stack_gates(gate), inputs)
         kept = [part for part, one in enumerate(gate) if one is not None]
-        return run_narrowed(branch, module, kept, len(gate), inputs)
+        return run_narrowed(branch, module, kept, len(gate), inputs, masked)
 
 
 class LayerPrunableConformerEncoder(ConformerEncoder):
@@ -156,6 +175,9 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         granularity: `branch`, `block` or `component`; see `SearchSpace`.
         kept: Of an extracted size: the branches that each block has, or their names
             with the number of parts each is narrowed to. `None`: all.
+        pattern: Of the masks on the blocks' weights, such as `8x1`; `None`: weights are
+            not masked. See `Pattern`.
+        pattern_norm: By which groups of weights are compared, `l1` or `l2`.
         macaron_style: Must be true: both FFNs are prunable branches.
         **conformer_conf: All other options of ESPnet's `conformer`.
 
@@ -169,6 +191,8 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         conv_norm: str = "batch_norm",
         granularity: str = "branch",
         kept: Sequence[Sequence[str] | Mapping[str, int]] | None = None,
+        pattern: str | None = None,
+        pattern_norm: str = "l1",
         macaron_style: bool = True,
         **conformer_conf,
     ):
@@ -197,15 +221,26 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
                 f"{len(self.encoders)}."
             )
         self.conv_norm = conv_norm
+        self.subnet_dropout = DROPOUTS[0]
         self._arguments = {
             **conformer_conf,
             "input_size": input_size,
             "conv_norm": conv_norm,
         }
         heads = getattr(self.encoders[0].self_attn, "h", 1)
-        self.space = SearchSpace(len(self.encoders), granularity, heads)
+        self.space = SearchSpace(
+            len(self.encoders),
+            granularity,
+            heads,
+            None if pattern is None else Pattern.parse(pattern, pattern_norm),
+            hasattr(self.encoders[0].self_attn, "linear_pos"),
+        )
         if granularity == "component":
             _check_components(self.encoders[0])
+        self._masks = None
+        if self.space.pattern is not None:
+            _check_maskable(self.encoders[0])
+            self._masks = WeightMasks(self.space.pattern)
         if conv_norm == "layer_norm":
             for layer in self.encoders:
                 layer.conv_module.norm = ChannelNorm(layer.size)
@@ -247,7 +282,10 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         return Frames(x, pos_emb, mask)
 
     def blocks(
-        self, frames: Frames, gates: Sequence[Gate] | None = None
+        self,
+        frames: Frames,
+        gates: Sequence[Gate] | None = None,
+        sparsity: Sequence[float] = (),
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Runs one subnet on the front end's output.
 
@@ -255,11 +293,12 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
             frames: Output of `front_end`.
             gates: A gate per unit of `self.space`; `None` runs every branch that
                 exists.
+            sparsity: A sparsity per weight of `self.space`; empty: nothing is masked.
 
         Returns:
             `[batch, time, size]`, and the number of frames of each sequence.
         """
-        (encoded,) = self.exits(frames, (len(self.encoders),), gates)
+        (encoded,) = self.exits(frames, (len(self.encoders),), gates, sparsity)
         return encoded, frames.lengths
 
     def exits(
@@ -267,6 +306,7 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         frames: Frames,
         after: Collection[int],
         gates: Sequence[Gate] | None = None,
+        sparsity: Sequence[float] = (),
     ) -> list[torch.Tensor]:
         """The outputs of one pass, each as if the encoder ended there.
 
@@ -274,14 +314,17 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
             frames: Output of `front_end`.
             after: Numbers of blocks to end after.
             gates: As in `blocks`.
+            sparsity: As in `blocks`.
 
         Returns:
             `[batch, time, size]` for each of `after`, in ascending order.
         """
         outputs = []
+        shares = self._shares(sparsity)
         for number, row in enumerate(self._rows(gates), start=1):
             if row is not None:
-                x = self._run_block(self.encoders[number - 1], frames, row)
+                masked = self._masked(number - 1, row, shares)
+                x = self._run_block(self.encoders[number - 1], frames, row, masked)
                 frames = Frames(x, frames.pos_emb, frames.mask)
             if number in after:
                 outputs.append(self.after_norm(frames.x))
@@ -308,13 +351,68 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
 
     @staticmethod
     def _run_block(
-        block: PrunableBlock, frames: Frames, row: tuple[BranchGate, ...] | Gate
+        block: PrunableBlock,
+        frames: Frames,
+        row: tuple[BranchGate, ...] | Gate,
+        masked: Mapping[str, Masked],
     ) -> torch.Tensor:
         if isinstance(row, tuple):
-            return block(frames, row)
-        full = block(frames, (1.0,) * len(block.kept))
+            return block(frames, row, masked)
+        full = block(frames, (1.0,) * len(block.kept), masked)
         # the gate of a whole block fades between its input and its output
         return full if isinstance(row, float) else frames.x + row * (full - frames.x)
+
+    def maskable(self) -> dict[str, torch.nn.Parameter]:
+        """The weights of `self.space.weights`, by name."""
+        found = {}
+        for name in self.space.weights:
+            block, branch, layer = name.split(".")
+            module = getattr(self.encoders[int(block)], BRANCH_PARTS[branch][1])
+            found[name] = getattr(module, layer).weight
+        return found
+
+    def refresh_masks(self) -> None:
+        """Makes the masks follow the weights' present magnitudes."""
+        if self._masks is not None:
+            self._masks.refresh(self.maskable())
+
+    def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
+        """Weight -> sparsity, of those that are masked."""
+        if not any(sparsity):
+            return {}
+        pairs = zip(self.space.weights, sparsity, strict=True)
+        return {name: share for name, share in pairs if share > 0.0}
+
+    def _masked(
+        self,
+        number: int,
+        row: tuple[BranchGate, ...] | Gate,
+        shares: Mapping[str, float],
+    ) -> dict[str, Masked]:
+        """The masked weights of the branches of a block that are computed."""
+        if not shares:
+            return {}
+        block = self.encoders[number]
+        gates = row if isinstance(row, tuple) else (row,) * len(block.kept)
+        found = {}
+        for branch, gate in zip(block.kept, gates, strict=True):
+            if gate is None:
+                continue
+            weights, kept, total = {}, 0.0, 0
+            module = getattr(block, BRANCH_PARTS[branch][1])
+            for layer in PRUNABLE[branch]:
+                name = f"{number}.{branch}.{layer}"
+                if layer == "linear_pos" and not self.space.positional:
+                    continue
+                weight, share = getattr(module, layer).weight, shares.get(name, 0.0)
+                total += weight.numel()
+                kept += (1.0 - share) * weight.numel()
+                if share > 0.0:
+                    weights[f"{layer}.weight"] = self._masks.masked(name, weight, share)
+            if weights:
+                scaled = self.subnet_dropout == "adaptive"
+                found[branch] = Masked(weights, kept / total if scaled else 1.0)
+        return found
 
     def resized(
         self, kept: Sequence[Sequence[str] | Mapping[str, int]]
@@ -333,6 +431,7 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         ilens: torch.Tensor,
         prev_states: torch.Tensor | None = None,
         gates: Sequence[Gate] | None = None,
+        sparsity: Sequence[float] = (),
     ) -> tuple[torch.Tensor, torch.Tensor, None]:
         """Encodes features, as ESPnet's encoders do, optionally through a subnet.
 
@@ -341,27 +440,73 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
             ilens: Frames of each sequence `[batch]`.
             prev_states: Unused, part of ESPnet's interface.
             gates: A gate per unit; `None` for the full net.
+            sparsity: A sparsity per weight; empty: nothing is masked.
 
         Returns:
             Output `[batch, time, size]`, lengths `[batch]`, and `None`.
         """
-        encoded, lengths = self.blocks(self.front_end(xs_pad, ilens), gates)
+        frames = self.front_end(xs_pad, ilens)
+        encoded, lengths = self.blocks(frames, gates, sparsity)
         return encoded, lengths, None
 
     @contextmanager
-    def frozen_statistics(self) -> Iterator[None]:
-        """Inside, BatchNorms use the batch's statistics but do not record them.
+    def as_subnet(self, dropout: str = "adaptive") -> Iterator[None]:
+        """Inside, the encoder is trained as a subnet is, not as the full net.
 
-        Subnets shift the statistics; only the full net may update the running ones.
+        BatchNorms use the batch's statistics but do not record them: subnets shift the
+        statistics, and only the full net may update the running ones.
+
+        Args:
+            dropout: `adaptive`: an FFN's rate shrinks with the share of its weights
+                that is not masked; `full`: it does not; `none`: nothing is dropped.
         """
         norms = [m for m in self.modules() if isinstance(m, torch.nn.BatchNorm1d)]
         for norm in norms:
             norm.track_running_stats = False
+        rates = self._dropout_rates() if dropout == "none" else []
+        for module, name, _ in rates:
+            setattr(module, name, 0.0)
+        before, self.subnet_dropout = self.subnet_dropout, dropout
         try:
             yield
         finally:
             for norm in norms:
                 norm.track_running_stats = True
+            for module, name, rate in rates:
+                setattr(module, name, rate)
+            self.subnet_dropout = before
+
+    def _dropout_rates(self) -> list[tuple[torch.nn.Module, str, float]]:
+        """Where the blocks keep their dropout rates."""
+        found = []
+        for module in self.encoders.modules():
+            if isinstance(module, torch.nn.Dropout):
+                found.append((module, "p", module.p))
+            elif hasattr(module, "dropout_rate"):  # of fused attention
+                found.append((module, "dropout_rate", module.dropout_rate))
+        return found
+
+
+class OmniSparseConformerEncoder(LayerPrunableConformerEncoder):
+    """The same, with masks on the weights of its blocks by default.
+
+    Args:
+        input_size: Feature dimension.
+        pattern: Of the masks.
+        **options: As for `LayerPrunableConformerEncoder`.
+    """
+
+    def __init__(self, input_size: int, pattern: str = "8x1", **options):
+        super().__init__(input_size, pattern=pattern, **options)
+
+
+def _check_maskable(layer: EncoderLayer) -> None:
+    """Refuses blocks whose weights are not those of linear layers."""
+    if not isinstance(getattr(layer.feed_forward, "w_1", None), torch.nn.Linear):
+        raise UserError(
+            "encoder_conf.pattern needs positionwise_layer_type: linear: set it, or "
+            "leave the pattern out."
+        )
 
 
 def _check_components(layer: EncoderLayer) -> None:

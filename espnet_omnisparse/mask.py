@@ -1,10 +1,23 @@
-"""Masks: which units of a supernet are kept, as boolean tensors."""
+"""Masks: which units of a supernet are kept, and which weights of a matrix.
+
+Both kinds are made from a ranking, most important first, by keeping a beginning of it:
+so a smaller mask is contained in every larger one of the same ranking.
+"""
+
+import re
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+from espnet_omnisparse.errors import UserError
+
+UNSTRUCTURED = "unstructured"
+NORMS = ("l1", "l2")
 
 
 def ranking(scores: torch.Tensor) -> torch.Tensor:
-    """Numbers of the units `[units]`, highest score first; a tie by lower number.
+    """Numbers of the units `[..., units]`, highest score first; a tie by lower number.
 
     >>> ranking(torch.tensor([0.1, 0.9, 0.5, 0.5])).tolist()
     [1, 2, 3, 0]
@@ -33,3 +46,125 @@ def top_k_mask(scores: torch.Tensor, k: int) -> torch.Tensor:
     mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
     mask[ranking(scores)[:k]] = True
     return mask
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """In which groups the weights of a matrix `[out, in]` are pruned.
+
+    Attributes:
+        rows: Consecutive outputs of a group.
+        cols: Consecutive inputs of a group.
+        of: M of the pattern N:M, where of each M consecutive inputs of an output as
+            many are kept as the sparsity says; 0: groups compete in the whole matrix.
+        norm: By which groups are compared: `l1` or `l2`.
+    """
+
+    rows: int = 1
+    cols: int = 1
+    of: int = 0
+    norm: str = "l1"
+
+    @classmethod
+    def parse(cls, text: str, norm: str = "l1") -> "Pattern":
+        """Reads `unstructured`, a block such as `8x1`, or `N:M`, such as `n:4`.
+
+        Raises:
+            UserError: If it is none of these, or the norm is unknown.
+
+        >>> Pattern.parse("8x1")
+        Pattern(rows=8, cols=1, of=0, norm='l1')
+        >>> str(Pattern.parse("n:4"))
+        'n:4'
+        """
+        if norm not in NORMS:
+            raise UserError(
+                f"encoder_conf.pattern_norm must be one of {', '.join(NORMS)}, not "
+                f"{norm!r}."
+            )
+        if text == UNSTRUCTURED:
+            return cls(norm=norm)
+        if block := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", str(text)):
+            return cls(int(block[1]), int(block[2]), norm=norm)
+        if groups := re.fullmatch(r"n:([1-9]\d*)", str(text)):
+            return cls(of=int(groups[1]), norm=norm)
+        raise UserError(
+            f"encoder_conf.pattern must be {UNSTRUCTURED}, a block of outputs by "
+            "inputs such as 8x1, or n:M, such as n:4 (of each 4 inputs the sparsity "
+            f"says how many are kept), not {text!r}."
+        )
+
+    def __str__(self) -> str:
+        if self.of:
+            return f"n:{self.of}"
+        single = self.rows == self.cols == 1
+        return UNSTRUCTURED if single else f"{self.rows}x{self.cols}"
+
+
+@torch.no_grad()
+def group_ranks(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+    """The place of each group in the order of magnitude, 0 the largest.
+
+    Args:
+        weight: A linear layer's `[out, in]` or a pointwise convolution's
+            `[out, in, 1]`. Groups that stick out at an edge count what they have.
+        pattern: The groups.
+
+    Returns:
+        `[out / rows, in / cols]`, rounded up: places in the whole matrix; or for N:M
+        `[out, in / M, M]`, places among the M.
+
+    >>> group_ranks(torch.tensor([[3.0, -1.0], [0.5, -4.0]]), Pattern())
+    tensor([[1, 2],
+            [3, 0]])
+    """
+    matrix = weight.detach().float().flatten(1)
+    size = matrix.abs() if pattern.norm == "l1" else matrix.square()
+    rows, cols = pattern.rows, pattern.of or pattern.cols
+    # padding has no magnitude; below every real weight, it is ranked last within M
+    fill = -1.0 if pattern.of else 0.0
+    size = F.pad(size, (0, -size.size(1) % cols, 0, -size.size(0) % rows), value=fill)
+    tiles = size.unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
+    if pattern.of:
+        groups = tiles.squeeze(1)  # every weight is a group of its own
+        return ranking(groups).argsort(-1)
+    groups = tiles.sum((1, 3))
+    return ranking(groups.flatten()).argsort().view_as(groups)
+
+
+def weight_mask(
+    ranks: torch.Tensor, shape: torch.Size, sparsity: float, pattern: Pattern
+) -> torch.Tensor:
+    """Which weights are kept at a sparsity; masks of one ranking are nested.
+
+    Args:
+        ranks: What `group_ranks` returned.
+        shape: Of the weight.
+        sparsity: Share of the groups that is dropped, rounded to whole groups.
+        pattern: The groups.
+
+    Returns:
+        Boolean, of the given shape.
+
+    >>> ranks = group_ranks(torch.tensor([[3.0, -1.0], [0.5, -4.0]]), Pattern())
+    >>> weight_mask(ranks, (2, 2), 0.5, Pattern()).tolist()
+    [[True, False], [False, True]]
+    """
+    out, inputs = shape[0], shape[1]
+    if pattern.of:
+        keep = (ranks < _kept(pattern.of, sparsity)).flatten(1)
+        if last := inputs % pattern.of:  # an incomplete group keeps its own share
+            keep[:, inputs - last : inputs] = ranks[:, -1, :last] < _kept(
+                last, sparsity
+            )
+    else:
+        keep = ranks < _kept(ranks.numel(), sparsity)
+        if pattern.rows > 1:
+            keep = keep.repeat_interleave(pattern.rows, 0)
+        if pattern.cols > 1:
+            keep = keep.repeat_interleave(pattern.cols, 1)
+    return keep[:out, :inputs].reshape(shape)
+
+
+def _kept(groups: int, sparsity: float) -> int:
+    return groups - round(sparsity * groups)

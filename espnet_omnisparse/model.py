@@ -251,7 +251,7 @@ class OmniASRModel(ESPnetASRModel):
             # largest first, as in every list of sizes, and as the draws are
             ends = {draw.size: last, **draw.exits}
             is_full = draw.size == FULL
-            with nullcontext() if is_full else self.encoder.frozen_statistics():
+            with nullcontext() if is_full else self.encoder.as_subnet():
                 outputs = self.encoder.exits(hidden, set(ends.values()), gates)
             by_end = dict(zip(sorted(set(ends.values())), outputs, strict=True))
             for size, end in ends.items():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from espnet_omnisparse.errors import UserError
 
-PHASES = WARM, STEP1, STEP2 = "warm", "step1", "step2"
+PHASES = WARM, STEP1, RAMP, STEP2 = "warm", "step1", "ramp", "step2"
 
 
 def resolve_updates(name: str, length: int | float, total: int | None) -> int:
@@ -40,21 +40,30 @@ class Timeline:
     Attributes:
         warm: Updates that train the full net alone.
         step1: Updates that learn the selection beside it.
+        ramp: Updates in which the sparsity of masked subnets rises.
     """
 
     warm: int
     step1: int
+    ramp: int = 0
 
     @property
     def selected_at(self) -> int:
         """The update from which on the selection is settled."""
         return self.warm + self.step1
 
+    @property
+    def settled_at(self) -> int:
+        """The update from which on every size is trained as it will be deployed."""
+        return self.selected_at + self.ramp
+
     def phase(self, update: int) -> str:
-        """`"warm"`, `"step1"` or `"step2"` at this update."""
+        """Which of `PHASES` this update belongs to."""
         if update < self.warm:
             return WARM
-        return STEP1 if update < self.selected_at else STEP2
+        if update < self.selected_at:
+            return STEP1
+        return RAMP if update < self.settled_at else STEP2
 
 
 def shrinking_k(update: int, start: int, stop: int, shrink: int, length: int) -> int:
@@ -98,3 +107,22 @@ def iteration_ends(length: int, count: int, first: int | None = None) -> list[in
         return [round(length * number / count) for number in range(1, count + 1)]
     rest = length - first
     return [first + round(rest * number / (count - 1)) for number in range(count)]
+
+
+def cubic_ramp(update: int, length: int, initial: float, final: float) -> float:
+    """The sparsity of gradual pruning, which rises fast and then ever more slowly.
+
+    `s(t) = s_f + (s_i - s_f) * (1 - t / T)^3` (Zhu and Gupta, arXiv 1710.01878).
+
+    Args:
+        update: t, counted from the beginning of the ramp.
+        length: T.
+        initial: s_i, at the beginning.
+        final: s_f, from T on.
+
+    >>> [round(cubic_ramp(t, 4, 0.0, 0.8), 3) for t in range(6)]
+    [0.0, 0.463, 0.7, 0.788, 0.8, 0.8]
+    """
+    if update >= length:
+        return final
+    return final + (initial - final) * (1.0 - update / length) ** 3

@@ -4,6 +4,7 @@ A `SubnetSpec` is an immutable value. It is handed to the forward pass (as gates
 the cost functions and to extraction; nothing keeps an "active" subnet.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 
-from espnet_omnisparse.components import BRANCHES, FFN_CHUNKS
+from espnet_omnisparse.components import BRANCHES, FFN_CHUNKS, PRUNABLE
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_yaml
 from espnet_omnisparse.gate import Gate, mask_gates
+from espnet_omnisparse.mask import Pattern
 
 GRANULARITIES = ("branch", "block", "component")
 FULL = "full"
@@ -25,7 +27,9 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The prunable units of a Conformer, in the order in which they are computed.
+    """What can be pruned in a Conformer: its units, and the weights that take a mask.
+
+    Both are in the order in which they are computed.
 
     Attributes:
         num_blocks: Conformer blocks of the full net.
@@ -34,6 +38,9 @@ class SearchSpace:
             norm included; `"component"`: a unit is a quarter of an FFN's channels, an
             attention head, or a Conv.
         heads: Attention heads of a block; only components depend on it.
+        pattern: Of the weights' masks; `None`: weights are not masked.
+        positional: Whether the attention has a layer for relative positions; only
+            weights depend on it.
 
     >>> SearchSpace(2).units[:5]
     ('0.ffn1', '0.mhsa', '0.conv', '0.ffn2', '1.ffn1')
@@ -41,11 +48,15 @@ class SearchSpace:
     ('0', '1')
     >>> SearchSpace(1, "component", heads=2).units[3:8]
     ('0.ffn1.3', '0.mhsa.0', '0.mhsa.1', '0.conv.0', '0.ffn2.0')
+    >>> SearchSpace(1, pattern=Pattern(rows=8)).weights[:3]
+    ('0.ffn1.w_1', '0.ffn1.w_2', '0.mhsa.linear_q')
     """
 
     num_blocks: int
     granularity: str = "branch"
     heads: int = 1
+    pattern: Pattern | None = None
+    positional: bool = True
 
     def __post_init__(self):
         if self.granularity not in GRANULARITIES:
@@ -56,6 +67,8 @@ class SearchSpace:
         if self.granularity != "component":
             # spaces that differ in nothing else are the same
             object.__setattr__(self, "heads", 1)
+        if self.pattern is None:
+            object.__setattr__(self, "positional", True)
 
     @property
     def parts(self) -> dict[str, int]:
@@ -97,6 +110,19 @@ class SearchSpace:
         return tuple(int(unit.split(".")[0]) for unit in self.units)
 
     @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the weights that take a mask: block, branch, layer."""
+        if self.pattern is None:
+            return ()
+        return tuple(
+            f"{block}.{branch}.{layer}"
+            for block in range(self.num_blocks)
+            for branch, layers in PRUNABLE.items()
+            for layer in layers
+            if self.positional or layer != "linear_pos"
+        )
+
+    @property
     def noun(self) -> str:
         """What a unit is called, in the plural."""
         return {"branch": "branches"}.get(self.granularity, f"{self.granularity}s")
@@ -129,13 +155,15 @@ def fingerprint(state: Mapping[str, torch.Tensor], tokens: Sequence[str]) -> str
 
 @dataclass(frozen=True)
 class SubnetSpec:
-    """Which units of which supernet are kept.
+    """Which units of which supernet are kept, and how many of their weights.
 
     Attributes:
         name: The size's name, e.g. `small`.
         supernet: Fingerprint of the supernet it belongs to.
         space: That supernet's units.
         mask: One boolean per unit.
+        sparsity: Per weight of the space, the share of its groups that is zero;
+            empty where none is.
 
     >>> space = SearchSpace(1)
     >>> spec = SubnetSpec("small", "0f", space, (True, True, False, False))
@@ -147,10 +175,21 @@ class SubnetSpec:
     supernet: str
     space: SearchSpace
     mask: tuple[bool, ...]
+    sparsity: tuple[float, ...] = ()
 
     def __post_init__(self):
         if len(self.mask) != len(self.space):
             raise ValueError(f"{len(self.mask)} mask entries, {len(self.space)} units")
+        if not any(self.sparsity):
+            # equal subnets are equal values
+            object.__setattr__(self, "sparsity", ())
+            return
+        if len(self.sparsity) != len(self.space.weights):
+            raise ValueError(
+                f"{len(self.sparsity)} sparsities, {len(self.space.weights)} weights"
+            )
+        if not all(0.0 <= share < 1.0 for share in self.sparsity):
+            raise ValueError("a sparsity is at least 0 and below 1")
 
     @classmethod
     def full(cls, supernet: str, space: SearchSpace) -> "SubnetSpec":
@@ -192,8 +231,16 @@ class SubnetSpec:
         return self.num_branches, self.space.num_blocks * len(BRANCHES), "branches"
 
     @property
+    def sparsities(self) -> dict[str, float]:
+        """Sparsity of each weight that is masked."""
+        if not self.sparsity:
+            return {}
+        pairs = zip(self.space.weights, self.sparsity, strict=True)
+        return {name: share for name, share in pairs if share > 0.0}
+
+    @property
     def is_full(self) -> bool:
-        """Whether nothing is dropped."""
+        """Whether no unit is dropped; weights may be masked."""
         return all(self.mask)
 
     def gates(self) -> tuple[Gate, ...]:
@@ -217,9 +264,16 @@ class SubnetSpec:
         """Refuses units other than the supernet's.
 
         Raises:
-            UserError: If the blocks, the granularity or the heads differ.
+            UserError: If blocks, granularity, heads or the masks' pattern differ.
         """
-        if self.space != space:
+        if self.sparsity and self.space.pattern != space.pattern:
+            raise UserError(
+                f"The spec {self.name!r} masks weights by the pattern "
+                f"{self.space.pattern}, but its supernet has {space.pattern}: search "
+                "the sizes again."
+            )
+        mine = (self.space.num_blocks, self.space.granularity, self.space.heads)
+        if mine != (space.num_blocks, space.granularity, space.heads):
             raise UserError(
                 f"The spec {self.name!r} has {self.space.num_blocks} blocks and "
                 f"granularity {self.space.granularity} ({len(self.space)} units), but "
@@ -233,17 +287,23 @@ class SubnetSpec:
         rows: list = [list(branches) for branches in self.kept_branches]
         if self.space.granularity == "component":
             rows = [{b: list(parts) for b, parts in row.items()} for row in self.kept]
-        write_yaml(
-            path,
-            {
-                "format": _FORMAT,
-                "name": self.name,
-                "supernet": self.supernet,
-                "granularity": self.space.granularity,
-                noun: {"kept": kept, "of": of},
-                "kept": rows,
-            },
-        )
+        value = {
+            "format": _FORMAT,
+            "name": self.name,
+            "supernet": self.supernet,
+            "granularity": self.space.granularity,
+            noun: {"kept": kept, "of": of},
+            "kept": rows,
+        }
+        pattern = self.space.pattern
+        if pattern is not None:
+            value["weights"] = {
+                "pattern": str(pattern),
+                "norm": pattern.norm,
+                "positional": self.space.positional,
+                "sparsity": self.sparsities,
+            }
+        write_yaml(path, value)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SubnetSpec":
@@ -260,10 +320,10 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
     components = isinstance(value, dict) and value.get("granularity") == "component"
     noun = "components" if components else "branches"
     keys = {"format", "name", "supernet", "granularity", noun, "kept"}
-    if not isinstance(value, dict) or set(value) != keys:
+    if not isinstance(value, dict) or set(value) - {"weights"} != keys:
         raise UserError(
             f"{source} is not a subnet spec: it needs exactly the keys "
-            f"{', '.join(sorted(keys))}."
+            f"{', '.join(sorted(keys))}, and weights where it masks them."
         )
     if value["format"] != _FORMAT:
         raise UserError(
@@ -287,7 +347,8 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
             for branch, parts in space.parts.items()
             for part in range(parts)
         )
-    spec = SubnetSpec(str(value["name"]), str(value["supernet"]), space, mask)
+    space, sparsity = _weights_of(value.get("weights"), space, source)
+    spec = SubnetSpec(str(value["name"]), str(value["supernet"]), space, mask, sparsity)
     kept, of, _ = spec.counts
     if value[noun] != {"kept": kept, "of": of}:
         raise UserError(
@@ -315,6 +376,36 @@ def _space_of(value: Mapping[str, Any], rows: list, source: str) -> SearchSpace:
             f"{units} components."
         )
     return SearchSpace(len(rows), "component", heads)
+
+
+def _weights_of(
+    section: Any, space: SearchSpace, source: str
+) -> tuple[SearchSpace, tuple[float, ...]]:
+    """The space with its masks' pattern, and the sparsity of every weight."""
+    if section is None:
+        return space, ()
+    keys = {"pattern", "norm", "positional", "sparsity"}
+    if not isinstance(section, dict) or set(section) != keys:
+        raise UserError(
+            f"{source}: weights needs exactly the keys {', '.join(sorted(keys))}."
+        )
+    pattern = Pattern.parse(section["pattern"], section["norm"])
+    positional = section["positional"] is not False
+    space = dataclasses.replace(space, pattern=pattern, positional=positional)
+    given = section["sparsity"]
+    if not isinstance(given, dict):
+        raise UserError(f"{source}: weights.sparsity must map weights to sparsities.")
+    for name, share in given.items():
+        if name not in space.weights:
+            raise UserError(f"{source}: there is no weight {name!r} to mask.")
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            share = -1.0
+        if not 0.0 <= share < 1.0:
+            raise UserError(
+                f"{source}: the sparsity of {name} must be a number of at least 0 and "
+                "below 1."
+            )
+    return space, tuple(float(given.get(name, 0.0)) for name in space.weights)
 
 
 def _check_row(row: list | dict, block: int, space: SearchSpace, source: str) -> None:

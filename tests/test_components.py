@@ -468,8 +468,8 @@ def test_layer_dropout_of_components_drops_a_branch_in_one_piece(tiny_model, bat
     found = []
     for block in model.encoder.encoders:
         run = block.forward
-        block.forward = lambda frames, gates, run=run: (
-            found.append(gates) or run(frames, gates)
+        block.forward = lambda frames, gates, masked, run=run: (
+            found.append(gates) or run(frames, gates, masked)
         )
     assert model(**batch)[0].isfinite()
     full = list(itertools.chain(*found[:3]))  # the full net comes first

@@ -274,10 +274,10 @@ def test_layer_norm_normalises_each_frame_over_its_channels(feats):
     assert torch.allclose(norm(x), expected, atol=1e-5)
 
 
-def test_frozen_statistics_normalise_by_the_batch_without_recording_it(feats):
+def test_as_subnet_normalise_by_the_batch_without_recording_it(feats):
     frozen, plain = prunable().train(), prunable().train()
     before = {name: t.clone() for name, t in frozen.state_dict().items()}
-    with frozen.frozen_statistics():
+    with frozen.as_subnet():
         encoded = frozen(*feats)[0]
     for name, tensor in frozen.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -287,18 +287,18 @@ def test_frozen_statistics_normalise_by_the_batch_without_recording_it(feats):
         assert torch.allclose(frozen.state_dict()[name], tensor), name
 
 
-def test_frozen_statistics_thaw_after_an_exception(feats):
+def test_as_subnet_thaw_after_an_exception(feats):
     encoder = prunable().train()
-    with pytest.raises(KeyError), encoder.frozen_statistics():
+    with pytest.raises(KeyError), encoder.as_subnet():
         raise KeyError
     encoder(*feats)
     assert encoder.encoders[0].conv_module.norm.num_batches_tracked == 1
 
 
-def test_frozen_statistics_change_nothing_in_eval(feats):
+def test_as_subnet_change_nothing_in_eval(feats):
     encoder = prunable().eval()
     expected = encoder(*feats)[0]
-    with encoder.frozen_statistics():
+    with encoder.as_subnet():
         assert torch.equal(encoder(*feats)[0], expected)
 
 
