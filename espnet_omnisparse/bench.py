@@ -22,6 +22,7 @@ from espnet_omnisparse.subnet import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.tasks import OmniASRTask
 
 TOKENS = ["<blank>", "<unk>", *(f"t{i}" for i in range(97)), "<sos/eos>"]
+SPARSE = "sparse"  # not a method, but masks on weights
 LEARNED = ("simple_topk", "iterative_zero_out", "ortho_softmax")
 RUN_LENGTH = 1000
 STEP1_AT, STEP2_AT = 300, 800
@@ -36,7 +37,7 @@ def configuration(
         args: The command line's shape.
         update: `None` for stock ESPnet, `plain` for our encoder without a supernet,
             or a supernet's `update` mode.
-        method: The supernet's selection method.
+        method: The supernet's selection method, or `SPARSE`.
     """
     parser = OmniASRTask.get_parser()
     config = vars(parser.parse_args(["--output_dir", os.devnull]))
@@ -69,6 +70,11 @@ def configuration(
             encoder["granularity"] = "component"
             sizes = {"fraction_of": "params", "sizes": {"small": 0.4, "medium": 0.7}}
             config["model_conf"]["supernet"] |= sizes
+        if method == SPARSE:
+            config["encoder"] = "omni_sparse_conformer"
+            sizes = {"s50": {"sparsity": 0.5}, "s90": {"sparsity": 0.9}}
+            supernet = {"sizes": sizes, "sparsity": {}, "update": update}
+            config["model_conf"]["supernet"] = supernet
     return config
 
 
@@ -153,6 +159,43 @@ def bench_selection(args: argparse.Namespace) -> None:
         medians = (1e3 * statistics.median(row) for row in times.values())
         cells = " | ".join(f"{ms:.0f}" for ms in medians)
         print(f"| {method} | {cells} | {100 * (ratio - 1):+.1f} % |", flush=True)
+
+
+def bench_sparsity(args: argparse.Namespace) -> None:
+    """Prints what training with masks costs, and what keeping them fresh does."""
+    dense = build(configuration(args, "plain"))
+    dense.supernet.set_run_length(RUN_LENGTH)
+    modes = ("per_batch", "split_batch", "per_accum")
+    models = {mode: supernet_at(args, mode, STEP2_AT, SPARSE) for mode in modes}
+    nets = models["per_accum"].supernet.nets
+    models["per_accum"].accumulate(nets)
+    batch = make_batch(args)
+    runs = {"dense": step(dense, batch)}
+    runs |= {mode: step(model, batch) for mode, model in models.items()}
+    # in turn each of the nets: their mean is what a batch costs
+    times = measure_paired(runs, nets * max(2, args.rounds // 2), warmup=nets)
+    print(
+        "\n| masks on weights, a batch | mean (ms) | against the dense net |\n"
+        "|---|---|---|"
+    )
+    for name, row in times.items():
+        ratio = sum(row) / sum(times["dense"])
+        print(f"| {name} | {1e3 * statistics.mean(row):.0f} | {ratio:.3f}x |")
+
+    model = models["split_batch"]
+    train = step(model, batch)
+
+    def refreshing() -> None:
+        model._refreshed_at = None
+        train()
+
+    times = measure_paired({"following": refreshing, "fixed": train}, 2 * args.rounds)
+    ratio = paired_ratio(times, "following", "fixed")
+    every = model.supernet.config.sparsity.refresh
+    print(
+        f"\nOrdering all weights anew adds {100 * (ratio - 1):+.1f} % to an update, "
+        f"and {100 * (ratio - 1) / every:+.2f} % if done every {every} updates."
+    )
 
 
 def bench_gating(args: argparse.Namespace) -> None:
@@ -241,6 +284,7 @@ def bench_latency(args: argparse.Namespace) -> None:
 BENCHES = {
     "training": bench_training,
     "selection": bench_selection,
+    "sparsity": bench_sparsity,
     "gating": bench_gating,
     "sizes": bench_sizes,
     "latency": bench_latency,

@@ -97,18 +97,26 @@ class CostTable(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Size:
-    """A wanted size: a limit on a cost.
+    """A wanted size: a limit on a cost of its units, and how much they are masked.
 
     Attributes:
         name: Its name.
         table: The cost.
         wanted: The limit as a fraction of the full net's cost (float below 1), or in
             the table's steps (int).
+        sparsity: Of every weight.
     """
 
     name: str
     table: CostTable
     wanted: int | float
+    sparsity: float = 0.0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it keeps every unit, and is smaller by its sparsity alone."""
+        counted = self.table.kind == UNITS and not isinstance(self.wanted, float)
+        return self.sparsity > 0.0 and counted and self.wanted == self.table.total
 
     @property
     def limit(self) -> int:
@@ -139,6 +147,8 @@ class Size:
         Raises:
             UserError: Naming the nearest limit that can be met.
         """
+        if self.whole:
+            return
         per_unit = self.table.units + self.table.shared[list(self.table.groups)]
         lowest = int(self.table.rest + per_unit.max())
         highest = int(self.table.total - self.table.units.min())
@@ -165,13 +175,18 @@ def parse_size(
     Args:
         name: Its name.
         wanted: Units (int), a fraction (float), or a mapping of one kind of cost to a
-            number, as in `{params: 15M}`.
+            number, as in `{params: 15M}`, with a sparsity beside it or alone.
         fraction_of: The kind of cost that a fraction is of.
         tables: Kind -> table, of all kinds that `kinds_needed` names.
     """
     if isinstance(wanted, Mapping):
-        ((kind, value),) = wanted.items()
-        return Size(name, tables[kind], round(parse_number(value) * KINDS[kind][0]))
+        limits = dict(wanted)
+        sparsity = float(limits.pop("sparsity", 0.0))
+        if not limits:
+            return Size(name, tables[UNITS], tables[UNITS].total, sparsity)
+        ((kind, value),) = limits.items()
+        limit = round(parse_number(value) * KINDS[kind][0])
+        return Size(name, tables[kind], limit, sparsity)
     kind = fraction_of if isinstance(wanted, float) else UNITS
     return Size(name, tables[kind], wanted)
 
@@ -182,24 +197,38 @@ def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
     Raises:
         UserError: If a budget is not one known kind of cost with a number.
     """
-    kinds = [kind for kind in KINDS if kind != UNITS]
     for name, wanted in sizes.items():
         if isinstance(wanted, int | float) and not isinstance(wanted, bool):
             yield fraction_of if isinstance(wanted, float) else UNITS
             continue
-        single = isinstance(wanted, Mapping) and len(wanted) == 1
-        if not single or next(iter(wanted)) not in kinds:
+        limits = dict(wanted) if isinstance(wanted, Mapping) else {"": wanted}
+        if "sparsity" in limits:
+            _check_share(name, limits.pop("sparsity"))
+            if not limits:
+                yield UNITS
+                continue
+        if len(limits) != 1 or next(iter(limits)) not in KINDS:
             raise UserError(
                 f"supernet.sizes: {name} must be units, a fraction, or one of "
-                f"{', '.join(kinds)} with its limit, not {wanted}."
+                f"{', '.join(KINDS)} with its limit, with or without a sparsity, not "
+                f"{wanted}."
             )
-        ((kind, value),) = wanted.items()
+        ((kind, value),) = limits.items()
         if parse_number(value) is None:
             raise UserError(
                 f"supernet.sizes: {name} needs a positive number for {kind}, such as "
                 f"40 or 15M, not {value!r}."
             )
         yield kind
+
+
+def _check_share(name: str, sparsity: Any) -> None:
+    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    if not number or not 0.0 < sparsity < 1.0:
+        raise UserError(
+            f"supernet.sizes: {name} needs a sparsity between 0 and 1, such as 0.7, "
+            f"not {sparsity!r}."
+        )
 
 
 def parse_number(value: Any) -> float | None:

@@ -1,4 +1,4 @@
-"""Extracts, profiles and reports the sizes of a trained supernet: `omnisparse`.
+"""Searches, extracts, profiles and reports sizes of a supernet: `omnisparse`.
 
 Run it in the recipe's folder, where the paths of `config.yaml` start. Each command
 imports what it needs itself: PyTorch and ESPnet take seconds, `--help` none.
@@ -6,6 +6,7 @@ imports what it needs itself: PyTorch and ESPnet take seconds, `--help` none.
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -28,6 +29,7 @@ TABLE = {
     "nonzero_parameters": ("non-zero (M)", 1e6),
     "macs_10s": ("MACs 10 s (G)", 1e9),
     "macs_30s": ("MACs 30 s (G)", 1e9),
+    "packed_bytes": ("packed (MB)", 1e6),
     "file_bytes": ("file (MB)", 1e6),
     "rtf": ("RTF", 1.0),
 }
@@ -106,7 +108,8 @@ def _models(
     found = {}
     for name, (small_config, small) in cuts.items():
         model = family.build(small_config, small)
-        cost = count_cost(model, family.feature_size(config)).as_dict()
+        pattern = specs[name].space.pattern if name in specs else None
+        cost = count_cost(model, family.feature_size(config), pattern).as_dict()
         cost["file_bytes"] = _file_bytes(small)
         found[f"{folder} {name}".strip()] = model, cost
     return found
@@ -125,7 +128,9 @@ def _file_bytes(state: Mapping[str, Any]) -> int:
 def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
     rows = [["", *(title for title, _ in TABLE.values())]]
     for name, cost in costs.items():
-        cells = (f"{cost[key] / unit:.4f}" for key, (_, unit) in TABLE.items())
+        # sizes extracted by an earlier version have no packed bytes
+        numbers = ((cost.get(key), unit) for key, (_, unit) in TABLE.items())
+        cells = ("" if n is None else f"{n / unit:.4f}" for n, unit in numbers)
         rows.append([name, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -135,6 +140,32 @@ def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
         )
         for row in rows
     )
+
+
+def search(args: argparse.Namespace) -> None:
+    """Searches the sparsities that are best within budgets; goes on if interrupted."""
+    from espnet_omnisparse import search_run
+    from espnet_omnisparse.search import SearchOptions
+    from espnet_omnisparse.spec_cost import parse_budget
+
+    budgets = [parse_budget(one) for one in args.budgets.split()]
+    if not budgets:
+        raise UserError(
+            '--budgets names none: give one or more, such as "70% 12M 8MB".'
+        )
+    # read here too where others do the work: a mistake is told once
+    problem = search_run.read_problem(args.exp, args.checkpoint, budgets)
+    if args.jobs > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return search_run.launch(args.jobs, args.argv)
+    options = SearchOptions(args.population, args.generations, seed=args.seed)
+    found = search_run.run_search(
+        problem, options, args.objective, args.utterances, args.calibration
+    )
+    if found is not None:
+        from espnet_omnisparse.search_report import write_found
+
+        command = shlex.join(["omnisparse", *args.argv])
+        print(write_found(problem, found, args.objective, command))
 
 
 def report(args: argparse.Namespace) -> None:
@@ -254,6 +285,33 @@ def _parser() -> argparse.ArgumentParser:
     add_checkpoint(one)
     one.add_argument("--json", action="store_true", help="print JSON, not a table")
     add_rounds(one)
+
+    one = add(search)
+    one.add_argument("exp", type=Path, metavar="EXP", help="the supernet's folder")
+    one.add_argument(
+        "--budgets",
+        required=True,
+        metavar='"70%% 12M 8MB"',
+        help="zeros, non-zero parameters, packed bytes; also 2GMAC, 40ms",
+    )
+    one.add_argument(
+        "--objective",
+        choices=("loss", "wer"),
+        default="loss",
+        help="on the validation set (%(default)s)",
+    )
+    for name, default, text in (
+        ("utterances", 200, "of the validation set"),
+        ("population", 16, "subnets per budget and generation"),
+        ("generations", 10, "after the first"),
+        ("jobs", 1, "processes, each with a GPU of its own if there are any"),
+        ("calibration", 64, "training utterances for BatchNorm's statistics"),
+    ):
+        one.add_argument(
+            f"--{name}", type=_count, default=default, help=f"{text} (%(default)s)"
+        )
+    one.add_argument("--seed", type=int, default=0, help="(%(default)s)")
+    add_checkpoint(one)
 
     one = add(report)
     one.add_argument("exp", type=Path, metavar="EXP", help="the supernet's folder")

@@ -8,9 +8,8 @@ and rewrites the table from all lines. Interrupt it at any point and run it agai
 
 import json
 import shlex
-import statistics
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,25 +17,30 @@ from threading import Lock
 from typing import Any
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import read_yaml, write_text
+from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.journal import read_log
 from espnet_omnisparse.results import Score, SizeResult, read_size
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One training.
+    """One training, or sizes cut out of another's.
 
     Attributes:
         asr_config: Its configuration file.
         sizes: The sizes it gives, as the recipe names them.
         asr_args: Further arguments of the training.
-        title: What the table calls it; empty: its name.
+        run_args: Further arguments of the recipe; `{seed}` stands for the seed.
+        of: The variant whose training the sizes are cut out of; empty: it is trained.
+        title: What the table calls it; empty: its name. In a figure variants of one
+            title are one line.
     """
 
     asr_config: str
     sizes: tuple[str, ...]
     asr_args: str = ""
+    run_args: str = ""
+    of: str = ""
     title: str = ""
 
 
@@ -53,6 +57,10 @@ class Comparison:
         table: Markdown file with markers, between which the table is rewritten.
         variants: Name -> training.
         reference: Size -> the variant trained for that size alone.
+        figure: Plot of WER against non-zero parameters; empty: none.
+        columns: Of a table with a row per title: heading -> the sizes, or variants of
+            one size, that stand under it; empty: no such table.
+        against: The title whose WER the others' are relative to in that table.
     """
 
     title: str
@@ -63,6 +71,13 @@ class Comparison:
     table: str
     variants: Mapping[str, Variant]
     reference: Mapping[str, str] = field(default_factory=dict)
+    figure: str = ""
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    against: str = ""
+
+    def experiment(self, name: str, seed: int) -> Path:
+        """The folder of a variant's training."""
+        return Path(self.expdir) / f"asr_{self.variants[name].of or name}_seed{seed}"
 
     @classmethod
     def load(cls, path: Path) -> "Comparison":
@@ -92,11 +107,13 @@ def read_lines(comparison: Comparison) -> list[dict[str, Any]]:
 def command_of(comparison: Comparison, name: str, seed: int) -> list[str]:
     """The command that trains, extracts, decodes and scores one variant."""
     variant = comparison.variants[name]
+    stage = "12" if variant.of else "11"
     return [
-        *(comparison.recipe, "--stage", "11", "--stop_stage", "13"),
+        *(comparison.recipe, "--stage", stage, "--stop_stage", "13"),
         *("--asr_config", variant.asr_config),
-        *("--asr_tag", f"{name}_seed{seed}"),
+        *("--asr_tag", f"{variant.of or name}_seed{seed}"),
         *("--asr_args", f"--seed {seed} {variant.asr_args}".strip()),
+        *shlex.split(variant.run_args.format(seed=seed)),
     ]
 
 
@@ -106,8 +123,8 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
     Raises:
         UserError: If the recipe fails.
     """
-    experiment = Path(comparison.expdir) / f"asr_{name}_seed{seed}"
-    log = Path(f"{experiment}.log")
+    experiment = comparison.experiment(name, seed)
+    log = Path(comparison.expdir) / f"asr_{name}_seed{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = command_of(comparison, name, seed)
     with log.open("w") as output:
@@ -186,95 +203,6 @@ def run_all(
             pass
 
 
-def write_table(comparison: Comparison, source: Path) -> Path:
-    """Writes the table of all results so far between its markers in a Markdown file.
-
-    The markers are `<!-- begin NAME -->` and `<!-- end NAME -->`, each on a line of
-    its own, with the comparison file's name.
-
-    Raises:
-        UserError: If the file has no such markers.
-    """
-    page = Path(comparison.table)
-    begin, end = f"<!-- begin {source.name} -->\n", f"<!-- end {source.name} -->\n"
-    text = page.read_text() if page.exists() else ""
-    if begin not in text or end not in text:
-        raise UserError(f"{page} needs the lines {begin.strip()} and {end.strip()}.")
-    before, rest = text.split(begin, 1)
-    after = rest.split(end, 1)[1]
-    table = "".join(f"{line}\n" for line in _table(comparison, source))
-    write_text(page, before + begin + table + end + after)
-    return page
-
-
-def _table(comparison: Comparison, source: Path) -> Iterator[str]:
-    lines = read_lines(comparison)
-    yield f"**{comparison.title}.** WER on `{comparison.test_set}` in per cent."
-    yield ""
-    yield (
-        "| training | size | parameters (M) | MACs 10 s (G) | file (MB) | updates | "
-        "training (min) | WER per seed | mean WER | spread | difference to individual |"
-    )
-    yield "|---" * 11 + "|"
-    for name, variant in comparison.variants.items():
-        for size in variant.sizes:
-            group = [x for x in lines if (x["variant"], x["size"]) == (name, size)]
-            group.sort(key=lambda line: line["seed"])
-            if group:
-                yield _row(comparison, lines, name, size, group)
-    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
-    yield ""
-    yield (
-        f"Seeds: {seeds}. Training time is that of a whole training, which gives all "
-        f"sizes of a supernet at once. Made by `omnisparse compare {source}`; every "
-        f"result with its command: [{comparison.results}]({comparison.results})."
-    )
-    yield ""
-    yield "<details><summary>Commands, with the seeds that ran</summary>"
-    yield ""
-    yield "```sh"
-    for name in comparison.variants:
-        seen = {x["command"]: x["seed"] for x in lines if x["variant"] == name}
-        for command, seed in sorted(seen.items(), key=lambda item: item[1]):
-            yield f"{command}  # seed {seed}"
-    yield "```"
-    yield ""
-    yield "</details>"
-
-
-def _row(
-    comparison: Comparison,
-    lines: Sequence[Mapping[str, Any]],
-    name: str,
-    size: str,
-    group: Sequence[Mapping[str, Any]],
-) -> str:
-    errors = [line["err"] for line in group]
-    mean = statistics.mean(errors)
-    difference = ""
-    reference = comparison.reference.get(size)
-    if reference and name not in comparison.reference.values():
-        theirs = {x["seed"]: x["err"] for x in lines if x["variant"] == reference}
-        pairs = [x["err"] - theirs[x["seed"]] for x in group if x["seed"] in theirs]
-        difference = f"{statistics.mean(pairs):+.1f}" if pairs else ""
-    # null where a training was suspended, so that its time means nothing
-    times = [line["train_seconds"] for line in group if line["train_seconds"]]
-    cells = [
-        comparison.variants[name].title or name,
-        size,
-        f"{group[0]['parameters'] / 1e6:.3f}",
-        f"{group[0]['macs_10s'] / 1e9:.3f}",
-        f"{group[0]['file_bytes'] / 1e6:.2f}",
-        str(group[0]["updates"]),
-        f"{statistics.mean(times) / 60:.1f}" if times else "",
-        " / ".join(f"{error:.1f}" for error in errors),
-        f"{mean:.1f}",
-        f"{max(errors) - min(errors):.1f}" if len(errors) > 1 else "",
-        difference,
-    ]
-    return "| " + " | ".join(cells) + " |"
-
-
 def compare(
     path: Path, seeds: Sequence[int], jobs: int, only: Sequence[str] = ()
 ) -> None:
@@ -289,10 +217,13 @@ def compare(
     Raises:
         UserError: If the file is wrong or a training fails.
     """
+    from espnet_omnisparse.compare_report import write_figure, write_table
+
     comparison = Comparison.load(path)
     write_table(comparison, path)  # a missing marker is told before, not after
     try:
         run_all(comparison, seeds, jobs, only)
     finally:
         page = write_table(comparison, path)
+        write_figure(comparison)
         print(f"The table is in {page}.")

@@ -125,8 +125,9 @@ def run_scaled(
     module: torch.nn.Module,
     gates: torch.Tensor,
     inputs: Sequence[torch.Tensor | None],
+    masked: Masked | None = None,
 ) -> torch.Tensor:
-    """Runs a branch's module, none of its weights masked, with a soft gate per part.
+    """Runs a branch's module with a soft gate for each of its parts.
 
     Gates of zeros and ones give what `run_narrowed` gives. The output's bias, which
     belongs to no part, has the gate of the most open one.
@@ -136,15 +137,15 @@ def run_scaled(
         module: Its module.
         gates: `[parts]`.
         inputs: Of the module.
+        masked: Weights to use instead of the module's own.
     """
-    output = _OUTPUTS[branch]
-    linear = module.get_submodule(output)
-    columns = gates.repeat_interleave(linear.weight.size(1) // gates.numel())
-    tensors = {
-        f"{output}.weight": linear.weight * columns,
-        f"{output}.bias": linear.bias * gates.amax(),
-    }
-    return functional_call(module, tensors, tuple(inputs))
+    parts = gates.numel()
+    skeleton, tensors = _narrow(branch, module, range(parts), parts, masked)
+    weight, bias = f"{_OUTPUTS[branch]}.weight", f"{_OUTPUTS[branch]}.bias"
+    columns = gates.repeat_interleave(tensors[weight].size(1) // parts)
+    tensors[weight] = tensors[weight] * columns
+    tensors[bias] = module.get_parameter(bias) * gates.amax()
+    return functional_call(skeleton, tensors, tuple(inputs))
 
 
 def narrowed(

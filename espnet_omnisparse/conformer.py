@@ -31,7 +31,7 @@ from espnet_omnisparse.components import (
 )
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate, same_gate, stack_gates
-from espnet_omnisparse.mask import Pattern
+from espnet_omnisparse.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.subnet import SearchSpace
 from espnet_omnisparse.weights import WeightMasks
 
@@ -160,7 +160,7 @@ class PrunableBlock(torch.nn.Module):
                 return module(*inputs)
             return run_narrowed(branch, module, (0,), 1, inputs, masked)
         if any(isinstance(one, torch.Tensor) for one in gate):
-            return run_scaled(branch, module, stack_gates(gate), inputs)
+            return run_scaled(branch, module, stack_gates(gate), inputs, masked)
         kept = [part for part, one in enumerate(gate) if one is not None]
         return run_narrowed(branch, module, kept, len(gate), inputs, masked)
 
@@ -496,7 +496,7 @@ class OmniSparseConformerEncoder(LayerPrunableConformerEncoder):
         **options: As for `LayerPrunableConformerEncoder`.
     """
 
-    def __init__(self, input_size: int, pattern: str = "8x1", **options):
+    def __init__(self, input_size: int, pattern: str = DEFAULT_PATTERN, **options):
         super().__init__(input_size, pattern=pattern, **options)
 
 

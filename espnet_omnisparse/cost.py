@@ -3,6 +3,12 @@
 - **parameters**: elements of trainable tensors; BatchNorm statistics are not counted.
   `total` is the whole model, `encoder` the encoder alone (front end to final norm),
   `nonzero` those of the total that are not zero.
+- **packed bytes**: of the model's tensors if the maskable weights (linear layers and
+  pointwise convolutions of the encoder's blocks) are stored by groups of a pattern: 4
+  bytes for each element of a group that is not all zero, 2 for the group's column, and
+  4 for each row of groups, and one more, for where it begins. Groups at an edge are
+  padded; a group of N:M is one weight. A weight for which this is no gain, and
+  everything else (parameters and floating buffers), takes 4 bytes per element.
 - **MACs**: multiply-accumulates of matrix products and convolutions, attention
   included, from log-mel features to CTC log-probabilities, batch 1, for 10 s and 30 s
   of audio (100 feature frames per second).
@@ -14,9 +20,10 @@
 """
 
 import copy
+import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,12 +32,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_omnisparse.budget import CostTable
-from espnet_omnisparse.components import BRANCHES
+from espnet_omnisparse.components import BRANCH_PARTS, BRANCHES, PRUNABLE
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.mask import Pattern, nonzero_groups
 from espnet_omnisparse.subnet import SearchSpace
 
 FRAMES_PER_SECOND = 100
 SAMPLE_RATE = 16_000
+_VALUE, _COLUMN, _BEGIN = 4, 2, 4  # bytes
+_MASKABLE = re.compile(
+    r"encoder\.encoders\.\d+\.({})\.weight".format(
+        "|".join(
+            rf"{BRANCH_PARTS[branch][1]}\.{layer}"
+            for branch, layers in PRUNABLE.items()
+            for layer in layers
+        )
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,7 @@ class Cost:
         nonzero_parameters: Of the whole model, not zero.
         macs_10s: Multiply-accumulates for 10 s of audio.
         macs_30s: For 30 s of audio.
+        packed_bytes: Of the model, masked weights stored by their non-zero groups.
     """
 
     parameters: int
@@ -50,18 +69,20 @@ class Cost:
     nonzero_parameters: int
     macs_10s: int
     macs_30s: int
+    packed_bytes: int
 
     def as_dict(self) -> dict[str, int]:
         """Plain types, for JSON and YAML."""
         return asdict(self)
 
 
-def count_cost(model: Any, feature_size: int) -> Cost:
+def count_cost(model: Any, feature_size: int, pattern: Pattern | None = None) -> Cost:
     """Counts a model's costs.
 
     Args:
         model: Has `encoder(feats, lengths)` and `ctc.log_softmax(encoded)`.
         feature_size: Input dimension of the encoder.
+        pattern: By whose groups weights are packed; `None`: all are stored densely.
     """
     parameters = dict(model.named_parameters())
     encoder = [p for name, p in parameters.items() if name.startswith("encoder.")]
@@ -71,7 +92,45 @@ def count_cost(model: Any, feature_size: int) -> Cost:
         nonzero_parameters=sum(int(p.count_nonzero()) for p in parameters.values()),
         macs_10s=count_macs(model, feature_size, 10),
         macs_30s=count_macs(model, feature_size, 30),
+        packed_bytes=count_packed_bytes(model, pattern),
     )
+
+
+@torch.no_grad()
+def count_packed_bytes(model: Any, pattern: Pattern | None = None) -> int:
+    """Bytes of a model whose blocks' weights are stored by their non-zero groups.
+
+    Args:
+        model: A model or an extracted size.
+        pattern: The groups; `None`: all weights are stored densely.
+    """
+    floating = (buffer for buffer in model.buffers() if buffer.is_floating_point())
+    total = _VALUE * sum(buffer.numel() for buffer in floating)
+    for name, parameter in model.named_parameters():
+        if pattern is not None and _MASKABLE.fullmatch(name):
+            groups = nonzero_groups(parameter, pattern)
+            total += packed_bytes(parameter.shape, groups, pattern)
+        else:
+            total += _VALUE * parameter.numel()
+    return total
+
+
+def packed_bytes(shape: Sequence[int], groups: int, pattern: Pattern) -> int:
+    """Bytes of one weight of which so many groups are stored; never above the dense.
+
+    Args:
+        shape: `[out, in]` or `[out, in, 1]`.
+        groups: How many are stored.
+        pattern: The groups; those of N:M are single weights.
+
+    >>> packed_bytes((16, 10), 5, Pattern(rows=8))
+    182
+    >>> packed_bytes((16, 10), 19, Pattern(rows=8))
+    640
+    """
+    rows = -(-shape[0] // pattern.rows)
+    each = _VALUE * pattern.rows * pattern.cols + _COLUMN
+    return min(groups * each + _BEGIN * (rows + 1), _VALUE * shape[0] * shape[1])
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """How a user's mistake is told: one sentence that says what to do."""
 
+import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(Exception):
@@ -21,3 +23,16 @@ def one_sentence() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:
+    """Refuses unknown keys of a config section, with the likeliest correction.
+
+    Raises:
+        UserError: Naming the first unknown key.
+    """
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {known}."
+            raise UserError(f"{section} has an unknown key {key!r}; {hint}")

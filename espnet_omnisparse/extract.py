@@ -13,17 +13,19 @@ import torch
 
 from espnet_omnisparse.components import BRANCH_PARTS, scatter, select
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.mask import DEFAULT_PATTERN, Pattern, group_ranks, weight_mask
 from espnet_omnisparse.subnet import SearchSpace, SubnetSpec
 
 State = dict[str, torch.Tensor]
 _BLOCKS = "encoder.encoders."
 _TRAINING_ONLY = ("supernet.", "size_ctc.")
 _STOCK_HEADS = 4  # ESPnet's default
-_OURS_ONLY = ("conv_norm", "granularity", "kept")
+_OURS_ONLY = ("conv_norm", "granularity", "kept", "pattern", "pattern_norm")
+_POSITIONS = "self_attn.linear_pos.weight"
 
 
 def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace:
-    """The units of the net that a configuration and its tensors describe."""
+    """What can be pruned in the net that a configuration and its tensors describe."""
     blocks = {
         name.removeprefix(_BLOCKS).split(".")[0]
         for name in state
@@ -31,11 +33,25 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
     }
     conf = config["encoder_conf"]
     heads = conf.get("attention_heads", _STOCK_HEADS)
-    return SearchSpace(len(blocks), conf.get("granularity", "branch"), heads)
+    masked = config.get("encoder") == "omni_sparse_conformer"
+    pattern = conf.get("pattern", DEFAULT_PATTERN if masked else None)
+    return SearchSpace(
+        len(blocks),
+        conf.get("granularity", "branch"),
+        heads,
+        (
+            None
+            if pattern is None
+            else Pattern.parse(pattern, conf.get("pattern_norm", "l1"))
+        ),
+        any(name.endswith(_POSITIONS) for name in state),
+    )
 
 
 def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     """The tensors of one size: kept branches, its own CTC head, nothing else.
+
+    Masked weights are zero in them.
 
     Args:
         state: State dict of the supernet, or of the same net trained alone.
@@ -47,6 +63,7 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     """
     rows, parts = spec.kept, spec.space.parts
     numbers = _block_numbers(spec)
+    state = {**state, **_masked_weights(state, spec)}
     small: State = {}
     for name, tensor in state.items():
         if name.startswith(_TRAINING_ONLY):
@@ -71,15 +88,18 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
 def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     """The configuration that builds what `cut_state` cuts.
 
-    It is an ordinary ESPnet configuration: `model: espnet`, and `encoder: conformer`
-    where stock ESPnet can build the size as it is.
+    It is an ordinary ESPnet configuration: `model: espnet`, unless the model is a
+    transducer, and `encoder: conformer` where stock ESPnet can build the size as it is.
     """
     small = _without_training(config)
     conf = small["encoder_conf"]
     conf["num_blocks"] = len(_block_numbers(spec))
-    if loads_in_stock(config, spec):
+    if _is_conformer(config, spec):
         return _as_conformer(small)
-    conf.pop("granularity", None)
+    # what is masked is in the weights; a net trained alone may be ESPnet's own
+    small["encoder"] = "layer_prunable_conformer"
+    for name in ("granularity", "pattern", "pattern_norm"):
+        conf.pop(name, None)
     if spec.is_full or spec.space.granularity == "block":
         return small
     conf["kept"] = [list(row) for row in spec.kept_branches]
@@ -90,8 +110,7 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
 
 def loads_in_stock(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
     """Whether an ESPnet without this package builds the small form itself."""
-    whole_blocks = spec.is_full or spec.space.granularity == "block"
-    return whole_blocks and _conv_norm(config) == "batch_norm"
+    return _is_conformer(config, spec) and not _is_transducer(config)
 
 
 def stock_state(small: State, full: Mapping[str, torch.Tensor], spec: SubnetSpec):
@@ -132,8 +151,14 @@ def stock_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     """The configuration that loads `stock_state` in an ESPnet without this package.
 
     Raises:
-        UserError: If the Conv modules have LayerNorm, which stock ESPnet has not.
+        UserError: If the Conv modules have LayerNorm, which stock ESPnet has not, or
+            the model is a transducer, for which it needs more than itself.
     """
+    if _is_transducer(config):
+        raise UserError(
+            "A transducer has no form that stock ESPnet loads, whose own needs "
+            "warprnnt_pytorch: extract without --stock."
+        )
     if _conv_norm(config) != "batch_norm":
         raise UserError(
             "A size with encoder_conf.conv_norm: layer_norm has no form that stock "
@@ -206,9 +231,33 @@ def _block_numbers(spec: SubnetSpec) -> dict[int, int]:
     return {number: position for position, number in enumerate(kept)}
 
 
+def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
+    """The weights that a spec masks, whole, with their zeros."""
+    rows, pattern = spec.kept, spec.space.pattern
+    found: State = {}
+    for name, sparsity in spec.sparsities.items():
+        block, branch, layer = name.split(".")
+        if branch not in rows[int(block)]:
+            continue
+        full_name = f"{_BLOCKS}{block}.{BRANCH_PARTS[branch][1]}.{layer}.weight"
+        weight = state.get(full_name)
+        # a pointwise convolution's has a third dimension of 1
+        if weight is None or weight.dim() < 2 or weight[0, 0].numel() != 1:
+            raise UserError(
+                f"The spec {spec.name!r} masks {name}, which is no linear layer of "
+                "this net: use a spec of the same encoder options."
+            )
+        keep = weight_mask(
+            group_ranks(weight, pattern), weight.shape, sparsity, pattern
+        )
+        found[full_name] = weight.masked_fill(~keep, 0.0)
+    return found
+
+
 def _without_training(config: Mapping[str, Any]) -> dict[str, Any]:
     small = copy.deepcopy(dict(config))
-    small["model"] = "espnet"
+    # ESPnet's own model has a transducer only where warprnnt_pytorch is installed
+    small["model"] = "omni_transducer" if _is_transducer(config) else "espnet"
     for name in ("supernet", "loss_normalization"):
         small["model_conf"].pop(name, None)
     small["encoder_conf"]["macaron_style"] = True
@@ -222,6 +271,16 @@ def _as_conformer(config: dict[str, Any]) -> dict[str, Any]:
     for name in _OURS_ONLY:
         config["encoder_conf"].pop(name, None)
     return config
+
+
+def _is_conformer(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
+    """Whether ESPnet's Conformer is a size's encoder; zeros do not matter to it."""
+    whole_blocks = spec.is_full or spec.space.granularity == "block"
+    return whole_blocks and _conv_norm(config) == "batch_norm"
+
+
+def _is_transducer(config: Mapping[str, Any]) -> bool:
+    return config.get("decoder") == "transducer"
 
 
 def _conv_norm(config: Mapping[str, Any]) -> str:

@@ -191,6 +191,13 @@ def extract_size(
         "calibration": calibration,
         "mask": [int(keep) for keep in spec.mask],
     }
+    if spec.sparsity:
+        pattern = spec.space.pattern
+        origin["weights"] = {
+            "pattern": str(pattern),
+            "norm": pattern.norm,
+            "sparsity": spec.sparsities,
+        }
     if _is_current(out, origin):
         return False
     small_config, small = cut(config, state, spec)
@@ -199,14 +206,14 @@ def extract_size(
         reestimate(
             model,
             lambda batch: model.encode(**batch),
-            _calibration_batches(config, calibration),
+            calibration_batches(config, calibration),
         )
         small = model.state_dict()
     if stock and not extract.loads_in_stock(config, spec):
         small_config = extract.stock_config(config, spec)
         small = extract.stock_state(small, state, spec)
         model = build(small_config, small)
-    cost = count_cost(model, feature_size(config))
+    cost = count_cost(model, feature_size(config), spec.space.pattern)
     small_config["output_dir"] = str(out)
     with atomic_folder(out) as folder:
         # clones: a tensor cut out of a larger file must not carry it along
@@ -236,7 +243,7 @@ def read_cost(folder: Path) -> dict[str, int]:
     return json.loads((Path(folder) / COST).read_text())
 
 
-def _calibration_batches(
+def calibration_batches(
     config: Mapping[str, Any], utterances: int, batch_size: int = 8
 ) -> Iterator[dict[str, torch.Tensor]]:
     """A fixed, seeded subset of the training audio, without augmentation."""

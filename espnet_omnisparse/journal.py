@@ -38,6 +38,7 @@ def log_epoch(folder: Path, epoch: int, supernet: Supernet, seconds: float) -> N
         "epoch": epoch,
         "update": int(supernet.updates),
         "phase": supernet.phase,
+        "reach": supernet.reach,
         "train_seconds": round(seconds, 2),
         "kept": {
             draw.size: sum(gate is not None for gate in draw.gates)
@@ -50,12 +51,17 @@ def log_epoch(folder: Path, epoch: int, supernet: Supernet, seconds: float) -> N
 
 
 def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]:
-    """The spec of every size, the full one last, once step 1 has ended."""
+    """The spec of every size trained, the full one last, once step 1 has ended."""
     space = supernet.space
     specs = {
-        name: SubnetSpec(name, fingerprint, space, tuple(mask.tolist()))
-        for name, mask in reversed(supernet.selection.masks().items())
+        name: SubnetSpec(
+            name, fingerprint, space, tuple(mask.tolist()), supernet.size_sparsity(name)
+        )
+        for name, mask in reversed(supernet.size_masks().items())
     }
+    plan = supernet.config.sparsity
+    if specs and plan is not None and not plan.trains_dense:
+        return specs  # the masked weights of the full net mean nothing
     return {**specs, FULL: SubnetSpec.full(fingerprint, space)}
 
 
@@ -69,4 +75,6 @@ def read_specs(folder: Path) -> dict[str, SubnetSpec]:
     """The specs in a folder, smallest first; empty if there are none."""
     paths = sorted(Path(folder).glob("*.yaml"))
     specs = [SubnetSpec.load(path) for path in paths]
-    return {s.name: s for s in sorted(specs, key=lambda spec: sum(spec.mask))}
+    # of those that keep as many units the one with most zeros is the smallest
+    specs.sort(key=lambda spec: (sum(spec.mask), -sum(spec.sparsity)))
+    return {spec.name: spec for spec in specs}

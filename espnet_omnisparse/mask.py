@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from espnet_omnisparse.errors import UserError
 
 UNSTRUCTURED = "unstructured"
+DEFAULT_PATTERN = "8x1"  # of encoder: omni_sparse_conformer
 NORMS = ("l1", "l2")
 
 
@@ -120,15 +121,11 @@ def group_ranks(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """
     matrix = weight.detach().float().flatten(1)
     size = matrix.abs() if pattern.norm == "l1" else matrix.square()
-    rows, cols = pattern.rows, pattern.of or pattern.cols
-    # padding has no magnitude; below every real weight, it is ranked last within M
-    fill = -1.0 if pattern.of else 0.0
-    size = F.pad(size, (0, -size.size(1) % cols, 0, -size.size(0) % rows), value=fill)
-    tiles = size.unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
     if pattern.of:
-        groups = tiles.squeeze(1)  # every weight is a group of its own
+        # every weight is a group of its own; padding is ranked below all of them
+        groups = _tiles(size, 1, pattern.of, fill=-1.0).squeeze(1)
         return ranking(groups).argsort(-1)
-    groups = tiles.sum((1, 3))
+    groups = _tiles(size, pattern.rows, pattern.cols).sum((1, 3))
     return ranking(groups.flatten()).argsort().view_as(groups)
 
 
@@ -140,7 +137,8 @@ def weight_mask(
     Args:
         ranks: What `group_ranks` returned.
         shape: Of the weight.
-        sparsity: Share of the groups that is dropped, rounded to whole groups.
+        sparsity: Share of the groups that is dropped, rounded to whole groups; one of
+            those that compete always stays.
         pattern: The groups.
 
     Returns:
@@ -159,12 +157,42 @@ def weight_mask(
             )
     else:
         keep = ranks < _kept(ranks.numel(), sparsity)
-        if pattern.rows > 1:
-            keep = keep.repeat_interleave(pattern.rows, 0)
-        if pattern.cols > 1:
-            keep = keep.repeat_interleave(pattern.cols, 1)
+        keep = keep[:, None, :, None].expand(-1, pattern.rows, -1, pattern.cols)
+        keep = keep.flatten(2).flatten(0, 1)
     return keep[:out, :inputs].reshape(shape)
 
 
+def nonzero_groups(weight: torch.Tensor, pattern: Pattern) -> int:
+    """How many groups of a weight are not all zero; those of N:M are single weights."""
+    tiles = _tiles(weight.detach().flatten(1) != 0, pattern.rows, pattern.cols)
+    return int(tiles.any(3).any(1).sum())
+
+
+def kept_groups(shape: torch.Size, sparsity: float, pattern: Pattern) -> int:
+    """How many groups of a weight `weight_mask` keeps; those of N:M are single weights.
+
+    >>> kept_groups((16, 10), 0.5, Pattern(rows=8))
+    10
+    >>> kept_groups((2, 6), 0.5, Pattern(of=4))
+    6
+    """
+    out, inputs = shape[0], shape[1]
+    if pattern.of:
+        whole, last = divmod(inputs, pattern.of)
+        row = whole * _kept(pattern.of, sparsity) + _kept(last, sparsity)
+        return out * row
+    return _kept(-(-out // pattern.rows) * -(-inputs // pattern.cols), sparsity)
+
+
+def _tiles(
+    matrix: torch.Tensor, rows: int, cols: int, fill: float = 0.0
+) -> torch.Tensor:
+    """`[out, in]`, padded, as `[out / rows, rows, in / cols, cols]`."""
+    missing = (0, -matrix.size(1) % cols, 0, -matrix.size(0) % rows)
+    padded = F.pad(matrix, missing, value=fill)
+    return padded.unflatten(1, (-1, cols)).unflatten(0, (-1, rows))
+
+
 def _kept(groups: int, sparsity: float) -> int:
-    return groups - round(sparsity * groups)
+    # a matrix, or a group of N:M, without any weight would be no layer
+    return min(groups, max(1, groups - round(sparsity * groups)))

@@ -93,6 +93,9 @@ def selection_figure(
 ) -> Figure:
     """The branches that each size keeps, and the scores that led there.
 
+    A branch whose weights are masked is lighter, and tells the mean share of them that
+    is kept.
+
     Args:
         specs: The sizes, smallest first.
         log: The lines of the selection log; without scores there is no history.
@@ -122,15 +125,28 @@ def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
         [len(row.get(branch, ())) / parts[branch] for branch in BRANCHES]
         for row in spec.kept
     ]
+    densities = _densities(spec)
+    shades = [
+        [
+            share * densities.get((y, b), 1.0)
+            for b, share in zip(BRANCHES, row, strict=True)
+        ]
+        for y, row in enumerate(rows)
+    ]
     colours = LinearSegmentedColormap.from_list("kept", [DROPPED, KEPT])
     axes.pcolormesh(
-        rows, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5
+        shades, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5
     )
     axes.set_ylim(len(rows), 0)
     for y, row in enumerate(rows):
         for x, (branch, share) in enumerate(zip(BRANCHES, row, strict=True)):
+            texts = []
             if 0 < share < 1:
-                text = f"{round(share * parts[branch])}/{parts[branch]}"
+                texts.append(f"{round(share * parts[branch])}/{parts[branch]}")
+            if share and (y, branch) in densities:
+                texts.append(f"{100 * densities[y, branch]:.0f}%")
+            if texts:
+                text = "\n".join(texts)
                 place = (x + 0.5, y + 0.5)
                 axes.annotate(text, place, ha="center", va="center", fontsize=7)
     axes.set_title("{}\n{} of {}".format(spec.name, *spec.counts))
@@ -139,6 +155,16 @@ def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
     axes.set_yticks(centres, range(len(rows)))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+
+
+def _densities(spec: SubnetSpec) -> dict[tuple[int, str], float]:
+    """Block and branch -> mean share that its weights keep, if any is masked."""
+    shares: dict[tuple[int, str], list[float]] = {}
+    for name, sparsity in zip(spec.space.weights, spec.sparsity, strict=False):
+        block, branch, _ = name.split(".")
+        shares.setdefault((int(block), branch), []).append(1.0 - sparsity)
+    means = {unit: sum(row) / len(row) for unit, row in shares.items()}
+    return {unit: mean for unit, mean in means.items() if mean < 1.0}
 
 
 def _draw_history(

@@ -4,7 +4,10 @@ Stages 1-11 run once. Then each size is extracted into an experiment folder of i
 own, on which stages 12-15 run as they would on any ESPnet model. Options are
 `asr.sh`'s own; these are added:
 
-    --sizes "small full"  sizes to decode, score, pack and upload (default: all)
+    --sizes "small full"  sizes to decode, score, pack and upload (default: all); with
+                          masks on weights also budgets to search for, as in
+                          "70% 12M 8MB": zeros, non-zero parameters, packed bytes
+    --search "..."        further arguments of `omnisparse search`
     --stock true          also extract, decode ... the form that stock ESPnet loads
     --subnets DIR         use the specs in DIR instead of the experiment's own
     --calibration 400     training utterances for re-estimating BatchNorm statistics
@@ -23,7 +26,13 @@ from espnet_omnisparse import template
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import read_yaml
 
-OWN_OPTIONS = {"sizes": "", "stock": "false", "subnets": "", "calibration": "400"}
+OWN_OPTIONS = {
+    "sizes": "",
+    "search": "",
+    "stock": "false",
+    "subnets": "",
+    "calibration": "400",
+}
 # asr.sh's defaults that this module has to know
 STOCK_DEFAULTS = {
     "stage": "1",
@@ -205,13 +214,19 @@ def _check_sizes(run: Run) -> None:
     """Compares --sizes with the configuration, before hours of training."""
     if not run.own["sizes"]:
         return
-    from espnet_omnisparse.subnet import FULL  # slow: it imports torch
+    # slow: they import torch
+    from espnet_omnisparse.spec_cost import parse_budget
+    from espnet_omnisparse.subnet import FULL
 
     conf = read_yaml(run["asr_config"]).get("model_conf") or {}
-    sizes = [*(conf.get("supernet") or {}).get("sizes", {}), FULL]
+    supernet = conf.get("supernet") or {}
+    sizes = [*supernet.get("sizes", {}), FULL]
     for size in run.own["sizes"].split():
-        if size not in sizes:
+        if size in sizes:
+            continue
+        if not supernet.get("sparsity"):
             raise UserError(f"--sizes: {size} is not one of {', '.join(sizes)}.")
+        parse_budget(size)
 
 
 def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:
@@ -226,7 +241,10 @@ def run_sizes(run: Run, first: int, last: int) -> None:
     from espnet_omnisparse.family import extract_size, wanted_specs
 
     subnets = Path(run.own["subnets"]) if run.own["subnets"] else None
-    specs = wanted_specs(Path(run.asr_exp), subnets, run.own["sizes"].split())
+    sizes = run.own["sizes"].split()
+    if not subnets:
+        sizes = _searched(run, sizes, search=first <= FIRST_PER_SIZE)
+    specs = wanted_specs(Path(run.asr_exp), subnets, sizes)
     forms = [False, True] if run.own["stock"] == "true" else [False]
     checkpoint = Path(run.asr_exp) / run["inference_asr_model"]
     jobs = [(size, stock) for size in specs for stock in forms]
@@ -258,6 +276,34 @@ def run_sizes(run: Run, first: int, last: int) -> None:
     # sizes of another supernet belong to that one's report, as a baseline
     if last > FIRST_PER_SIZE and not run.own["subnets"]:
         report.write_family(Path(run.asr_exp), command_line())
+
+
+def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
+    """The names of sizes some of which may be budgets, after a search for these.
+
+    Raises:
+        UserError: If the search fails.
+    """
+    from espnet_omnisparse.family import read_config
+    from espnet_omnisparse.spec_cost import parse_budget
+
+    trained = read_config(Path(run.asr_exp))["model_conf"].get("supernet", {})
+    names = {}
+    for size in sizes:
+        if size in trained.get("sizes", {}):
+            continue
+        try:
+            names[size] = parse_budget(size).name
+        except UserError:  # the name of a size after all, if there is one
+            continue
+    if names and search:
+        command = [sys.executable, "-m", "espnet_omnisparse.cli", "search"]
+        command += [run.asr_exp, "--budgets", " ".join(names)]
+        command += ["--checkpoint", run["inference_asr_model"]]
+        command += shlex.split(run.own["search"])
+        if subprocess.run(command).returncode != 0:
+            raise UserError("The search failed: the reason is printed above.")
+    return [names.get(size, size) for size in sizes]
 
 
 def command_line() -> str:

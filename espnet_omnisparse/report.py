@@ -7,6 +7,7 @@ of all models in turn in one process, and kept in `rtf.json` until a model chang
 import hashlib
 import json
 import platform
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ DEFINITIONS = """\
 - **MACs**: multiply-accumulates of matrix products and convolutions, attention
   included, from log-mel features to CTC log-probabilities, in units of 10^9, for one
   utterance of 10 s and of 30 s.
-- **file**: the model's file on disk, in millions of bytes.
+{sparse}- **file**: the model's file on disk, in millions of bytes.
 - **RTF**: real-time factor, the time from waveform to CTC log-probabilities divided by
   the audio's duration (10 s, batch 1, 1 thread), median of {rounds} rounds in which
   all models of this report take turns.
@@ -53,6 +54,14 @@ DEFINITIONS = """\
 - **Err** is the word error rate in per cent (in the table of characters, the
   character error rate), **S.Err** the share of utterances with an error; **Snt**,
   **Wrd**, **Corr**, **Sub**, **Del** and **Ins** are sclite's.
+"""
+SPARSE_DEFINITIONS = """\
+- **zeros**: share of the model's parameters that is zero. They are stored and
+  multiplied like any other number: a file, MACs and RTF do not shrink with them.
+- **packed**: the model's tensors in millions of bytes, if the blocks' weights are
+  stored by their non-zero groups of the masks' pattern: the values (4 bytes each), a
+  16-bit column per group, and where each row of groups begins (32 bits); where that is
+  no gain, and for all else, 4 bytes per value.
 """
 SIZE_COLUMNS = (
     "size",
@@ -67,13 +76,15 @@ SIZE_COLUMNS = (
     "speed-up",
 )
 SCORE_COLUMNS = "dataset Snt Wrd Corr Sub Del Ins Err S.Err".split()
-TABLE_COLUMNS = (*SIZE_COLUMNS, *SCORE_COLUMNS, "loads in stock ESPnet")
+# of reports in which a size has masked weights; each behind the column it refines
+SPARSE_COLUMNS = {"non-zero (M)": "zeros", "file (MB)": "packed (MB)"}
 SUMMARY_COLUMNS = (
-    *("size", "kept", "params (M)", "file (MB)", "RTF", "speed-up"),
-    *("dataset", "Err", "loads in stock ESPnet"),
+    *("size", "kept", "params (M)", "zeros", "packed (MB)", "file (MB)", "RTF"),
+    *("speed-up", "dataset", "Err", "loads in stock ESPnet"),
 )
 NONE = "–"
 PLOTS = ("wer_vs_parameters.png", "wer_vs_rtf.png", "selection.png")
+SPARSE_PLOT = "wer_vs_nonzero.png"
 
 
 @dataclass(frozen=True)
@@ -133,11 +144,15 @@ def write_family(
     curves = (family[0], *others)
     specs = [SubnetSpec.load(size.folder / SPEC) for size in family[0].sizes]
     names = _Names(curves)
-    for name, figure in (
-        (PLOTS[0], wer_figure(curves, names, "parameters (M)", _millions)),
-        (PLOTS[1], wer_figure(curves, names, "real-time factor", _rtf)),
-        (PLOTS[2], selection_figure(specs, read_log(asr_exp))),
-    ):
+    figures = {
+        PLOTS[0]: wer_figure(curves, names, "parameters (M)", _millions),
+        PLOTS[1]: wer_figure(curves, names, "real-time factor", _rtf),
+        PLOTS[2]: selection_figure(specs, read_log(asr_exp)),
+    }
+    if any(series.sparse for series in curves):
+        label = "non-zero parameters (M)"
+        figures[SPARSE_PLOT] = wer_figure(curves, names, label, _nonzero_millions)
+    for name, figure in figures.items():
         _save(figure, asr_exp / "images" / name)
     path = asr_exp / "RESULTS.md"
     write_text(path, "\n".join(_markdown(asr_exp, command, family, others, timing)))
@@ -150,17 +165,21 @@ def summary(path: Path) -> str:
     Args:
         path: The RESULTS.md that `write_family` wrote.
     """
-    lines = []
-    for line in path.read_text().splitlines():
+    lines, columns, text = [], [], path.read_text()
+    for line in text.splitlines():
         cells = line.strip("|").split("|")
         if line.startswith("## "):
             lines.append(f"\n{line.removeprefix('## ')}")
-        elif len(cells) == len(TABLE_COLUMNS) and "---" not in cells:
-            row = dict(zip(TABLE_COLUMNS, cells, strict=True))
-            lines.append("  ".join(f"{row[name]:>12}" for name in SUMMARY_COLUMNS))
+        elif tuple(cells[:2]) == SIZE_COLUMNS[:2]:
+            columns = cells
+        if columns and len(cells) == len(columns) and "---" not in cells:
+            row = dict(zip(columns, cells, strict=True))
+            chosen = (row[name] for name in SUMMARY_COLUMNS if name in row)
+            lines.append("  ".join(f"{cell:>12}" for cell in chosen))
     sections = "\n".join(lines).split("\n\n")
     tables = [section.strip() for section in sections if "  " in section]
-    plots = [str(path.parent / "images" / name) for name in PLOTS]
+    names = re.findall(r"\]\(images/(.+)\)", text)
+    plots = [str(path.parent / "images" / name) for name in names]
     return "\n\n".join([*tables, "\n".join(["Report and plots:", str(path), *plots])])
 
 
@@ -219,6 +238,7 @@ def _markdown(
     timing: Timing,
 ) -> Iterator[str]:
     names = _Names([*family, *baselines])
+    sparse = any(series.sparse for series in [*family, *baselines])
     yield f"<!-- Generated by `omnisparse report {asr_exp}`: changes get lost. -->"
     yield f"# {asr_exp.name}: one supernet, every size\n"
     yield (
@@ -229,18 +249,19 @@ def _markdown(
     yield f"Measured with {stated}, 1 thread.\n"
     for series in family:
         yield f"## Sizes: {series.name}\n"
-        yield from _size_table(series, names, timing)
+        yield from _size_table(series, names, timing, sparse)
     yield from _loading_notes(asr_exp, family)
     for series in baselines:
         yield f"## Baseline: {series.name}\n"
-        yield from _size_table(series, names, timing)
+        yield from _size_table(series, names, timing, sparse)
     yield "## Characters\n"
     yield from _character_table([*family, *baselines], names)
     yield "## Plots\n"
-    for name in PLOTS:
+    for name in (*PLOTS, SPARSE_PLOT) if sparse else PLOTS:
         yield f"![{name.removesuffix('.png').replace('_', ' ')}](images/{name})"
     yield "\n## What the columns mean\n"
-    yield DEFINITIONS.format(rounds=timing.rounds)
+    more = SPARSE_DEFINITIONS if sparse else ""
+    yield DEFINITIONS.format(rounds=timing.rounds, sparse=more)
     yield "## Commands\n"
     yield "```sh"
     yield from _commands(asr_exp, command, [*family, *baselines])
@@ -258,12 +279,20 @@ class _Names:
         return dataset.split("/", 1)[1] if len(self.tags) == 1 else dataset
 
 
-def _size_table(series: Series, names: _Names, timing: Timing) -> Iterator[str]:
-    yield _row(TABLE_COLUMNS)
-    yield _row(["---"] * len(TABLE_COLUMNS))
+def _size_table(
+    series: Series, names: _Names, timing: Timing, sparse: bool
+) -> Iterator[str]:
+    columns = []
+    for name in SIZE_COLUMNS:
+        more = SPARSE_COLUMNS.get(name) if sparse else None
+        columns += [name, more] if more else [name]
+    table = [*columns, *SCORE_COLUMNS, "loads in stock ESPnet"]
+    yield _row(table)
+    yield _row(["---"] * len(table))
     larger = [*series.sizes[1:], None]
     for size, next_larger in zip(series.sizes, larger, strict=True):
-        costs = _cost_cells(size, next_larger, timing)
+        cells = _cost_cells(size, next_larger, timing)
+        costs = [cells[name] for name in columns]
         for score in _score_rows(size.wer, names):
             yield _row([*costs, *score, FORMS.get(size.form, size.form)])
     yield ""
@@ -271,24 +300,27 @@ def _size_table(series: Series, names: _Names, timing: Timing) -> Iterator[str]:
 
 def _cost_cells(
     size: SizeResult, larger: SizeResult | None, timing: Timing
-) -> list[str]:
+) -> dict[str, str]:
+    """Column -> what is in it, of all columns that there may be."""
     speed_up = NONE
     if larger:
         ratio = paired_ratio(timing.rtf, str(larger.folder), str(size.folder))
         speed_up = f"{ratio:.2f}x"
-    cost = size.cost
-    return [
-        size.label,
-        f"{size.kept} of {size.of}",
-        f"{cost['parameters'] / 1e6:.3f}",
-        f"{cost['encoder_parameters'] / 1e6:.3f}",
-        f"{cost['nonzero_parameters'] / 1e6:.3f}",
-        f"{cost['macs_10s'] / 1e9:.3f}",
-        f"{cost['macs_30s'] / 1e9:.3f}",
-        f"{cost['file_bytes'] / 1e6:.2f}",
-        f"{size.rtf:.4f}",
-        speed_up,
-    ]
+    cost, packed = size.cost, size.cost["packed_bytes"]
+    return {
+        "size": size.label,
+        "kept": f"{size.kept} of {size.of}",
+        "params (M)": f"{cost['parameters'] / 1e6:.3f}",
+        "encoder (M)": f"{cost['encoder_parameters'] / 1e6:.3f}",
+        "non-zero (M)": f"{cost['nonzero_parameters'] / 1e6:.3f}",
+        "zeros": f"{100 * size.zeros:.1f} %",
+        "MACs 10 s (G)": f"{cost['macs_10s'] / 1e9:.3f}",
+        "MACs 30 s (G)": f"{cost['macs_30s'] / 1e9:.3f}",
+        "file (MB)": f"{cost['file_bytes'] / 1e6:.2f}",
+        "packed (MB)": NONE if packed is None else f"{packed / 1e6:.2f}",
+        "RTF": f"{size.rtf:.4f}",
+        "speed-up": speed_up,
+    }
 
 
 def _score_rows(scores: Mapping[str, Score], names: _Names) -> list[list[str]]:
@@ -320,8 +352,14 @@ def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:
             f"A size marked *{FORMS['slim']}* is physically small and loads after "
             "`import espnet_omnisparse.tasks`."
         )
-        norm = read_config(asr_exp)["encoder_conf"].get("conv_norm", "batch_norm")
-        if norm == "layer_norm":
+        config = read_config(asr_exp)
+        norm = config["encoder_conf"].get("conv_norm", "batch_norm")
+        if config.get("decoder") == "transducer":
+            yield (
+                "No size of this family loads without it: ESPnet's own transducer "
+                "needs warprnnt_pytorch."
+            )
+        elif norm == "layer_norm":
             yield (
                 "No size of this family loads without it: the Conv modules have "
                 "LayerNorm, which ESPnet's Conformer has not."
@@ -379,6 +417,10 @@ def _asr_sh_command(title: str, script: Path) -> Iterator[str]:
 
 def _millions(size: SizeResult) -> float:
     return size.cost["parameters"] / 1e6
+
+
+def _nonzero_millions(size: SizeResult) -> float:
+    return size.cost["nonzero_parameters"] / 1e6
 
 
 def _rtf(size: SizeResult) -> float:

@@ -19,6 +19,7 @@ COSTS = (
     "macs_30s",
     "file_bytes",
 )
+LATER_COSTS = ("packed_bytes",)  # that files of earlier versions have not
 _FILES = ("subnet.yaml", "origin.yaml", "cost.json")
 
 
@@ -58,10 +59,11 @@ class SizeResult:
         kept: Branches kept, or components where the supernet's units are these.
         of: Those of the net it was cut from.
         form: Kind of its file, a key of `family.FORMS`.
-        cost: The numbers named in `COSTS`.
+        cost: The numbers named in `COSTS`, and those in `LATER_COSTS` or `None`.
         wer: Word scores by data set, named `inference_tag/test_set` as in ESPnet.
         cer: Character scores by data set.
         rtf: Median real-time factor; `None` until it is measured.
+        sparse: Whether its weights were masked.
     """
 
     label: str
@@ -70,10 +72,16 @@ class SizeResult:
     kept: int
     of: int
     form: str
-    cost: dict[str, int]
+    cost: dict[str, int | None]
     wer: dict[str, Score]
     cer: dict[str, Score]
     rtf: float | None = None
+    sparse: bool = False
+
+    @property
+    def zeros(self) -> float:
+        """Share of the parameters that is zero."""
+        return 1.0 - self.cost["nonzero_parameters"] / self.cost["parameters"]
 
 
 @dataclass(frozen=True)
@@ -90,9 +98,24 @@ class Series:
 
     @classmethod
     def of(cls, name: str, sizes: Sequence[SizeResult]) -> "Series":
-        """A series in its order: what keeps less, then what costs less, comes first."""
-        by_size = sorted(sizes, key=lambda one: (one.kept, one.cost["parameters"]))
-        return cls(name, tuple(by_size))
+        """A series in its order: what keeps less, then what costs less, comes first.
+
+        Of sizes whose weights are masked, all by non-zero parameters: one that keeps
+        more branches may have less in them.
+        """
+
+        def size(one: SizeResult) -> tuple[int, ...]:
+            nonzero = one.cost["nonzero_parameters"]
+            if any(other.sparse for other in sizes):
+                return (nonzero, one.kept)
+            return (one.kept, one.cost["parameters"])
+
+        return cls(name, tuple(sorted(sizes, key=size)))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether weights of any of its sizes were masked."""
+        return any(size.sparse for size in self.sizes)
 
 
 def read_score(path: Path) -> Score:
@@ -141,9 +164,13 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
             kept=int(counts["kept"]),
             of=int(counts["of"]),
             form=str(origin["form"]),
-            cost={name: int(cost[name]) for name in COSTS},
+            cost={
+                **{name: int(cost[name]) for name in COSTS},
+                **{name: cost.get(name) for name in LATER_COSTS},
+            },
             wer=_read_scores(folder, "wer"),
             cer=_read_scores(folder, "cer"),
+            sparse=bool(spec.get("weights", {}).get("sparsity")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

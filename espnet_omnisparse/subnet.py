@@ -264,13 +264,17 @@ class SubnetSpec:
         """Refuses units other than the supernet's.
 
         Raises:
-            UserError: If blocks, granularity, heads or the masks' pattern differ.
+            UserError: If blocks, granularity, heads or the masks' pattern differ. A
+                net that was trained without masks can be masked by any pattern.
         """
-        if self.sparsity and self.space.pattern != space.pattern:
+        mine, theirs = (
+            f"{one.pattern} (norm {one.pattern.norm})" if one.pattern else ""
+            for one in (self.space, space)
+        )
+        if self.sparsity and theirs and mine != theirs:
             raise UserError(
-                f"The spec {self.name!r} masks weights by the pattern "
-                f"{self.space.pattern}, but its supernet has {space.pattern}: search "
-                "the sizes again."
+                f"The spec {self.name!r} masks weights by the pattern {mine}, but its "
+                f"supernet has {theirs}: search the sizes again."
             )
         mine = (self.space.num_blocks, self.space.granularity, self.space.heads)
         if mine != (space.num_blocks, space.granularity, space.heads):
@@ -389,9 +393,18 @@ def _weights_of(
         raise UserError(
             f"{source}: weights needs exactly the keys {', '.join(sorted(keys))}."
         )
-    pattern = Pattern.parse(section["pattern"], section["norm"])
-    positional = section["positional"] is not False
-    space = dataclasses.replace(space, pattern=pattern, positional=positional)
+    try:
+        pattern = Pattern.parse(section["pattern"], section["norm"])
+    except UserError as error:
+        # which names the option that it is elsewhere
+        wrong = str(error).replace("encoder_conf.pattern_norm", "weights.norm")
+        wrong = wrong.replace("encoder_conf.pattern", "weights.pattern")
+        raise UserError(f"{source}: {wrong}") from error
+    if not isinstance(section["positional"], bool):
+        raise UserError(f"{source}: weights.positional must be true or false.")
+    space = dataclasses.replace(
+        space, pattern=pattern, positional=section["positional"]
+    )
     given = section["sparsity"]
     if not isinstance(given, dict):
         raise UserError(f"{source}: weights.sparsity must map weights to sparsities.")

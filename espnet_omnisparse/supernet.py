@@ -5,7 +5,6 @@ of a distributed one draw the same subnets.
 """
 
 import dataclasses
-import difflib
 import random
 import re
 from collections.abc import Callable, Mapping
@@ -15,15 +14,18 @@ from typing import Any
 import torch
 
 from espnet_omnisparse.budget import KINDS, UNITS, CostTable, kinds_needed, parse_size
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.distillation import KINDS as DISTILLATIONS
+from espnet_omnisparse.errors import UserError, check_keys
 from espnet_omnisparse.gate import Gate, mask_gates
 from espnet_omnisparse.schedule import STEP1, STEP2, WARM, Timeline, resolve_updates
 from espnet_omnisparse.selection import Net, build_selection
+from espnet_omnisparse.sparsity import DENSE, NETS, SPARSEST, SparsityConfig
 from espnet_omnisparse.subnet import FULL, SearchSpace
 
 CURRENT = "current"  # the subnet of step 1, in logs
 HEADS = ("shared", "per_size")
-UPDATES = ("per_batch", "split_batch")
+UPDATES = ("per_batch", "split_batch", "per_accum")
+DROPOUTS = ("adaptive", "full", "none")
 ADAPTIVE = "adaptive"
 
 
@@ -35,13 +37,22 @@ class SupernetConfig:
         method: Selection method, a name registered in `espnet_omnisparse.selection`.
         method_conf: Options of that method.
         sizes: Name of each size below the full one -> units kept, as an int, or a
-            fraction, as a float, or a budget, such as `{params: 15M}`.
+            fraction, as a float, or a budget, such as `{params: 15M}`; with masks
+            `{sparsity: 0.7}`, alone or beside a budget.
         fraction_of: What a fraction in `sizes` is of, a key of `budget.KINDS`.
         heads: `shared`: one CTC output projection; `per_size`: each size its own.
+        sparsity: Options of the weight axis, those of `SparsityConfig`; `None`: weights
+            are not masked.
         update: `per_batch`: every subnet sees the whole batch; `split_batch`: the
-            batch is divided among them.
+            batch is divided among them; `per_accum`: with `accum_grad`, each
+            micro-batch trains one of them.
         subnet_weight: Loss weight of each subnet; the full net's is 1. `adaptive`:
             `1 - exp(-loss)` of its own loss (arXiv 2501.18895).
+        subnet_dropout: Of every net but the largest: `adaptive`: an FFN's rate shrinks
+            with its unmasked weights; `full`: it does not; `none`: no dropout.
+        distillation: What the largest net teaches the others on the same utterances:
+            `none`, `kl`, or `alpha`, the adaptive alpha-divergence.
+        distillation_weight: Share of a subnet's loss that is the teacher's.
         warm_start: Updates (int) or fraction of the run (float) that train the full
             net alone, before step 1.
         step1: Updates or fraction of the run that learn the selection.
@@ -56,9 +67,13 @@ class SupernetConfig:
     method_conf: Mapping[str, Any] = field(default_factory=dict)
     sizes: Mapping[str, Any] = field(default_factory=dict)
     fraction_of: str = UNITS
+    sparsity: SparsityConfig | None = None
     heads: str = "shared"
     update: str = "per_batch"
     subnet_weight: float | str = 0.3
+    subnet_dropout: str = "adaptive"
+    distillation: str = "none"
+    distillation_weight: float = 0.5
     warm_start: int | float = 0
     step1: int | float = 0.6
     layer_dropout_step1: float = 0.0
@@ -77,6 +92,12 @@ class SupernetConfig:
         _one_of("heads", self.heads, HEADS)
         _one_of("update", self.update, UPDATES)
         _one_of("fraction_of", self.fraction_of, tuple(KINDS))
+        _one_of("subnet_dropout", self.subnet_dropout, DROPOUTS)
+        _one_of("distillation", self.distillation, DISTILLATIONS)
+        share = self.distillation_weight
+        if not isinstance(share, int | float) or not 0.0 <= share <= 1.0:
+            raise UserError("supernet.distillation_weight must be between 0 and 1.")
+        self._check_sparsity()
         for name in ("layer_dropout_step1", "layer_dropout_step2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(f"supernet.{name} must be at least 0 and below 1.")
@@ -92,10 +113,41 @@ class SupernetConfig:
                 "supernet.sizes is empty: name at least one size, such as "
                 "{small: 0.33, medium: 0.67}."
             )
-        if FULL in self.sizes or CURRENT in self.sizes:
+        for name in self.sizes:
+            if name in (FULL, CURRENT) or name.rstrip("0123456789") in NETS:
+                raise UserError(
+                    f"supernet.sizes may not be called {name!r}, a word that the log "
+                    "uses: choose another name."
+                )
+
+    def _check_sparsity(self) -> None:
+        masked = {
+            name: wanted["sparsity"]
+            for name, wanted in self.sizes.items()
+            if isinstance(wanted, Mapping) and "sparsity" in wanted
+        }
+        if self.sparsity is None:
+            if masked:
+                raise UserError(
+                    f"supernet.sizes: {next(iter(masked))} has a sparsity, but nothing "
+                    "trains one: add the section supernet.sparsity."
+                )
+            return
+        for name, share in masked.items():
+            if isinstance(share, int | float) and share > self.sparsity.final:
+                raise UserError(
+                    f"supernet.sizes: {name} has a sparsity of {share}, but training "
+                    f"goes up to supernet.sparsity.final: {self.sparsity.final}."
+                )
+        if self.distillation != "none" and self.sparsity.nets[0] != DENSE:
             raise UserError(
-                f"supernet.sizes may not be called {FULL} or {CURRENT}: the full net "
-                "is always one of the sizes."
+                "supernet.distillation needs the dense net, the teacher, as the first "
+                "of supernet.sparsity.nets."
+            )
+        if self.heads != HEADS[0]:
+            raise UserError(
+                "supernet.heads: per_size cannot be combined with supernet.sparsity, "
+                "whose subnets have no names: use shared."
             )
 
     def _check_numbers(self) -> None:
@@ -105,6 +157,7 @@ class SupernetConfig:
             for name in (
                 *("subnet_weight", "warm_start", "step1", "score_lr", "seed"),
                 *("layer_dropout_step1", "layer_dropout_step2"),
+                "distillation_weight",
             )
         }
         for name, value in values.items():
@@ -124,20 +177,10 @@ class SupernetConfig:
         """
         known = [item.name for item in dataclasses.fields(cls)]
         check_keys("model_conf.supernet", mapping, known)
-        return cls(**mapping)
-
-
-def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:
-    """Refuses unknown keys of a config section, with the likeliest correction.
-
-    Raises:
-        UserError: Naming the first unknown key.
-    """
-    for key in given:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {known}."
-            raise UserError(f"{section} has an unknown key {key!r}; {hint}")
+        values = dict(mapping)
+        if values.get("sparsity") is not None:
+            values["sparsity"] = SparsityConfig.from_mapping(values["sparsity"])
+        return cls(**values)
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -152,9 +195,13 @@ class Draw:
     """One subnet of one update.
 
     Attributes:
-        size: Its name: `full`, `current` (the subnet of step 1), or a size.
+        size: Its name: `full`, `current` (the subnet of step 1), a size, or one of
+            `sparsity.NETS`.
         gates: A gate per unit.
         weight: Of its loss; `None`: adaptive.
+        sparsity: A sparsity per weight; empty: nothing is masked.
+        main: Whether it is the net with full regularisation, whose BatchNorm statistics
+            count and which teaches the others.
         layer_dropout: Rate per unit `[units]`; `None` for no layer dropout.
         exits: Sizes that end inside this one -> the number of blocks they end after;
             their losses have `exit_weight`.
@@ -164,6 +211,8 @@ class Draw:
     size: str
     gates: tuple[Gate, ...]
     weight: float | None = 1.0
+    sparsity: tuple[float, ...] = ()
+    main: bool = False
     layer_dropout: torch.Tensor | None = None
     exits: Mapping[str, int] = field(default_factory=dict)
     exit_weight: float | None = None
@@ -201,11 +250,23 @@ class Supernet(torch.nn.Module):
         ]
         for size in sizes:
             size.check()
-        sizes.sort(key=lambda size: -size.units)
+        sizes.sort(key=lambda size: (not size.whole, -size.units, size.sparsity))
         self.sizes = {size.name: size for size in sizes}
+        layered = {size.name: size for size in sizes if not size.whole}
         self.selection = build_selection(
-            config.method, space, self.sizes, config.method_conf
+            config.method, space, layered, config.method_conf
         )
+        if config.sparsity is not None and space.pattern is None:
+            raise UserError(
+                "supernet.sparsity masks weights, but the encoder has no pattern: use "
+                "encoder: omni_sparse_conformer."
+            )
+        alone = self.selection.sizes and not self.selection.joint
+        if config.sparsity is not None and alone:
+            raise UserError(
+                f"supernet.method: {config.method} has no joint training of its sizes "
+                "and cannot be combined with supernet.sparsity: choose another."
+            )
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._timeline: Timeline | None = None
         self._net: Net | None = None
@@ -222,18 +283,24 @@ class Supernet(torch.nn.Module):
                 empty, or step 1 is too short for the method.
         """
         config, selection = self.config, self.selection
-        warm = step1 = 0
-        if selection.learns or selection.joint:
+        warm = step1 = ramp = 0
+        if selection.learns or selection.joint or config.sparsity:
             warm = resolve_updates("supernet.warm_start", config.warm_start, total)
         if selection.learns:
             step1 = resolve_updates("supernet.step1", config.step1, total)
             selection.check_length(step1)
-        timeline = Timeline(warm, step1)
-        if total is not None and timeline.selected_at >= total:
+        if config.sparsity:
+            name = "supernet.sparsity.ramp"
+            ramp = resolve_updates(name, config.sparsity.ramp, total)
+        timeline = Timeline(warm, step1, ramp)
+        if total is not None and timeline.settled_at >= total:
+            names = "supernet.warm_start and supernet.step1"
+            if config.sparsity:
+                names = "supernet.warm_start, supernet.step1 and sparsity.ramp"
             raise UserError(
-                f"supernet.warm_start and supernet.step1 take {timeline.selected_at} "
-                f"of the run's {total} updates and leave none for the joint training "
-                "of the sizes: shorten them or train longer."
+                f"{names} take {timeline.settled_at} of the run's {total} updates and "
+                "leave none for the joint training of the sizes: shorten them or train "
+                "longer."
             )
         self._timeline = timeline
 
@@ -264,9 +331,18 @@ class Supernet(torch.nn.Module):
         weight = self.config.subnet_weight
         return None if weight == ADAPTIVE else weight
 
+    @property
+    def nets(self) -> int:
+        """The most subnets that an update trains."""
+        if self.config.sparsity:
+            # step 1 trains two
+            return max(len(self.config.sparsity.nets), 1 + self.selection.learns)
+        # the full net, the smallest size and one between them
+        return min(3, 1 + len(self.sizes)) if self.selection.joint else 1
+
     def full(self, **kwargs) -> Draw:
         """The full net."""
-        return Draw(FULL, (1.0,) * len(self.space), **kwargs)
+        return Draw(FULL, (1.0,) * len(self.space), main=True, **kwargs)
 
     def training_draws(self) -> list[Draw]:
         """The subnets that the present update trains, the full net first."""
@@ -274,6 +350,8 @@ class Supernet(torch.nn.Module):
             return [self.full()]
         if self.phase == STEP1:
             return self._step1_draws()
+        if self.config.sparsity:
+            return self._sparse_draws(self.config.sparsity)
         if self.selection.joint:
             return self._step2_draws()
         exits = self.selection.exits()
@@ -282,7 +360,8 @@ class Supernet(torch.nn.Module):
     def _alone(self, **kwargs) -> Draw:
         """The full net where a method without another subnet trains it."""
         gates = self.selection.full_gates(*self.step1_time)
-        return self.full(**kwargs) if gates is None else Draw(FULL, gates, **kwargs)
+        full = self.full(**kwargs)
+        return full if gates is None else dataclasses.replace(full, gates=gates)
 
     def _step1_draws(self) -> list[Draw]:
         time, length = self.step1_time
@@ -303,9 +382,7 @@ class Supernet(torch.nn.Module):
         rates = self._rates(self.config.layer_dropout_step2, masks[smallest])
         names = [smallest]
         if between:
-            # seeded by the update: the same on every process and after a resume
-            generator = random.Random(f"{self.config.seed}-{int(self.updates)}")
-            names.append(generator.choice(between))
+            names.append(self._generator().choice(between))
         return [
             self.full(layer_dropout=rates),
             *(
@@ -313,6 +390,43 @@ class Supernet(torch.nn.Module):
                 for name in names
             ),
         ]
+
+    def _sparse_draws(self, plan: SparsityConfig) -> list[Draw]:
+        """The sandwich of the weight axis; with sizes of units, of both axes."""
+        generator, reach = self._generator(), self.reach
+        masks = list(self.selection.masks().values())
+        weights = len(self.space.weights)
+        draws = []
+        for number, net in enumerate(plan.nets):
+            mask = torch.ones(len(self.space), dtype=torch.bool)
+            if net == SPARSEST and masks:
+                mask = masks[-1]
+            elif net != DENSE and masks:
+                mask = generator.choice([mask, *masks])
+            sparsity = plan.draw(net, reach, weights, generator)
+            name = FULL if net == DENSE else net
+            if plan.nets.count(net) > 1:
+                name += str(plan.nets[: number + 1].count(net))
+            main = number == 0
+            weight = 1.0 if main else self._subnet_weight
+            rates = None
+            if main and net == DENSE and masks:
+                rates = self._rates(self.config.layer_dropout_step2, masks[-1])
+            draws.append(Draw(name, mask_gates(mask), weight, sparsity, main, rates))
+        return draws
+
+    def _generator(self) -> random.Random:
+        """Randomness of the present update: the same on every process and resumed."""
+        return random.Random(f"{self.config.seed}-{int(self.updates)}")
+
+    @property
+    def reach(self) -> float:
+        """The highest sparsity that the present update trains."""
+        if self.config.sparsity is None or self.phase in (WARM, STEP1):
+            return 0.0
+        timeline = self.timeline
+        time = int(self.updates) - timeline.selected_at
+        return self.config.sparsity.reach(time, timeline.ramp)
 
     def _rates(self, rate: float, kept: torch.Tensor) -> torch.Tensor | None:
         """Layer dropout on the branches of which `kept` has nothing."""
@@ -330,8 +444,30 @@ class Supernet(torch.nn.Module):
             mask = self.selection.mask_now(*self.step1_time)
             current = [] if mask is None else [Draw(CURRENT, mask_gates(mask))]
             return [self.full(), *current]
-        masks = self.selection.masks()
-        return [self.full(), *(Draw(n, mask_gates(m)) for n, m in masks.items())]
+        sizes = [
+            Draw(name, mask_gates(mask), sparsity=self._shares(name, self.reach))
+            for name, mask in self.size_masks().items()
+        ]
+        plan = self.config.sparsity
+        dense = plan is None or plan.trains_dense or not sizes
+        return [self.full(), *sizes] if dense else sizes
+
+    def size_masks(self) -> dict[str, torch.Tensor]:
+        """The units `[units]` of each size below the full one, largest first.
+
+        Only meaningful once step 1 has ended.
+        """
+        everything = torch.ones(len(self.space), dtype=torch.bool)
+        whole = {n: everything for n, size in self.sizes.items() if size.whole}
+        return whole | self.selection.masks()
+
+    def size_sparsity(self, size: str) -> tuple[float, ...]:
+        """The sparsity of every weight of a size; empty: nothing is masked."""
+        return self._shares(size, 1.0)
+
+    def _shares(self, size: str, reach: float) -> tuple[float, ...]:
+        share = min(self.sizes[size].sparsity, reach)
+        return (share,) * len(self.space.weights) if share > 0.0 else ()
 
     def penalty(self) -> torch.Tensor | float:
         """The selection method's own loss term at the present update."""

@@ -9,15 +9,20 @@ import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 
-from espnet_omnisparse.conformer import LayerPrunableConformerEncoder
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.conformer import (
+    LayerPrunableConformerEncoder,
+    OmniSparseConformerEncoder,
+)
+from espnet_omnisparse.errors import UserError, check_keys
 from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.model import OmniASRModel
-from espnet_omnisparse.supernet import check_keys
 from espnet_omnisparse.trainer import OmniTrainer
+from espnet_omnisparse.transducer import TransducerASRModel
 
 encoder_choices.classes["layer_prunable_conformer"] = LayerPrunableConformerEncoder
+encoder_choices.classes["omni_sparse_conformer"] = OmniSparseConformerEncoder
 model_choices.classes["omni"] = OmniASRModel
+model_choices.classes["omni_transducer"] = TransducerASRModel
 
 CRITERION = ["valid", "loss_sizes", "min"]
 # these set every parameter group to a rate of their own

@@ -13,6 +13,7 @@ from espnet2.torch_utils.device_funcs import to_device
 from espnet2.train import trainer as stock_trainer
 from espnet2.train.trainer import Trainer
 
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import unit_magnitudes
 from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.journal import SUBNETS, log_epoch, settled_specs, write_specs
@@ -33,7 +34,7 @@ class OmniTrainer(Trainer):
         """
         if isinstance(model, OmniASRModel):
             per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
-            _plan(model, per_epoch, trainer_options.max_epoch)
+            _plan(model, per_epoch, trainer_options)
             model.supernet.attach(
                 TrainedNet(model, kwargs["valid_iter_factory"], trainer_options.ngpu)
             )
@@ -71,6 +72,8 @@ class OmniTrainer(Trainer):
             # resumed run would not have
             optimizer.zero_grad()
         inner = getattr(model, "module", model)
+        if isinstance(inner, OmniASRModel):
+            inner.accumulate(options.accum_grad)
         supernet = inner.supernet if isinstance(inner, OmniASRModel) else None
         before = int(supernet.updates) if supernet else 0
         start = time.perf_counter()
@@ -149,10 +152,16 @@ def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:
     return None if batches is None else batches // options.accum_grad
 
 
-def _plan(model: OmniASRModel, per_epoch: int | None, epochs: int) -> None:
+def _plan(model: OmniASRModel, per_epoch: int | None, options: Any) -> None:
     """Fixes the phases of the run."""
-    supernet = model.supernet
+    supernet, epochs = model.supernet, options.max_epoch
     supernet.set_run_length(None if per_epoch is None else per_epoch * epochs)
+    if supernet.config.update == "per_accum" and options.accum_grad < supernet.nets:
+        raise UserError(
+            f"supernet.update: per_accum trains {supernet.nets} nets in an update, one "
+            f"in each micro-batch: set accum_grad to {supernet.nets} or a multiple, "
+            f"not {options.accum_grad}."
+        )
     if supernet.selection.learns:
         logging.info(
             f"Supernet: {supernet.timeline}, sizes {supernet.sizes} of "

@@ -2,7 +2,7 @@
 
 The masks follow the weights while these are trained, so that a weight that was masked
 can come back. Only the order of the groups is kept, from which the mask of any sparsity
-is one comparison; refreshing it costs a sort per weight.
+is one comparison; refreshing it costs a sort per weight that has changed.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,18 @@ class WeightMasks:
     def __init__(self, pattern: Pattern):
         self._pattern = pattern
         self._ranks: dict[str, torch.Tensor] = {}
-        self._made_from: dict[str, tuple[int, int]] = {}
+        self._made_from: dict[str, tuple[int, int, float]] = {}
 
     def refresh(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Orders the groups anew by the present weights; those unchanged stay."""
-        for name, weight in weights.items():
-            # PyTorch counts the changes of a tensor
-            state = (weight.data_ptr(), weight._version)
+        if not weights:
+            return
+        # PyTorch counts the changes of a tensor, but not a fused optimiser's
+        norms = [torch.linalg.vector_norm(w.detach()).float() for w in weights.values()]
+        for (name, weight), norm in zip(
+            weights.items(), torch.stack(norms).tolist(), strict=True
+        ):
+            state = (weight.data_ptr(), weight._version, norm)
             if self._made_from.get(name) != state:
                 self._ranks[name] = group_ranks(weight, self._pattern)
                 self._made_from[name] = state

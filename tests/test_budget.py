@@ -89,8 +89,19 @@ def test_the_kinds_of_cost_that_sizes_need():
 
 
 BAD_SIZES = [
-    ({"parms": 3}, "small must be units, a fraction, or one of params, macs_10s, lat"),
-    ({"units": 3}, "small must be units, .* not {'units': 3}"),
+    (
+        {"parms": 3},
+        "units, a fraction, or one of units, params, macs_10s, latency_ms with",
+    ),
+    ({"untis": 3}, "small must be units, .* not {'untis': 3}"),
+    ({"units": 0}, "small needs a positive number for units, .* not 0"),
+    *(
+        ({"units": 3, "sparsity": bad}, "small needs a sparsity between 0 and 1")
+        for bad in (0, 0.0, 1.0, -0.1, "0.7", True, None, float("nan"))
+    ),
+    ({"sparsity": 1.5}, "small needs a sparsity between 0 and 1, .* not 1.5"),
+    ({"sparsity": 0.5, "parms": 3}, "small must be units, .* with or without a spars"),
+    ({"sparsity": 0.5, "units": 3, "params": 4}, "small must be units"),
     ({}, "small must be units"),
     ({"params": 3, "macs_10s": 4}, "small must be units"),
     ({"params": "many"}, "small needs a positive number for params, .* not 'many'"),
@@ -108,6 +119,11 @@ def test_what_is_no_size_gets_its_sentence(wanted, sentence):
     with pytest.raises(UserError, match=sentence):
         list(kinds_needed({"small": wanted}, "units"))
     config = {"method": "uniform", "sizes": {"small": wanted}}
+    if isinstance(wanted, dict) and "sparsity" in wanted:
+        config["sparsity"] = {"final": 0.9}
+        share = wanted["sparsity"]
+        if isinstance(share, int | float) and share > 0.9:
+            sentence = "small has a sparsity of .*, but training goes up to .* 0.9"
     with pytest.raises(UserError, match=sentence):
         Supernet(SupernetConfig.from_mapping(config), SearchSpace(3))
 
@@ -126,6 +142,30 @@ def test_a_size_is_a_limit_on_its_cost():
     assert limit({"params": "0.2k"}) == ("params", 200)
     assert limit({"latency_ms": 3.5}) == ("latency_ms", 3_500_000)
     assert limit({"macs_10s": "1.5M"}, "params") == ("macs_10s", 1_500_000)
+
+
+def test_a_size_with_a_sparsity_is_a_limit_and_a_share():
+    space = SearchSpace(3)
+    tables = {kind: random_table(space, kind=kind) for kind in KINDS}
+    tables["units"] = CostTable.counting(space)
+    whole = parse_size("small", {"sparsity": 0.7}, "units", tables)
+    assert (whole.limit, whole.sparsity, whole.whole) == (12, 0.7, True)
+    whole.check()
+    both = parse_size("small", {"units": 4, "sparsity": 0.9}, "units", tables)
+    assert (both.limit, both.sparsity, both.whole) == (4, 0.9, False)
+    budget = parse_size("small", {"params": 200, "sparsity": 0.5}, "units", tables)
+    assert (budget.table.kind, budget.limit, budget.sparsity) == ("params", 200, 0.5)
+    dense = parse_size("small", {"units": 4}, "params", tables)
+    assert dense == parse_size("small", 4, "params", tables)
+    # every unit is a size only if it is sparse
+    parse_size("small", {"units": 12, "sparsity": 0.5}, "units", tables).check()
+    with pytest.raises(UserError, match="full net, which is always a size"):
+        parse_size("small", {"units": 12}, "units", tables).check()
+    sizes = {"a": {"sparsity": 0.5}, "b": {"units": 3}, "c": {"params": 3}}
+    sizes["d"] = {"macs_10s": 3, "sparsity": 0.2}
+    assert list(kinds_needed(sizes, "units")) == [
+        *("units", "units", "params", "macs_10s")
+    ]
 
 
 # tables

@@ -89,7 +89,7 @@ def test_every_training_gives_a_line_per_size_and_the_table_is_rewritten(file):
     assert "old" not in page
     rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| super")]
     assert rows[0][-1] == "+1.0 |"  # small: against the model trained alone
-    assert rows[0][6] == "3.0"  # minutes
+    assert rows[0][7] == "3.0"  # minutes
 
 
 def test_a_failed_comparison_goes_on_where_it_stopped(file, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_time_that_means_nothing_is_left_out(file):
     path.write_text(text)
     compare(file, [1], 2)
     rows = [r.split(" | ") for r in Path("README.md").read_text().splitlines()]
-    assert {row[6] for row in rows if row[0] == "| supernet"} == {""}
+    assert {row[7] for row in rows if row[0] == "| supernet"} == {""}
 
 
 def test_a_page_without_markers_is_refused_before_anything_is_trained(file):

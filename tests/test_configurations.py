@@ -2,12 +2,13 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGURATIONS = sorted(
     path
     for path in REPOSITORY.glob("egs2/*/asr1/conf/**/*.yaml")
-    if "encoder: layer_prunable_conformer" in path.read_text()
+    if re.search(r"encoder: (layer_prunable|omni_sparse)_conformer", path.read_text())
 )
 RUN_LENGTH = 732_000
 TOKENS = ["<blank>", "<unk>", "a", "b", "<sos/eos>"]
@@ -26,6 +27,19 @@ def test_every_configuration_builds_with_its_optimiser_and_scheduler(path, tmp_p
     model.supernet.set_run_length(RUN_LENGTH)
     (optimizer,) = OmniASRTask.build_optimizers(args, model)
     scheduler_classes[args.scheduler](optimizer, **args.scheduler_conf)
+
+    # a run of whatever length holds the phases, and at its end all sizes are trained
+    assert model.supernet.timeline.settled_at < RUN_LENGTH
+    model.supernet.updates.fill_(RUN_LENGTH - 1)
+    assert model.supernet.settled
+    sizes = {draw.size for draw in model.supernet.validation_draws()}
+    assert set(model.supernet.sizes) <= sizes
+    plan = model.supernet.config.sparsity
+    assert (plan is not None) == (args.encoder == "omni_sparse_conformer")
+    if plan is not None:
+        drawn = model.supernet.training_draws()
+        assert len(drawn) == len(plan.nets)
+        assert drawn[0].main and model.supernet.reach == plan.final
 
     comment = re.search(
         r"# T = ([\d,]+) updates per (?:(\d+) )?branch", path.read_text()
@@ -63,3 +77,12 @@ def test_there_are_configurations_of_every_published_schedule():
     assert set(re.findall(r"# T_i = ([\d,]+) ", text.replace("0, then", "0 then"))) == {
         *("63,000", "42,000", "14,000", "27,450"),
     }
+
+
+def test_there_are_configurations_of_the_weight_axis_and_of_both():
+    axes = set()
+    for path in CONFIGURATIONS:
+        supernet = yaml.safe_load(path.read_text())["model_conf"].get("supernet", {})
+        if "sparsity" in supernet:
+            axes.add(supernet.get("method", "none") != "none")
+    assert axes == {False, True}

@@ -8,11 +8,14 @@ from espnet_omnisparse import family
 from espnet_omnisparse.cost import (
     count_cost,
     count_macs,
+    count_packed_bytes,
     measure_paired,
     measure_rtf,
+    packed_bytes,
     paired_ratio,
 )
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.mask import Pattern, kept_groups
 from espnet_omnisparse.subnet import SearchSpace, SubnetSpec, fingerprint
 
 # the tiny Conformer of conftest.py
@@ -110,6 +113,86 @@ def test_a_smaller_size_costs_less(size):
     costs = [count_cost(size(name)[0], FEATURES) for name in ("full", "small")]
     larger, smaller = (cost.as_dict() for cost in costs)
     assert all(smaller[key] < larger[key] for key in larger)
+
+
+# packed weights
+
+LAYERS = {
+    "feed_forward_macaron": ("w_1", "w_2"),
+    "feed_forward": ("w_1", "w_2"),
+    "self_attn": ("linear_q", "linear_k", "linear_v", "linear_out", "linear_pos"),
+    "conv_module": ("pointwise_conv1", "pointwise_conv2"),
+}
+
+
+def packed_by_hand(model, rows, cols):
+    """Bytes of a model, counted group by group in its state dict."""
+    total = 0
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        dense, parts = 4 * tensor.numel(), name.split(".")
+        if parts[:2] != ["encoder", "encoders"] or parts[-1] != "weight":
+            total += dense
+        elif parts[-2] not in LAYERS.get(parts[3], ()):
+            total += dense
+        else:
+            matrix = tensor.reshape(tensor.size(0), -1).tolist()
+            tops = range(0, len(matrix), rows)
+            packed = 4 * (len(tops) + 1)
+            for top in tops:
+                for left in range(0, len(matrix[0]), cols):
+                    group = [
+                        row[left : left + cols] for row in matrix[top : top + rows]
+                    ]
+                    if any(value != 0.0 for row in group for value in row):
+                        packed += 2 + 4 * rows * cols
+            total += min(packed, dense)
+    return total
+
+
+@pytest.mark.parametrize("conv_norm", ["layer_norm", "batch_norm"])
+@pytest.mark.parametrize("text", ["8x1", "unstructured", "3x5", "n:4"])
+def test_packed_bytes_equal_those_counted_by_hand(
+    tiny_config, tiny_model, text, conv_norm
+):
+    options = {"conv_norm": conv_norm, "encoder": {"pattern": text}}
+    config, model = tiny_config(**options), tiny_model(**options)
+    mark = fingerprint(model.state_dict(), config["token_list"])
+    # from dense to sparse: some weights are no smaller when packed
+    count = len(model.encoder.space.weights)
+    shares = tuple(0.9 * index / count for index in range(count))
+    space = model.encoder.space
+    spec = SubnetSpec("small", mark, space, (True, False) * 6, shares)
+    small = family.build(*family.cut(config, model.state_dict(), spec))
+    rows, cols = (
+        (1, 1) if text in ("unstructured", "n:4") else map(int, text.split("x"))
+    )
+    by_hand = packed_by_hand(small, rows, cols)
+    cost = count_cost(small, FEATURES, space.pattern)
+    assert cost.packed_bytes == by_hand
+    dense = 4 * sum(
+        t.numel() for t in small.state_dict().values() if t.is_floating_point()
+    )
+    assert 0.2 * dense < by_hand < 0.95 * dense
+    assert count_cost(small, FEATURES).packed_bytes == dense
+    # what a spec says of it without any weights
+    saved = 0
+    for name, share in spec.sparsities.items():
+        if name.split(".")[1] in spec.kept[int(name.split(".")[0])]:
+            shape = model.encoder.maskable()[name].shape
+            kept = kept_groups(shape, share, space.pattern)
+            saved += 4 * shape[0] * shape[1] - packed_bytes(shape, kept, space.pattern)
+    assert cost.packed_bytes == dense - saved
+
+
+def test_a_weight_is_never_larger_packed(tiny_model):
+    model = tiny_model(conv_norm="batch_norm")
+    dense = count_packed_bytes(model)
+    assert count_packed_bytes(model, Pattern(rows=8)) == dense
+    assert packed_bytes((8, 8, 1), 0, Pattern(rows=8)) == 8
+    assert packed_bytes((9, 8), 3, Pattern(rows=8)) == 3 * 34 + 12
+    assert packed_bytes((9, 8), 16, Pattern(rows=8)) == 4 * 72
 
 
 def test_fused_attention_is_counted_like_plain_attention(size):

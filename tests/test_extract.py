@@ -1,6 +1,8 @@
 import copy
+import dataclasses
 import os
 import pickle
+import random
 import subprocess
 import sys
 
@@ -9,10 +11,14 @@ import pytest
 import soundfile
 import torch
 import yaml
+from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from test_conformer import ABSOLUTE
 
 from espnet_omnisparse import batch_norm, extract, family, files
+from espnet_omnisparse.cost import count_packed_bytes
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.journal import read_specs, settled_specs, write_specs
+from espnet_omnisparse.mask import Pattern
 from espnet_omnisparse.subnet import SearchSpace, SubnetSpec, fingerprint
 
 BRANCH_MASKS = {
@@ -35,16 +41,36 @@ def supernet(tiny_config, build):
     def make(granularity, mask, name="small", change=None, **options):
         config = tiny_config(granularity=granularity, **options) | (change or {})
         model = build(config, update=60)
-        space = SearchSpace(3, granularity)
+        space = SearchSpace(3, granularity, model.encoder.space.heads)
         mark = fingerprint(model.state_dict(), config["token_list"])
         return config, model, SubnetSpec(name, mark, space, tuple(map(bool, mask)))
 
     return make
 
 
-def log_probs(model, batch, gates=None, head=None):
+@pytest.fixture
+def sparse(supernet):
+    """The same with masked weights: a random sparsity for each."""
+
+    def make(granularity, mask, pattern="8x1", norm="l1", seed=0, encoder=None, **conf):
+        options = {"pattern": pattern, "pattern_norm": norm, **(encoder or {})}
+        change = {"encoder": "omni_sparse_conformer"}
+        config, model, spec = supernet(
+            granularity, mask, change=change, encoder=options, **conf
+        )
+        model.encoder.refresh_masks()
+        space, source = model.encoder.space, random.Random(seed)
+        shares = [source.choice((0.0, 0.3, 0.5, 0.9)) for _ in space.weights]
+        more = {"space": space, "sparsity": tuple(shares)}
+        return config, model, dataclasses.replace(spec, **more)
+
+    return make
+
+
+def log_probs(model, batch, gates=None, head=None, sparsity=()):
     speech = batch["speech"], batch["speech_lengths"]
     more = {} if gates is None else {"gates": gates}
+    more |= {"sparsity": sparsity} if any(sparsity) else {}
     with torch.no_grad():
         encoded, lengths, _ = model.encoder(*speech, **more)
         return (head or model.ctc).log_softmax(encoded), lengths
@@ -192,24 +218,32 @@ assert not any(name.startswith("espnet_omnisparse") for name in sys.modules)
 
 
 def test_an_espnet_without_this_package_loads_the_stock_forms(
-    supernet, batch, tmp_path
+    supernet, sparse, batch, tmp_path
 ):
     forms = {
         "whole-blocks": ("block", (1, 0, 1)),
         "zeroed": ("branch", BRANCH_MASKS["empty-block"]),
         "full": ("branch", BRANCH_MASKS["full"]),
     }
+    masked = {
+        "masked": ("branch", BRANCH_MASKS["full"]),
+        "masked-blocks": ("block", (1, 0, 1)),
+        "masked-zeroed": ("branch", BRANCH_MASKS["scattered"]),
+    }
     expected = {}
-    for form, (granularity, mask) in forms.items():
-        config, model, spec = supernet(granularity, mask, conv_norm="batch_norm")
-        expected[form], _ = log_probs(model, batch, spec.gates())
+    for form, (granularity, mask) in {**forms, **masked}.items():
+        make = sparse if form in masked else supernet
+        config, model, spec = make(granularity, mask, conv_norm="batch_norm")
+        expected[form], _ = log_probs(
+            model, batch, spec.gates(), sparsity=spec.sparsity
+        )
         config, state = family.cut(config, model.state_dict(), spec, stock=True)
         files.write_yaml(tmp_path / f"{form}.yaml", config)
         files.save_tensors(tmp_path / f"{form}.pth", state)
     torch.save((batch["speech"], batch["speech_lengths"]), tmp_path / "speech.pth")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ISOLATED, *forms],
+        [sys.executable, "-W", "ignore", "-c", ISOLATED, *expected],
         cwd=tmp_path,
         env=environment,
         check=True,
@@ -226,6 +260,215 @@ def test_the_core_knows_only_torch():
     code += "".join(f"import espnet_omnisparse.{name}\n" for name in core.split())
     code += "assert 'espnet2' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# masked weights
+
+COMPONENTS = "1010 01 1 0001  0100 11 0 1111  1111 10 1 0110".replace(" ", "")
+SPARSE = {
+    "scattered": ("branch", BRANCH_MASKS["scattered"]),
+    "full": ("branch", BRANCH_MASKS["full"]),
+    "block": ("block", (1, 0, 1)),
+    "component": ("component", tuple(map(int, COMPONENTS))),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize(
+    "pattern, norm, conv_norm",
+    [
+        ("8x1", "l1", "batch_norm"),
+        ("3x5", "l2", "layer_norm"),
+        ("n:4", "l1", "batch_norm"),
+        ("unstructured", "l1", "layer_norm"),
+    ],
+)
+def test_the_masked_weights_are_extracted_with_their_zeros(
+    sparse, batch, name, pattern, norm, conv_norm
+):
+    config, model, spec = sparse(*SPARSE[name], pattern, norm, conv_norm=conv_norm)
+    expected, _ = log_probs(model, batch, spec.gates(), sparsity=spec.sparsity)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    small_config, small = family.cut(config, model.state_dict(), spec)
+    found, _ = log_probs(family.build(small_config, small), batch)
+    assert torch.allclose(found, expected, atol=1e-6, rtol=0)
+    unmasked, _ = log_probs(model, batch, spec.gates())
+    assert not torch.allclose(unmasked, expected, atol=1e-2)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    # no weight of the small form differs from the supernet's but by its zeros
+    dense = extract.cut_state(before, dataclasses.replace(spec, sparsity=()))
+    assert small.keys() == dense.keys()
+    zeros = sum(int((t == 0).sum()) for t in small.values())
+    assert zeros > 1000
+    for name, tensor in small.items():
+        assert torch.equal(tensor.masked_fill(tensor == 0, 0.0), tensor)
+        assert ((tensor == dense[name]) | (tensor == 0)).all(), name
+        # not a zero with a sign, which would not compress
+        assert not tensor[tensor == 0].signbit().any()
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_stock_form_of_masked_weights(sparse, batch, name):
+    config, model, spec = sparse(*SPARSE[name], conv_norm="batch_norm")
+    expected, _ = log_probs(model, batch, spec.gates(), sparsity=spec.sparsity)
+    stock_config, state = family.cut(config, model.state_dict(), spec, stock=True)
+    assert stock_config["encoder"] == "conformer" and stock_config["model"] == "espnet"
+    found, _ = log_probs(family.build(stock_config, state), batch)
+    assert torch.allclose(found, expected, atol=1e-6, rtol=0)
+    whole = name in ("full", "block")
+    assert extract.loads_in_stock(config, spec) == whole
+    assert family.form_of(config, spec, False) == ("stock" if whole else "slim")
+    assert family.form_of(config, spec, True) == ("stock" if whole else "stock-zeroed")
+
+
+def test_masked_weights_load_strictly_in_espnets_own_encoder(sparse, batch):
+    config, model, spec = sparse(*SPARSE["full"], conv_norm="batch_norm")
+    state = extract.cut_state(model.state_dict(), spec)
+    conf = {**extract.cut_config(config, spec)["encoder_conf"]}
+    stock = ConformerEncoder(config["input_size"], **conf).eval()
+    prefix = "encoder."
+    own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    stock.load_state_dict(own, strict=True)
+    speech = batch["speech"], batch["speech_lengths"]
+    expected = model.encoder(*speech, sparsity=spec.sparsity)[0]
+    assert torch.allclose(stock(*speech)[0], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("conv_norm", ["batch_norm", "layer_norm"])
+@pytest.mark.parametrize("name", SPARSE)
+def test_the_configuration_knows_no_masks_any_more(sparse, name, conv_norm):
+    config, _, spec = sparse(*SPARSE[name], conv_norm=conv_norm)
+    small = extract.cut_config(config, spec)
+    stock = conv_norm == "batch_norm" and name in ("full", "block")
+    assert small["encoder"] == ("conformer" if stock else "layer_prunable_conformer")
+    assert not {"pattern", "pattern_norm", "granularity"} & small["encoder_conf"].keys()
+    assert config["encoder"] == "omni_sparse_conformer"
+
+
+def test_masks_are_made_anew_from_the_weights_that_are_cut(sparse, batch):
+    config, model, spec = sparse(*SPARSE["scattered"])
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    for name, tensor in state.items():
+        if name.endswith("w_1.weight"):
+            state[name] = tensor.flip(0)  # as averaging changes what is large
+    model.load_state_dict(state)
+    found, _ = log_probs(family.build(*family.cut(config, state, spec)), batch)
+    stale, _ = log_probs(model, batch, spec.gates(), sparsity=spec.sparsity)
+    model.encoder.refresh_masks()
+    expected, _ = log_probs(model, batch, spec.gates(), sparsity=spec.sparsity)
+    assert torch.allclose(found, expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(stale, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("conf", [{}, {"pattern": "n:4"}, {"pattern_norm": "l2"}])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_space_of_a_configuration_is_its_encoders(supernet, conf, absolute):
+    if absolute:
+        conf = {**conf, **ABSOLUTE}
+    for encoder in ("omni_sparse_conformer", "layer_prunable_conformer"):
+        config, model, _ = supernet(
+            "branch", (1,) * 12, change={"encoder": encoder}, encoder=conf
+        )
+        found = extract.space_of(config, model.state_dict())
+        assert found == model.encoder.space
+
+
+@pytest.mark.parametrize("source", ["layer_prunable_conformer", "conformer"])
+@pytest.mark.parametrize("name", ["full", "scattered"])
+def test_a_net_trained_without_masks_can_be_masked(sparse, batch, source, name):
+    config, model, spec = sparse(*SPARSE[name], conv_norm="batch_norm", heads="shared")
+    dense = copy.deepcopy(config)
+    dense["encoder"] = source
+    dense["encoder_conf"].pop("pattern")
+    dense["encoder_conf"].pop("pattern_norm")
+    dense["encoder_conf"].pop("granularity")
+    if source == "conformer":
+        dense["model"], dense["encoder_conf"]["macaron_style"] = "espnet", True
+        dense["encoder_conf"].pop("conv_norm")
+        dense["model_conf"].pop("supernet")
+    state = {n: t for n, t in model.state_dict().items() if "supernet" not in n}
+    family.build(dense).load_state_dict(state, strict=source == "conformer")
+    expected, _ = log_probs(model, batch, spec.gates(), sparsity=spec.sparsity)
+    found, _ = log_probs(family.build(*family.cut(dense, state, spec)), batch)
+    assert torch.allclose(found, expected, atol=1e-6, rtol=0)
+
+
+def test_a_pattern_other_than_the_supernets_is_refused(sparse):
+    config, model, spec = sparse(*SPARSE["full"])
+    for key, value in (("pattern", "1x8"), ("pattern_norm", "l2")):
+        conf = {**config["encoder_conf"], key: value}
+        with pytest.raises(UserError, match="masks weights by the pattern 8x1 "):
+            family.cut({**config, "encoder_conf": conf}, model.state_dict(), spec)
+
+
+def test_a_weight_that_is_not_there_is_refused(sparse, supernet):
+    _, _, spec = sparse(*SPARSE["full"])
+    config, model, own = supernet("branch", (1,) * 12, encoder=ABSOLUTE)
+    spec = dataclasses.replace(spec, supernet=own.supernet, sparsity=(0.5,) * 33)
+    with pytest.raises(UserError, match="masks 0.mhsa.linear_pos, which is no linear"):
+        family.cut(config, model.state_dict(), spec)
+    conv = {"positionwise_layer_type": "conv1d"}
+    config, model, own = supernet("branch", (1,) * 12, encoder=conv)
+    spec = dataclasses.replace(spec, supernet=own.supernet)
+    with pytest.raises(UserError, match="masks 0.ffn1.w_1, which is no linear"):
+        family.cut(config, model.state_dict(), spec)
+
+
+def test_a_folder_of_masked_weights_tells_what_they_cost(sparse, tmp_path):
+    config, model, spec = sparse(*SPARSE["scattered"])
+    source, out = tmp_path / "exp", tmp_path / "exp_small"
+    source.mkdir()
+    files.write_yaml(source / "config.yaml", config)
+    checkpoint = source / "model.pth"
+    torch.save(dict(model.state_dict()), checkpoint)
+    assert family.extract_size(source, checkpoint, spec, out)
+    assert not family.extract_size(source, checkpoint, spec, out)
+    cost = family.read_cost(out)
+    small = family.load_size(out)
+    nonzero = sum(int(p.count_nonzero()) for p in small.parameters())
+    assert cost["nonzero_parameters"] == nonzero < 0.9 * cost["parameters"]
+    assert cost["packed_bytes"] == count_packed_bytes(small, Pattern(rows=8))
+    assert cost["packed_bytes"] < count_packed_bytes(small)
+    # another sparsity is another size, another order of the same ones as well
+    other = dataclasses.replace(spec, sparsity=spec.sparsity[::-1])
+    assert family.extract_size(source, checkpoint, other, out)
+    assert not family.extract_size(source, checkpoint, other, out)
+    assert SubnetSpec.load(out / "subnet.yaml") == other
+    dense = dataclasses.replace(spec, sparsity=())
+    assert family.extract_size(source, checkpoint, dense, out)
+
+
+def test_another_pattern_of_a_net_without_one_is_another_size(sparse, tmp_path):
+    config, model, spec = sparse(*SPARSE["scattered"])
+    config["encoder"] = "layer_prunable_conformer"
+    for name in ("pattern", "pattern_norm"):
+        config["encoder_conf"].pop(name)
+    source = tmp_path / "exp"
+    source.mkdir()
+    files.write_yaml(source / "config.yaml", config)
+    torch.save(dict(model.state_dict()), source / "model.pth")
+    for pattern in (Pattern(rows=8), Pattern(rows=8, norm="l2"), Pattern(cols=8)):
+        space = dataclasses.replace(spec.space, pattern=pattern)
+        other = dataclasses.replace(spec, space=space)
+        arguments = (source, source / "model.pth", other, tmp_path / "small")
+        assert family.extract_size(*arguments)
+        assert not family.extract_size(*arguments)
+
+
+@pytest.mark.parametrize("mask", [BRANCH_MASKS["full"], BRANCH_MASKS["scattered"]])
+def test_a_transducer_keeps_a_model_of_ours(supernet, mask):
+    config, _, spec = supernet("branch", mask, conv_norm="batch_norm")
+    config |= {"decoder": "transducer", "joint_net_conf": {"joint_space_size": 8}}
+    small = extract.cut_config(config, spec)
+    assert small["model"] == "omni_transducer"
+    assert small["joint_net_conf"] == config["joint_net_conf"]
+    plain = spec.is_full
+    assert small["encoder"] == ("conformer" if plain else "layer_prunable_conformer")
+    assert not extract.loads_in_stock(config, spec)
+    assert family.form_of(config, spec, False) == "slim"
+    with pytest.raises(UserError, match="A transducer has no form that stock ESPnet"):
+        extract.stock_config(config, spec)
 
 
 # refusals
@@ -445,7 +688,7 @@ def test_an_extracted_size_has_batch_norm_statistics_of_its_own(
         family.read_config(source), files.load_tensors(checkpoint), spec
     )
     model = family.build(config, state)
-    batches = list(family._calibration_batches(config, 400))
+    batches = list(family.calibration_batches(config, 400))
     assert sum(len(batch["speech"]) for batch in batches) == 5
     expected = slow_statistics(model, batches)
     written = files.load_tensors(out / "model.pth")

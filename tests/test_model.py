@@ -28,7 +28,7 @@ def utterance_losses(model, draw, batch):
     for one in range(len(batch["speech"])):
         part = rows(batch, [one])
         encoded, lengths, _ = model.encoder(
-            part["speech"], part["speech_lengths"], gates=draw.gates
+            part["speech"], part["speech_lengths"], None, draw.gates, draw.sparsity
         )
         logits = model.head(draw.size).ctc_lo(encoded[0])
         losses.append(
@@ -430,7 +430,7 @@ def test_training_statistics_tell_the_phase_and_k(tiny_model, batch):
     for update, phase, more in (
         (0, 0, {}),
         (STEP1, 1, {"loss_current", "k"}),
-        (STEP2, 2, {"loss_small", "loss_medium"}),
+        (STEP2, 3, {"loss_small", "loss_medium"}),
     ):
         conf = {"warm_start": 10, "step1": 50}
         stats = tiny_model(update=update, supernet=conf).train()(**batch)[1]

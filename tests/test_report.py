@@ -1,5 +1,6 @@
 """The report and the command line, on a family of tiny models extracted for real."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,7 +15,8 @@ from test_sclite import run as run_sclite
 
 from espnet_omnisparse import cli, family, plots, report, results
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import save_tensors, write_yaml
+from espnet_omnisparse.files import load_tensors, save_tensors, write_yaml
+from espnet_omnisparse.mask import Pattern
 from espnet_omnisparse.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
 
 EXP = Path("exp/asr_tiny")
@@ -42,7 +44,9 @@ def make_exp(tmp_path, monkeypatch, tiny_config):
     soundfile.write("noise.wav", noise, 16_000)
     Path("wav.scp").write_text("u1 noise.wav\nu2 noise.wav\n")
 
-    def make(folder=EXP, conv_norm="layer_norm", checkpoint=cli.CHECKPOINT):
+    def make(
+        folder=EXP, conv_norm="layer_norm", checkpoint=cli.CHECKPOINT, sparsity=None
+    ):
         config = {
             **tiny_config(conv_norm=conv_norm),
             "frontend": "default",
@@ -53,11 +57,16 @@ def make_exp(tmp_path, monkeypatch, tiny_config):
         write_yaml(folder / "config.yaml", config)
         state = family.build(config).state_dict()
         save_tensors(folder / checkpoint, state)
-        space = SearchSpace(3)
+        space = SearchSpace(3, pattern=Pattern(rows=8) if sparsity else None)
         mark = fingerprint(state, config["token_list"])
         for name, kept in KEPT.items():
             mask = tuple(unit < kept for unit in range(len(space)))
-            SubnetSpec(name, mark, space, mask).save(folder / f"subnets/{name}.yaml")
+            spec = SubnetSpec(name, mark, space, mask)
+            if sparsity:  # of all branches, instead of some
+                shares = (sparsity[name],) * len(space.weights)
+                mask = (True,) * len(space)
+                spec = SubnetSpec(name, mark, space, mask, shares)
+            spec.save(folder / f"subnets/{name}.yaml")
         write_log(folder, len(space))
         (folder / "run.sh").write_text('./asr.sh --stage 11 "$@"; exit $?\n')
         return folder
@@ -153,6 +162,103 @@ def test_report_has_a_row_per_size_and_stays_the_same(make_exp, extract):
     report.write_family(EXP, COMMAND, rtf_rounds=1)
     assert (path.read_bytes(), pngs(EXP / "images")) == before
     assert before[1]["loss.png"] == b"ESPnet's own"
+
+
+SPARSITY = {"small": 0.9, "medium": 0.6, FULL: 0.0}
+
+
+def test_a_report_on_masked_weights_tells_of_zeros(make_exp, extract):
+    folders = extract(make_exp(sparsity=SPARSITY))
+    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    text = path.read_text()
+    (header,) = re.findall(r"^\|size\|kept\|.*$", text, re.MULTILINE)
+    columns = header.strip("|").split("|")
+    assert columns[4:6] == ["non-zero (M)", "zeros"]
+    assert columns[8:10] == ["file (MB)", "packed (MB)"]
+    table = [dict(zip(columns, row, strict=True)) for row in rows(path)]
+    # every size has the parameters of the full net: the zeros put them in order
+    assert [row["size"] for row in table] == list(KEPT)
+    assert {row["params (M)"] for row in table} == {table[0]["params (M)"]}
+    shares = []
+    for row, folder in zip(table, folders, strict=True):
+        cost = json.loads((folder / "cost.json").read_text())
+        share = 1 - cost["nonzero_parameters"] / cost["parameters"]
+        assert row["zeros"] == f"{100 * share:.1f} %"
+        assert row["packed (MB)"] == f"{cost['packed_bytes'] / 1e6:.2f}"
+        shares.append((share, cost["packed_bytes"]))
+        # what is shown is what is in the model
+        state = load_tensors(folder / "model.pth")
+        zeros = sum(int((t == 0).sum()) for n, t in state.items() if "w_1.wei" in n)
+        assert zeros == round(SPARSITY[row["size"]] * 4 * 16) * 8 * 6
+    assert shares[0][0] > shares[1][0] + 0.1 > shares[2][0] + 0.2
+    assert shares[0][1] < shares[1][1] < shares[2][1]
+    assert "- **zeros**: share" in text and "- **packed**:" in text
+    assert f"](images/{report.SPARSE_PLOT})" in text
+    images = pngs(EXP / "images")
+    assert sorted(images) == sorted([*report.PLOTS, report.SPARSE_PLOT])
+    assert images[report.SPARSE_PLOT] != images["wer_vs_parameters.png"]
+
+    short = report.summary(path)
+    heading, *lines = short.split("\n\n")[0].splitlines()[1:]
+    assert "zeros" in heading and "packed (MB)" in heading
+    assert len(lines) == 3 and table[0]["zeros"] in lines[0]
+    assert str(EXP / "images" / report.SPARSE_PLOT) in short
+
+    # a size that an earlier version extracted
+    cost = json.loads((folders[2] / "cost.json").read_text())
+    del cost["packed_bytes"]
+    (folders[2] / "cost.json").write_text(json.dumps(cost))
+    report.write_family(EXP, COMMAND, rtf_rounds=1)
+    assert [row[9] for row in rows(path)][1:] == [table[1]["packed (MB)"], report.NONE]
+
+
+def test_a_report_on_dense_sizes_says_nothing_of_zeros(make_exp, extract):
+    folders = extract(make_exp())
+    for folder in folders:
+        cost = json.loads((folder / "cost.json").read_text())
+        # the filter bank is in the model as well
+        assert cost.pop("packed_bytes") > 4 * cost["parameters"]
+        (folder / "cost.json").write_text(json.dumps(cost))
+    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    text = path.read_text()
+    assert "zeros" not in text and "packed" not in text and "{sparse}" not in text
+    assert not (EXP / "images" / report.SPARSE_PLOT).exists()
+    heading, first, *_ = report.summary(path).splitlines()[1:]
+    assert heading.split()[:2] == ["size", "kept"] and first.split()[0] == "small"
+    assert "zeros" not in heading
+    assert all(
+        str(EXP / "images" / name) in report.summary(path) for name in report.PLOTS
+    )
+
+
+def test_masked_sizes_are_in_the_order_of_what_is_not_zero(tmp_path):
+    def size(label, kept, parameters, nonzero, sparse=True):
+        cost = {"parameters": parameters, "nonzero_parameters": nonzero}
+        one = results.SizeResult(label, tmp_path, label, kept, 12, "slim", cost, {}, {})
+        return dataclasses.replace(one, sparse=sparse)
+
+    a, b = size("a", 12, 900, 100), size("b", 8, 600, 500)
+    c = size("c", 12, 900, 890, sparse=False)
+    series = results.Series.of("x", [c, b, a])
+    assert series.sizes == (a, b, c) and series.sparse
+    assert a.zeros == pytest.approx(8 / 9)
+    dense = [dataclasses.replace(one, sparse=False) for one in (a, b)]
+    series = results.Series.of("x", dense)
+    assert [one.label for one in series.sizes] == ["b", "a"] and not series.sparse
+
+
+def test_the_heat_map_shades_what_is_masked():
+    space = SearchSpace(2, pattern=Pattern(rows=8))
+    share = {"0.ffn1.w_1": 0.5, "0.ffn1.w_2": 0.7, "1.conv.pointwise_conv1": 0.5}
+    sparsity = tuple(share.get(name, 0.0) for name in space.weights)
+    kept = tuple(unit != "1.conv" for unit in space.units)
+    spec = SubnetSpec("small", "0f", space, kept, sparsity)
+    (axes,) = plots.selection_figure([spec], []).subfigs[0].axes
+    # of a dropped branch nothing is told
+    assert [text.get_text() for text in axes.texts] == ["40%"]
+    (mesh,) = axes.collections
+    shades = mesh.get_array().ravel().tolist()
+    assert shades == pytest.approx([0.4, 1, 1, 1, 1, 1, 0, 1])
 
 
 @pytest.mark.parametrize("granularity", ["branch", "block"])

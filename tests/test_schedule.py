@@ -3,7 +3,12 @@ from fractions import Fraction
 import pytest
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.schedule import Timeline, resolve_updates, shrinking_k
+from espnet_omnisparse.schedule import (
+    Timeline,
+    cubic_ramp,
+    resolve_updates,
+    shrinking_k,
+)
 
 # units, smallest size, updates per shrinking, units lost at a time, step 1
 PUBLISHED = [
@@ -56,6 +61,28 @@ def test_phases_change_at_their_first_update():
 
 def test_without_warm_start_and_step1_everything_is_step2():
     assert Timeline(0, 0).phase(0) == "step2"
+
+
+def test_the_ramp_lies_between_step1_and_step2():
+    timeline = Timeline(warm=10, step1=20, ramp=5)
+    phases = [timeline.phase(update) for update in (9, 10, 29, 30, 34, 35, 1000)]
+    assert phases == ["warm", "step1", "step1", "ramp", "ramp", "step2", "step2"]
+    assert (timeline.selected_at, timeline.settled_at) == (30, 35)
+    assert Timeline(10, 20).settled_at == 30
+    assert [Timeline(2, 0, 3).phase(u) for u in (1, 2, 4, 5)] == [
+        *("warm", "ramp", "ramp", "step2")
+    ]
+
+
+@pytest.mark.parametrize("initial, final", [(0.0, 0.9), (0.5, 0.7), (0.6, 0.6)])
+def test_the_ramp_is_cubic(initial, final):
+    for time in range(12):
+        left = Fraction(max(10 - time, 0), 10)
+        expected = final + (initial - final) * float(left**3)
+        assert cubic_ramp(time, 10, initial, final) == pytest.approx(expected)
+    assert cubic_ramp(0, 10, initial, final) == pytest.approx(initial)
+    assert cubic_ramp(10, 10, initial, final) == final
+    assert cubic_ramp(0, 0, initial, final) == final
 
 
 def test_a_fraction_is_of_the_run_and_an_int_is_updates():

@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.mask import top_k_mask
+from espnet_omnisparse.mask import Pattern, top_k_mask
 from espnet_omnisparse.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
 
 MASK = (True, True, False, True, False, False, False, False)
@@ -168,3 +168,108 @@ def test_a_fingerprint_is_of_shapes_and_tokens_not_of_values():
         fingerprint(state, ["a", "b", "c"]),
     ]
     assert len({mark, *others}) == 6
+
+
+# weights
+
+
+SPARSE = SearchSpace(2, pattern=Pattern(rows=8))
+SHARES = tuple(round(0.07 * (index % 12), 2) for index in range(22))
+
+
+def sparse_spec(space=SPARSE, mask=MASK, sparsity=SHARES):
+    return SubnetSpec("small", "0123abcd", space, mask, sparsity)
+
+
+@pytest.mark.parametrize(
+    "space, mask",
+    [
+        (SPARSE, MASK),
+        (SearchSpace(3, "block", pattern=Pattern(of=4)), (True, False, True)),
+        (SearchSpace(2, pattern=Pattern(3, 5, norm="l2"), positional=False), MASK),
+        (SearchSpace(1, "component", 2, Pattern()), (True, False) * 5 + (True,)),
+    ],
+    ids=str,
+)
+def test_a_sparse_spec_survives_yaml(space, mask, tmp_path):
+    # numbers that are not short in binary, and the smallest there is above 0
+    sparsity = [0.1 * (index % 10) for index in range(len(space.weights))]
+    sparsity[0] = 5e-324
+    spec = sparse_spec(space, mask, tuple(sparsity))
+    spec.save(tmp_path / "spec.yaml")
+    again = SubnetSpec.load(tmp_path / "spec.yaml")
+    assert again == spec and hash(again) == hash(spec)
+    assert again.sparsities == spec.sparsities
+    again.save(tmp_path / "again.yaml")
+    assert (tmp_path / "again.yaml").read_bytes() == (
+        tmp_path / "spec.yaml"
+    ).read_bytes()
+
+
+def test_a_dense_spec_of_a_sparse_supernet_survives_yaml(tmp_path):
+    spec = SubnetSpec.full("0123abcd", SPARSE)
+    spec.save(tmp_path / "spec.yaml")
+    assert SubnetSpec.load(tmp_path / "spec.yaml") == spec
+    assert spec.sparsity == () and spec.sparsities == {}
+    assert sparse_spec(mask=spec.mask, sparsity=(0.0,) * 22).sparsity == ()
+
+
+def test_the_weights_are_those_of_each_kind_of_layer():
+    assert len(SPARSE.weights) == 22 and SearchSpace(2).weights == ()
+    unpositional = SearchSpace(2, pattern=Pattern(), positional=False)
+    gone = set(SPARSE.weights) - set(unpositional.weights)
+    assert gone == {"0.mhsa.linear_pos", "1.mhsa.linear_pos"}
+    shares = sparse_spec().sparsities
+    assert list(shares.values()) == [share for share in SHARES if share]
+    assert shares["0.ffn1.w_2"] == 0.07 and "0.ffn1.w_1" not in shares
+
+
+@pytest.mark.parametrize("sparsity", [(0.5,) * 21, (1.0,) * 22, (-0.1,) * 22])
+def test_impossible_sparsities_are_refused(sparsity):
+    with pytest.raises(ValueError, match="21 sparsities, 22|at least 0 and below 1"):
+        sparse_spec(sparsity=sparsity)
+
+
+BAD_WEIGHTS = [
+    ({"weights": 3}, "weights needs exactly the keys norm, pattern, positional, spars"),
+    ({"extra": 3}, "weights needs exactly the keys"),
+    ({"norm": ...}, "weights needs exactly the keys"),
+    ({"pattern": "8by1"}, "spec.yaml: weights.pattern must be unstructured, a block"),
+    ({"norm": "l3"}, "spec.yaml: weights.norm must be one of l1, l2, not 'l3'"),
+    ({"positional": "no"}, "weights.positional must be true or false"),
+    ({"sparsity": [0.5]}, "weights.sparsity must map weights to sparsities"),
+    ({"sparsity": {"0.ffn1.w_3": 0.5}}, "there is no weight '0.ffn1.w_3' to mask"),
+    ({"sparsity": {"2.ffn1.w_1": 0.5}}, "there is no weight '2.ffn1.w_1' to mask"),
+    ({"positional": False, "sparsity": {"0.mhsa.linear_pos": 0.5}}, "there is no wei"),
+    ({"sparsity": {"0.ffn1.w_1": 1.0}}, "of 0.ffn1.w_1 must be a number of at least 0"),
+    ({"sparsity": {"0.ffn1.w_1": "half"}}, "the sparsity of 0.ffn1.w_1 must be a"),
+    ({"sparsity": {"0.ffn1.w_1": True}}, "the sparsity of 0.ffn1.w_1 must be a"),
+    ({"sparsity": {"0.ffn1.w_1": float("nan")}}, "the sparsity of 0.ffn1.w_1 must be"),
+]
+
+
+@pytest.mark.parametrize("changes, sentence", BAD_WEIGHTS)
+def test_a_bad_edit_of_the_weights_gets_its_sentence(changes, sentence, tmp_path):
+    path = tmp_path / "spec.yaml"
+    sparse_spec().save(path)
+    value = yaml.safe_load(path.read_text())
+    section = {**value["weights"], **changes}
+    section = {key: item for key, item in section.items() if item is not ...}
+    value["weights"] = changes.get("weights", section)
+    path.write_text(yaml.safe_dump(value))
+    with pytest.raises(UserError, match=sentence) as error:
+        SubnetSpec.load(path)
+    assert "\n" not in str(error.value) and "encoder_conf" not in str(error.value)
+
+
+def test_a_spec_that_masks_by_another_pattern_is_refused():
+    spec = sparse_spec()
+    spec.check_space(SPARSE)
+    spec.check_space(SearchSpace(2))  # trained without masks: any pattern will do
+    for other in (Pattern(cols=8), Pattern(rows=8, norm="l2"), Pattern(of=4)):
+        with pytest.raises(UserError, match=r"by the pattern 8x1 \(norm l1\), but its"):
+            spec.check_space(dataclasses.replace(SPARSE, pattern=other))
+        # a spec that masks nothing fits them all
+        SubnetSpec.full("0", SPARSE).check_space(SearchSpace(2, pattern=other))
+    with pytest.raises(UserError, match="has 2 blocks .* has 3"):
+        spec.check_space(dataclasses.replace(SPARSE, num_blocks=3))

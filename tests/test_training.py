@@ -12,6 +12,7 @@ import yaml
 from training_helpers import (
     REPOSITORY,
     Corpus,
+    Outcome,
     draws,
     files_below,
     start,
@@ -63,6 +64,67 @@ SETTINGS = {
     },
     "taylor": {"model_conf": {"supernet": {"method": "taylor"}}},
     "greedy": {"model_conf": {"supernet": {"method": "greedy"}}},
+    # the weight axis; no epoch is a multiple of refresh
+    # 8 updates, of which 4 are in the ramp
+    "distilled": {
+        "accum_grad": 2,
+        "encoder": "omni_sparse_conformer",
+        "encoder_conf": {"conv_norm": "layer_norm"},
+        "model_conf": {
+            "supernet": {
+                "method": "none",
+                "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
+                "sparsity": {
+                    "final": 0.8,
+                    "ramp": 4,
+                    "nets": ["dense", "random"],
+                    "refresh": 3,
+                },
+                "warm_start": 1,
+                "update": "per_accum",
+                "distillation": "alpha",
+            }
+        },
+    },
+    # 20 updates, the ramp from 2 to 10
+    "pruned": {
+        "encoder": "omni_sparse_conformer",
+        "model_conf": {
+            "supernet": {
+                "method": "none",
+                "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
+                "sparsity": {
+                    "final": 0.8,
+                    "ramp": 0.4,
+                    "nets": ["sparsest"],
+                    "refresh": 3,
+                },
+                "warm_start": 2,
+            }
+        },
+    },
+    # step 1 from 2 to 7, the ramp to 12
+    "both axes": {
+        "encoder": "omni_sparse_conformer",
+        "encoder_conf": {"pattern": "unstructured"},
+        "model_conf": {
+            "supernet": {
+                "sizes": {
+                    "small": {"units": 3, "sparsity": 0.8},
+                    "medium": {"sparsity": 0.4},
+                },
+                "sparsity": {
+                    "final": 0.8,
+                    "ramp": 5,
+                    "nets": ["dense", "sparsest", "around"],
+                    "refresh": 3,
+                },
+                "warm_start": 2,
+                "step1": 5,
+                "update": "split_batch",
+            }
+        },
+    },
 }
 
 
@@ -154,14 +216,15 @@ def subnets(exp: Path) -> dict[str, str]:
     return {p.name: p.read_text() for p in sorted((exp / "subnets").iterdir())}
 
 
-def assert_same_training(found: Path, expected: Path) -> None:
+def assert_same_training(found: Path, expected: Path, dense: bool = True) -> None:
     """Weights, scores, selection, optimiser and averages are the same, bit by bit."""
     assert_same_tensors(load(found / "4epoch.pth"), load(expected / "4epoch.pth"))
     average = "valid.loss_sizes.ave.pth"
     assert_same_tensors(load(found / average), load(expected / average))
     assert history(found) == history(expected)
     assert subnets(found) == subnets(expected)
-    assert set(subnets(found)) == {"small.yaml", "medium.yaml", "full.yaml"}
+    sizes = {"small.yaml", "medium.yaml"} | ({"full.yaml"} if dense else set())
+    assert set(subnets(found)) == sizes
     ours = load(found / "checkpoint.pth")
     theirs = load(expected / "checkpoint.pth")
     assert_same_tensors(ours["model"], theirs["model"])
@@ -186,6 +249,9 @@ def assert_same_training(found: Path, expected: Path) -> None:
         ("components", 7, 1, False),
         ("taylor", 7, 1, False),
         ("greedy", 12, 2, True),
+        ("distilled", 3, 1, False),
+        ("pruned", 7, 1, False),
+        ("both axes", 13, 2, False),
     ],
 )
 def test_a_training_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
@@ -200,7 +266,7 @@ def test_a_training_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     resumed = train(command, tmp_path / "log")
     assert resumed.code == 0, resumed.output
     assert "The training was resumed" in resumed.output
-    assert_same_training(exp, uninterrupted(setting))
+    assert_same_training(exp, uninterrupted(setting), dense=setting != "pruned")
 
 
 def test_gradients_left_over_at_the_end_of_an_epoch_are_not_missed_by_a_resumed_run(
@@ -378,23 +444,14 @@ SAME_ON_BOTH = {
 }
 
 
-def test_two_processes_train_as_one_does_and_draw_the_same_subnets(corpus, tmp_path):
-    options = {"multiprocessing_distributed": False, "dist_backend": "gloo"}
-    config = SAME_ON_BOTH
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    single = train(
-        corpus.command(alone, **config), tmp_path / "single", print_draws=True
-    )
-    assert single.code == 0, single.output
-
+def two_processes(command: list[str], folder: Path) -> list[Outcome]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    command = corpus.command(together, **config, **options)
     workers = [
         start(
             command,
-            tmp_path / f"rank{rank}",
+            folder / f"rank{rank}",
             print_draws=True,
             environment={
                 "WORLD_SIZE": "2",
@@ -407,6 +464,19 @@ def test_two_processes_train_as_one_does_and_draw_the_same_subnets(corpus, tmp_p
     ]
     outcomes = [worker.wait() for worker in workers]
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    return outcomes
+
+
+def test_two_processes_train_as_one_does_and_draw_the_same_subnets(corpus, tmp_path):
+    options = {"multiprocessing_distributed": False, "dist_backend": "gloo"}
+    config = SAME_ON_BOTH
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    single = train(
+        corpus.command(alone, **config), tmp_path / "single", print_draws=True
+    )
+    assert single.code == 0, single.output
+
+    outcomes = two_processes(corpus.command(together, **config, **options), tmp_path)
 
     drawn = draws(single.output)
     assert len(drawn) == 20
@@ -428,6 +498,17 @@ def test_two_processes_train_as_one_does_and_draw_the_same_subnets(corpus, tmp_p
     for one, two in zip(history(alone), history(together), strict=True):
         assert two["scores"] == pytest.approx(one["scores"], rel=1e-4, abs=1e-5)
     assert subnets(alone) == subnets(together)
+
+
+def test_two_processes_draw_the_same_sparsities(corpus, tmp_path):
+    options = {"multiprocessing_distributed": False, "dist_backend": "gloo"}
+    options |= {**SETTINGS["both axes"], "max_epoch": 3}
+    command = corpus.command(tmp_path / "exp", **options)
+    one, other = (draws(x.output) for x in two_processes(command, tmp_path))
+    assert len(one) == 15 and one == other
+    # from 7 on it draws sparsities, no two updates the same
+    sparsities = [line.rpartition("]] ")[2] for line in one[8:]]
+    assert len(set(sparsities)) == len(sparsities)
 
 
 def test_a_spawned_worker_knows_the_registered_classes(corpus, tmp_path):
@@ -484,6 +565,18 @@ def test_a_mistaken_configuration_gets_one_sentence_and_no_folder(
     for word in words:
         assert word in outcome.sentence
     assert not exp.exists()
+
+
+def test_too_few_micro_batches_for_the_nets_are_refused_before_training(
+    corpus, tmp_path
+):
+    exp = tmp_path / "exp"
+    supernet = {"update": "per_accum"}
+    command = corpus.command(exp, accum_grad=2, model_conf={"supernet": supernet})
+    sentence = train(command, tmp_path / "log").sentence
+    assert "per_accum trains 3 nets in an update" in sentence
+    assert "set accum_grad to 3 or a multiple, not 2" in sentence
+    assert {name for name in files_below(exp)} <= {"config.yaml"}
 
 
 def test_a_run_too_short_for_step_2_is_refused_before_it_trains(corpus, tmp_path):

@@ -309,7 +309,8 @@ def _print_draws() -> None:
         draws = plain(supernet)
         kept = [[gate is not None for gate in draw.gates] for draw in draws]
         names = [draw.size for draw in draws]
-        print(_DRAWS, int(supernet.updates), names, kept, flush=True)
+        sparsity = [draw.sparsity for draw in draws]
+        print(_DRAWS, int(supernet.updates), names, kept, sparsity, flush=True)
         return draws
 
     Supernet.training_draws = training_draws
