@@ -18,7 +18,7 @@ from espnet2.train.dataset import ESPnetDataset
 
 from espnet_omnisparse.batch import Batch
 from espnet_omnisparse.batch_norm import has_batch_norm, reestimate
-from espnet_omnisparse.conformer import Frames
+from espnet_omnisparse.block import Frames
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.family import calibration_batches
 from espnet_omnisparse.gate import mask_gates

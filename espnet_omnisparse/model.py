@@ -12,7 +12,8 @@ from espnet2.asr.espnet_model import autocast_type
 from espnet2.torch_utils.device_funcs import force_gatherable
 
 from espnet_omnisparse.batch import Batch
-from espnet_omnisparse.conformer import Frames, LayerPrunableConformerEncoder
+from espnet_omnisparse.block import Frames
+from espnet_omnisparse.conformer import LayerPrunableConformerEncoder
 from espnet_omnisparse.cost import cost_table
 from espnet_omnisparse.distillation import Teacher, collapse, frame_loss, lattice_loss
 from espnet_omnisparse.errors import UserError

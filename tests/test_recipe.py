@@ -476,3 +476,28 @@ def test_the_unmodified_asr_sh_makes_decodes_packs_and_uploads_each_size(tmp_pat
     unpacked = unpack(next(folders["small"].glob("*.zip")), tmp_path / "unpacked")
     folder = str(Path(unpacked["asr_model_file"]).parent)
     assert hypotheses(asr1, WITH_OURS, [folder])[folder] == ours[str(folders["small"])]
+
+    # a supernet of sparsities, of both axes: budgets are searched for
+    supernet = {
+        "method": "uniform",
+        "sizes": {"half": {"units": 4, "sparsity": 0.5}, "s50": {"sparsity": 0.5}},
+        "sparsity": {"ramp": 0.4, "nets": ["dense", "sparsest", "around"]},
+    }
+    sparse = {**TINY, "encoder": "omni_sparse_conformer"}
+    sparse["model_conf"] = {**TINY["model_conf"], "supernet": supernet}
+    (asr1 / "conf" / "sparse.yaml").write_text(yaml.safe_dump(sparse))
+    sizes = ("half", "s50", "60%", "14k")
+    output = recipe_run(
+        *("--asr_config", "conf/sparse.yaml", "--asr_tag", "sparse"),
+        *("--stage", "11", "--stop_stage", "13", "--sizes", " ".join(sizes)),
+        *("--search", "--population 2 --generations 1 --utterances 4"),
+    )
+    assert "|60pct_uniform|" in output
+    for size in ("half", "s50", "60pct", "14k"):
+        folder = asr1 / "exp" / f"asr_sparse_{size}"
+        assert len(result_rows(folder / "RESULTS.md")) >= 2, size
+        cost = json.loads((folder / "cost.json").read_text())
+        assert cost["nonzero_parameters"] < cost["parameters"]
+        assert cost["packed_bytes"] < cost["file_bytes"]
+    assert cost["nonzero_parameters"] <= 14_000
+    assert "packed (MB)" in (asr1 / "exp" / "asr_sparse" / "RESULTS.md").read_text()
