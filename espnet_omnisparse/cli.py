@@ -297,7 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--objective",
         choices=("loss", "wer"),
-        default="loss",
+        default="wer",
         help="on the validation set (%(default)s)",
     )
     for name, default, text in (

@@ -429,7 +429,7 @@ def test_a_run_goes_on_and_another_objective_has_its_own_file(experiment, monkey
     monkeypatch.setattr(DevSet, "score", counted)
     assert run(folder) == files
     assert not calls
-    run(folder, "--objective", "wer")
+    run(folder, "--objective", "loss")
     assert calls
     names = [path.name.split("_")[1] for path in (folder / "search").glob("*.jsonl")]
     assert sorted(names) == ["loss", "wer"]
