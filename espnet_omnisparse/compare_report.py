@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from espnet_omnisparse.compare import Comparison, read_lines
 from espnet_omnisparse.errors import UserError
@@ -155,7 +156,8 @@ def _by_title(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
             cells.append(text)
         if not any(cells):
             continue
-        trained = [name for name in names if not comparison.variants[name].of]
+        ran = {line["variant"] for line in lines}
+        trained = [n for n in names if n in ran and not comparison.variants[n].of]
         times = [_minutes(lines, name) for name in trained]
         known = all(time is not None for time in times) and times
         cells += [str(len(trained)), f"{sum(times):.1f}" if known else ""]
@@ -216,8 +218,9 @@ def write_figure(comparison: Comparison) -> None:
         )
     axes.set(xlabel="non-zero parameters (M)", ylabel="WER (%), range of the seeds")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)

@@ -3,8 +3,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from espnet_omnisparse.compare import Comparison, compare, read_lines
+from espnet_omnisparse.compare import Comparison, command_of, compare, read_lines
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import write_yaml
 
@@ -147,3 +148,36 @@ def test_the_table_shows_titles_the_spread_of_the_seeds_and_the_commands(file):
     lines = read_lines(Comparison.load(file))
     for command, seed in {(one["command"], one["seed"]) for one in lines}:
         assert f"{command}  # seed {seed}" in page
+
+
+def test_titles_are_rows_and_lines_of_a_figure(file):
+    values = yaml.safe_load(Path(file).read_text())
+    values["columns"] = {"whole": ["full"], "small": ["small"]}
+    values |= {"figure": "results/tiny.png", "against": "alone"}
+    write_yaml(file, values)
+    compare(file, [1, 2], 1)
+    page = Path("README.md").read_text().splitlines()
+    # of 100 words 1 and 2 are wrong, and 0 and 1 of the model alone: seed 2 in pairs
+    (row,) = [row for row in page if row.startswith("| supernet | **")]
+    cells = ["**1.50** (1.0 / 2.0) +100 %", "**1.50** (1.0 / 2.0)"]
+    assert row.split(" | ")[1:3] == cells
+    (row,) = [row for row in page if row.startswith("| alone | **")]
+    assert row.split(" | ")[1:3] == ["**0.50** (0.0 / 1.0)", ""]
+    assert row.endswith("| 1 | 1.5 |")  # a training, of one and of two minutes
+    assert "![WER against non-zero parameters](results/tiny.png)" in page
+    assert Path("results/tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sizes_of_another_training_are_cut_without_training(file):
+    values = yaml.safe_load(Path(file).read_text())
+    values["variants"]["cut"] = {
+        "asr_config": "a.yaml",
+        "sizes": ["50pct"],
+        "of": "supernet",
+        "run_args": '--sizes "50%" --subnets exp/seed{seed}',
+    }
+    write_yaml(file, values)
+    command = command_of(Comparison.load(file), "cut", 3)
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options["--stage"] == "12" and options["--asr_tag"] == "supernet_seed3"
+    assert options["--sizes"] == "50%" and options["--subnets"] == "exp/seed3"
