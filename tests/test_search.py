@@ -1,4 +1,5 @@
 import itertools
+import copy
 import json
 import multiprocessing
 import os
@@ -272,7 +273,7 @@ def experiment(tmp_path, corpus, default_config):
         from espnet_omnisparse.files import save_tensors, write_yaml
         from espnet_omnisparse.subnet import SubnetSpec, fingerprint
 
-        config = changed({**default_config, **CONFIG}, more)
+        config = changed({**default_config, **copy.deepcopy(CONFIG)}, more)
         config["encoder"] = "omni_sparse_conformer"
         config["encoder_conf"] = {**config["encoder_conf"], "conv_norm": conv_norm}
         if not more:
