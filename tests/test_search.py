@@ -1,5 +1,5 @@
-import itertools
 import copy
+import itertools
 import json
 import multiprocessing
 import os
