@@ -32,7 +32,6 @@ from espnet_omnisparse.subnet import SearchSpace
 from espnet_omnisparse.weights import WeightMasks
 
 CONV_NORMS = ("batch_norm", "layer_norm")
-DROPOUTS = ("adaptive", "full", "none")
 _FIXED = {
     "macaron_style": True,
     "use_cnn_module": True,
@@ -102,7 +101,7 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
                 f"{len(self.encoders)}."
             )
         self.conv_norm = conv_norm
-        self.subnet_dropout = DROPOUTS[0]
+        self.subnet_dropout = "adaptive"
         self._arguments = {
             **conformer_conf,
             "input_size": input_size,
