@@ -1,17 +1,20 @@
-"""A Conformer block as a list of branches, each with a gate, on ESPnet's modules."""
+"""Conformer blocks as lists of branches, each with a gate, on ESPnet's modules."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from espnet2.legacy.nets.pytorch_backend.conformer.encoder_layer import EncoderLayer
 from espnet2.legacy.nets.pytorch_backend.transformer.layer_norm import LayerNorm
 
+from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.components import (
-    BRANCH_PARTS,
+    ASR_LAYOUT,
     BRANCHES,
     FFN_CHUNKS,
+    SCALES,
+    TRANSDUCER_LAYOUT,
     Masked,
+    heads_of,
     narrowed,
     run_narrowed,
     run_scaled,
@@ -30,16 +33,30 @@ class Frames:
         x: `[batch, time, size]`.
         pos_emb: Relative positions, or `None` where the attention takes none.
         mask: `[batch, 1, time]`, true on real frames.
+        context: `[time, time]`, true where a frame (row) may see another (column);
+            `None`: each sees all.
     """
 
     x: torch.Tensor
     pos_emb: torch.Tensor | None
     mask: torch.Tensor
+    context: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
         """Real frames of each sequence `[batch]`."""
         return self.mask.squeeze(1).sum(1)
+
+    def within(self, chunk: Chunk | None) -> "Frames":
+        """The same frames, seeing each other as in a stream of such chunks.
+
+        Args:
+            chunk: `None`: each sees all.
+        """
+        context = None
+        if chunk is not None:
+            context = chunk.mask(self.x.size(1), self.x.device)
+        return replace(self, context=context)
 
 
 class ChannelNorm(torch.nn.Module):
@@ -58,6 +75,25 @@ class ChannelNorm(torch.nn.Module):
         return self.channels(x)
 
 
+class CausalConv1d(torch.nn.Conv1d):
+    """A depthwise convolution that sees the past alone.
+
+    Args:
+        conv: The one, with padding on both sides, whose weights this one takes over.
+    """
+
+    def __init__(self, conv: torch.nn.Conv1d):
+        channels, (kernel,) = conv.out_channels, conv.kernel_size
+        bias = conv.bias is not None
+        super().__init__(channels, channels, kernel, groups=channels, bias=bias)
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolves `[batch, channels, time]`."""
+        past = self.kernel_size[0] - 1
+        return super().forward(torch.nn.functional.pad(x, (past, 0)))
+
+
 class PrunableBlock(torch.nn.Module):
     """A Conformer block: a list of scaled residual branches, then the final norm.
 
@@ -67,21 +103,33 @@ class PrunableBlock(torch.nn.Module):
             narrowed to; the others do not exist here.
     """
 
+    layout = ASR_LAYOUT
+
     def __init__(
-        self, layer: EncoderLayer, kept: Collection[str] | Mapping[str, int] = BRANCHES
+        self,
+        layer: torch.nn.Module,
+        kept: Collection[str] | Mapping[str, int] = BRANCHES,
     ):
         super().__init__()
         self.kept = tuple(branch for branch in BRANCHES if branch in kept)
         for branch in self.kept:
-            norm, name, _ = BRANCH_PARTS[branch]
+            norm, name = self.layout.parts[branch]
             module = getattr(layer, name)
             if isinstance(kept, Mapping) and branch != "conv":
-                of = module.h if branch == "mhsa" else FFN_CHUNKS
+                of = heads_of(module) if branch == "mhsa" else FFN_CHUNKS
                 module = narrowed(branch, module, kept[branch], of)
             setattr(self, norm, getattr(layer, norm))
             setattr(self, name, module)
         self.norm_final = layer.norm_final
         self.dropout = layer.dropout
+
+    def norm(self, branch: str) -> torch.nn.Module:
+        """The pre-norm of a branch."""
+        return getattr(self, self.layout.parts[branch][0])
+
+    def module(self, branch: str) -> torch.nn.Module:
+        """The module of a branch."""
+        return getattr(self, self.layout.parts[branch][1])
 
     def forward(
         self,
@@ -103,28 +151,36 @@ class PrunableBlock(torch.nn.Module):
         for branch, gate in zip(self.kept, gates, strict=True):
             if gate is None:
                 continue
-            norm, _, scale = BRANCH_PARTS[branch]
+            scale = SCALES[branch]
+            inputs = self._inputs(branch, self.norm(branch)(x), frames)
             weights = masked.get(branch) if masked else None
-            out = self._run(branch, getattr(self, norm)(x), frames, gate, weights)
+            out = self._run(branch, inputs, gate, weights)
             factor = scale if isinstance(gate, tuple) else gate * scale
             x = x + factor * self.dropout(out)
         return self.norm_final(x)
 
+    def _inputs(
+        self, branch: str, x: torch.Tensor, frames: Frames
+    ) -> tuple[torch.Tensor | None, ...]:
+        """What the branch's module is called with."""
+        if branch == "conv":
+            return (x, frames.mask)
+        if branch == "mhsa":
+            mask = frames.mask
+            if frames.context is not None:
+                mask = mask & frames.context
+            positions = () if frames.pos_emb is None else (frames.pos_emb,)
+            return (x, x, x, *positions, mask)
+        return (x,)
+
     def _run(
         self,
         branch: str,
-        x: torch.Tensor,
-        frames: Frames,
+        inputs: tuple[torch.Tensor | None, ...],
         gate: BranchGate,
         masked: Masked | None,
     ) -> torch.Tensor:
-        module = getattr(self, BRANCH_PARTS[branch][1])
-        inputs: tuple[torch.Tensor, ...] = (x,)
-        if branch == "conv":
-            inputs = (x, frames.mask)
-        elif branch == "mhsa":
-            positions = () if frames.pos_emb is None else (frames.pos_emb,)
-            inputs = (x, x, x, *positions, frames.mask)
+        module = self.module(branch)
         if not isinstance(gate, tuple):
             if masked is None:
                 return module(*inputs)
@@ -133,3 +189,24 @@ class PrunableBlock(torch.nn.Module):
             return run_scaled(branch, module, stack_gates(gate), inputs, masked)
         kept = [part for part, one in enumerate(gate) if one is not None]
         return run_narrowed(branch, module, kept, len(gate), inputs, masked)
+
+
+class TransducerBlock(PrunableBlock):
+    """The same of the standalone transducer's Conformer."""
+
+    layout = TRANSDUCER_LAYOUT
+
+    def _inputs(
+        self, branch: str, x: torch.Tensor, frames: Frames
+    ) -> tuple[torch.Tensor | None, ...]:
+        hidden = ~frames.mask.squeeze(1)  # its masks say what is not seen
+        if branch == "conv":
+            return (x, hidden)
+        if branch == "mhsa":
+            context = None if frames.context is None else ~frames.context
+            return (x, x, x, frames.pos_emb, hidden, context)
+        return (x,)
+
+    def _run(self, branch: str, *args) -> torch.Tensor:
+        out = super()._run(branch, *args)
+        return out[0] if branch == "conv" else out  # without its cache

@@ -12,16 +12,58 @@ from dataclasses import dataclass
 import torch
 from torch.func import functional_call
 
-# branch -> (its pre-norm, its module, its residual scale), under ESPnet's names and in
-# the order in which a block computes them
-BRANCH_PARTS = {
-    "ffn1": ("norm_ff_macaron", "feed_forward_macaron", 0.5),
-    "mhsa": ("norm_mha", "self_attn", 1.0),
-    "conv": ("norm_conv", "conv_module", 1.0),
-    "ffn2": ("norm_ff", "feed_forward", 0.5),
-}
-BRANCHES = tuple(BRANCH_PARTS)
+# branch -> its residual scale, in the order in which a block computes them
+SCALES = {"ffn1": 0.5, "mhsa": 1.0, "conv": 1.0, "ffn2": 0.5}
+BRANCHES = tuple(SCALES)
 FFN_CHUNKS = 4
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Under which names one of ESPnet's Conformers keeps what can be pruned.
+
+    Attributes:
+        blocks: The list of blocks, in the encoder.
+        parts: Branch -> its pre-norm and its module, in a block.
+    """
+
+    blocks: str
+    parts: Mapping[str, tuple[str, str]]
+
+    def branch_of(self, name: str) -> str | None:
+        """The branch that a block's tensor belongs to; `None`: the block's own.
+
+        >>> ASR_LAYOUT.branch_of("conv_module.norm.weight")
+        'conv'
+        >>> ASR_LAYOUT.branch_of("norm_final.weight") is None
+        True
+        """
+        first = name.split(".", 1)[0]
+        for branch, names in self.parts.items():
+            if first in names:
+                return branch
+        return None
+
+
+ASR_LAYOUT = Layout(
+    "encoders",
+    {
+        "ffn1": ("norm_ff_macaron", "feed_forward_macaron"),
+        "mhsa": ("norm_mha", "self_attn"),
+        "conv": ("norm_conv", "conv_module"),
+        "ffn2": ("norm_ff", "feed_forward"),
+    },
+)
+# the standalone transducer's Conformer, of the task asr_transducer
+TRANSDUCER_LAYOUT = Layout(
+    "encoders.blocks",
+    {
+        "ffn1": ("norm_macaron", "feed_forward_macaron"),
+        "mhsa": ("norm_self_att", "self_att"),
+        "conv": ("norm_conv", "conv_mod"),
+        "ffn2": ("norm_feed_forward", "feed_forward"),
+    },
+)
 
 # module's tensor -> the dimension along which its parts lie, one after the other
 _FFN = {"w_1.weight": 0, "w_1.bias": 0, "w_2.weight": 1}
@@ -148,6 +190,15 @@ def run_scaled(
     return functional_call(skeleton, tensors, tuple(inputs))
 
 
+def heads_of(attention: torch.nn.Module) -> int:
+    """How many heads an attention of either task has."""
+    return getattr(attention, _heads_name(attention), 1)
+
+
+def _heads_name(attention: torch.nn.Module) -> str:
+    return "h" if hasattr(attention, "h") else "num_heads"
+
+
 def narrowed(
     branch: str, module: torch.nn.Module, count: int, of: int
 ) -> torch.nn.Module:
@@ -174,7 +225,10 @@ def _narrow(
     masked = masked or Masked({})
     skeleton = copy.copy(module)
     if branch == "mhsa":
-        skeleton.h = module.h * len(kept) // of
+        setattr(skeleton, _heads_name(module), heads_of(module) * len(kept) // of)
+        if hasattr(module, "compute_att_score"):
+            # the standalone transducer's keeps a method that is bound to the original
+            skeleton.compute_att_score = skeleton.compute_attention_score
     elif branch != "conv":  # whose activations no part and no weight owns
         rate = module.dropout.p * masked.density * len(kept) / of
         skeleton._modules = dict(module._modules)

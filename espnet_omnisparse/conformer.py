@@ -4,30 +4,27 @@ The blocks are ESPnet's own modules under their own parameter names, so a stock
 checkpoint loads by name; a branch whose gate is `None` is not computed.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Mapping, Sequence
 
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.legacy.nets.pytorch_backend.conformer.encoder_layer import EncoderLayer
 from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
+from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
+    RelPositionMultiHeadedAttention,
+)
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     TooShortUttError,
     check_short_utt,
 )
 
-from espnet_omnisparse.block import BranchGate, ChannelNorm, Frames, PrunableBlock
-from espnet_omnisparse.components import (
-    BRANCH_PARTS,
-    BRANCHES,
-    FFN_CHUNKS,
-    PRUNABLE,
-    Masked,
-)
+from espnet_omnisparse.block import CausalConv1d, ChannelNorm, Frames, PrunableBlock
+from espnet_omnisparse.chunk import Chunk
+from espnet_omnisparse.components import ASR_LAYOUT, BRANCHES, FFN_CHUNKS, heads_of
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import Gate, same_gate
+from espnet_omnisparse.gate import Gate
 from espnet_omnisparse.mask import DEFAULT_PATTERN, Pattern
+from espnet_omnisparse.prunable import PrunableEncoder
 from espnet_omnisparse.subnet import SearchSpace
 from espnet_omnisparse.weights import WeightMasks
 
@@ -45,7 +42,7 @@ _FIXED = {
 }
 
 
-class LayerPrunableConformerEncoder(ConformerEncoder):
+class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
     """ESPnet's Conformer encoder, run through one gate per prunable unit.
 
     Args:
@@ -58,12 +55,17 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         pattern: Of the masks on the blocks' weights, such as `8x1`; `None`: weights are
             not masked. See `Pattern`.
         pattern_norm: By which groups of weights are compared, `l1` or `l2`.
+        causal: Whether the Conv modules see the past alone, which a stream needs.
+        chunk: What each frame sees, as in a stream, such as `{size: 16, left: 32}`;
+            `None` or `full`: the whole recording.
         macaron_style: Must be true: both FFNs are prunable branches.
         **conformer_conf: All other options of ESPnet's `conformer`.
 
     Raises:
         UserError: If an option excludes pruning.
     """
+
+    layout = ASR_LAYOUT
 
     def __init__(
         self,
@@ -73,6 +75,8 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         kept: Sequence[Sequence[str] | Mapping[str, int]] | None = None,
         pattern: str | None = None,
         pattern_norm: str = "l1",
+        causal: bool = False,
+        chunk: Mapping[str, int] | str | None = None,
         macaron_style: bool = True,
         **conformer_conf,
     ):
@@ -101,29 +105,34 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
                 f"{len(self.encoders)}."
             )
         self.conv_norm = conv_norm
-        self.subnet_dropout = "adaptive"
+        self.causal = causal
+        self.chunk = Chunk.parse(chunk, "encoder_conf.chunk")
+        if causal or self.chunk is not None:
+            _check_streaming(self)
         self._arguments = {
             **conformer_conf,
             "input_size": input_size,
             "conv_norm": conv_norm,
         }
-        heads = getattr(self.encoders[0].self_attn, "h", 1)
         self.space = SearchSpace(
             len(self.encoders),
             granularity,
-            heads,
+            heads_of(self.encoders[0].self_attn),
             None if pattern is None else Pattern.parse(pattern, pattern_norm),
             hasattr(self.encoders[0].self_attn, "linear_pos"),
         )
         if granularity == "component":
             _check_components(self.encoders[0])
-        self._masks = None
         if self.space.pattern is not None:
             _check_maskable(self.encoders[0])
             self._masks = WeightMasks(self.space.pattern)
         if conv_norm == "layer_norm":
             for layer in self.encoders:
                 layer.conv_module.norm = ChannelNorm(layer.size)
+        if causal:
+            for layer in self.encoders:
+                conv = layer.conv_module
+                conv.depthwise_conv = CausalConv1d(conv.depthwise_conv)
         rows = kept if kept is not None else [BRANCHES] * len(self.encoders)
         self.encoders = torch.nn.ModuleList(
             PrunableBlock(layer, row)
@@ -159,140 +168,23 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         else:
             embedded, mask = self.embed(feats, mask)
         x, pos_emb = embedded if isinstance(embedded, tuple) else (embedded, None)
-        return Frames(x, pos_emb, mask)
+        return Frames(x, pos_emb, mask).within(self.chunk)
 
-    def blocks(
-        self,
-        frames: Frames,
-        gates: Sequence[Gate] | None = None,
-        sparsity: Sequence[float] = (),
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Runs one subnet on the front end's output.
+    def finish(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm after the last block."""
+        return self.after_norm(x)
 
-        Args:
-            frames: Output of `front_end`.
-            gates: A gate per unit of `self.space`; `None` runs every branch that
-                exists.
-            sparsity: A sparsity per weight of `self.space`; empty: nothing is masked.
+    def subsample(self, feats: torch.Tensor) -> torch.Tensor:
+        """The front end on features without padding, as the blocks take its output."""
+        (x, _), _ = self.embed(feats, None)
+        return x
 
-        Returns:
-            `[batch, time, size]`, and the number of frames of each sequence.
-        """
-        (encoded,) = self.exits(frames, (len(self.encoders),), gates, sparsity)
-        return encoded, frames.lengths
-
-    def exits(
-        self,
-        frames: Frames,
-        after: Collection[int],
-        gates: Sequence[Gate] | None = None,
-        sparsity: Sequence[float] = (),
-    ) -> list[torch.Tensor]:
-        """The outputs of one pass, each as if the encoder ended there.
-
-        Args:
-            frames: Output of `front_end`.
-            after: Numbers of blocks to end after.
-            gates: As in `blocks`.
-            sparsity: As in `blocks`.
-
-        Returns:
-            `[batch, time, size]` for each of `after`, in ascending order.
-        """
-        outputs = []
-        shares = self._shares(sparsity)
-        for number, row in enumerate(self._rows(gates), start=1):
-            if row is not None:
-                masked = self._masked(number - 1, row, shares)
-                x = self._run_block(self.encoders[number - 1], frames, row, masked)
-                frames = Frames(x, frames.pos_emb, frames.mask)
-            if number in after:
-                outputs.append(self.after_norm(frames.x))
-        return outputs
-
-    def _rows(
-        self, gates: Sequence[Gate] | None
-    ) -> Iterator[tuple[BranchGate, ...] | Gate]:
-        """Per block: its branches' gates, or at block granularity the one gate."""
-        if gates is None:
-            yield from ((1.0,) * len(block.kept) for block in self.encoders)
-        elif len(gates) != len(self.space):
-            raise ValueError(f"{len(gates)} gates for {len(self.space)} units")
-        elif self.space.granularity == "block":
-            yield from gates
-        else:
-            rest = iter(gates)
-            for _ in self.encoders:
-                parts = (
-                    tuple(islice(rest, count)) for count in self.space.parts.values()
-                )
-                # a branch whose parts share a gate is gated as a whole
-                yield tuple(one[0] if same_gate(one) else one for one in parts)
-
-    @staticmethod
-    def _run_block(
-        block: PrunableBlock,
-        frames: Frames,
-        row: tuple[BranchGate, ...] | Gate,
-        masked: Mapping[str, Masked],
-    ) -> torch.Tensor:
-        if isinstance(row, tuple):
-            return block(frames, row, masked)
-        full = block(frames, (1.0,) * len(block.kept), masked)
-        # the gate of a whole block fades between its input and its output
-        return full if isinstance(row, float) else frames.x + row * (full - frames.x)
-
-    def maskable(self) -> dict[str, torch.nn.Parameter]:
-        """The weights of `self.space.weights`, by name."""
-        found = {}
-        for name in self.space.weights:
-            block, branch, layer = name.split(".")
-            module = getattr(self.encoders[int(block)], BRANCH_PARTS[branch][1])
-            found[name] = getattr(module, layer).weight
-        return found
-
-    def refresh_masks(self) -> None:
-        """Makes the masks follow the weights' present magnitudes."""
-        if self._masks is not None:
-            self._masks.refresh(self.maskable())
-
-    def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
-        """Weight -> sparsity, of those that are masked."""
-        if not any(sparsity):
-            return {}
-        pairs = zip(self.space.weights, sparsity, strict=True)
-        return {name: share for name, share in pairs if share > 0.0}
-
-    def _masked(
-        self,
-        number: int,
-        row: tuple[BranchGate, ...] | Gate,
-        shares: Mapping[str, float],
-    ) -> dict[str, Masked]:
-        """The masked weights of the branches of a block that are computed."""
-        if not shares:
-            return {}
-        block = self.encoders[number]
-        gates = row if isinstance(row, tuple) else (row,) * len(block.kept)
-        found = {}
-        for branch, gate in zip(block.kept, gates, strict=True):
-            if gate is None:
-                continue
-            weights, kept, total = {}, 0.0, 0
-            module = getattr(block, BRANCH_PARTS[branch][1])
-            for layer in PRUNABLE[branch]:
-                name = f"{number}.{branch}.{layer}"
-                if layer == "linear_pos" and not self.space.positional:
-                    continue
-                weight, share = getattr(module, layer).weight, shares.get(name, 0.0)
-                total += weight.numel()
-                kept += (1.0 - share) * weight.numel()
-                if share > 0.0:
-                    weights[f"{layer}.weight"] = self._masks.masked(name, weight, share)
-            if weights:
-                scaled = self.subnet_dropout == "adaptive"
-                found[branch] = Masked(weights, kept / total if scaled else 1.0)
-        return found
+    def positions(self, queries: int, keys: int) -> torch.Tensor:
+        """See `PrunableEncoder.positions`."""
+        encoding = self.embed.pos_enc
+        encoding.extend_pe(self.after_norm.weight.new_empty(1, keys))
+        now = encoding.pe.size(1) // 2
+        return encoding.pe[:, now - keys + 1 : now + queries]
 
     def resized(
         self, kept: Sequence[Sequence[str] | Mapping[str, int]]
@@ -329,43 +221,6 @@ class LayerPrunableConformerEncoder(ConformerEncoder):
         encoded, lengths = self.blocks(frames, gates, sparsity)
         return encoded, lengths, None
 
-    @contextmanager
-    def as_subnet(self, dropout: str = "adaptive") -> Iterator[None]:
-        """Inside, the encoder is trained as a subnet is, not as the full net.
-
-        BatchNorms use the batch's statistics but do not record them: subnets shift the
-        statistics, and only the full net may update the running ones.
-
-        Args:
-            dropout: `adaptive`: an FFN's rate shrinks with the share of its weights
-                that is not masked; `full`: it does not; `none`: nothing is dropped.
-        """
-        norms = [m for m in self.modules() if isinstance(m, torch.nn.BatchNorm1d)]
-        for norm in norms:
-            norm.track_running_stats = False
-        rates = self._dropout_rates() if dropout == "none" else []
-        for module, name, _ in rates:
-            setattr(module, name, 0.0)
-        before, self.subnet_dropout = self.subnet_dropout, dropout
-        try:
-            yield
-        finally:
-            for norm in norms:
-                norm.track_running_stats = True
-            for module, name, rate in rates:
-                setattr(module, name, rate)
-            self.subnet_dropout = before
-
-    def _dropout_rates(self) -> list[tuple[torch.nn.Module, str, float]]:
-        """Where the blocks keep their dropout rates."""
-        found = []
-        for module in self.encoders.modules():
-            if isinstance(module, torch.nn.Dropout):
-                found.append((module, "p", module.p))
-            elif hasattr(module, "dropout_rate"):  # of fused attention
-                found.append((module, "dropout_rate", module.dropout_rate))
-        return found
-
 
 class OmniSparseConformerEncoder(LayerPrunableConformerEncoder):
     """The same, with masks on the weights of its blocks by default.
@@ -378,6 +233,27 @@ class OmniSparseConformerEncoder(LayerPrunableConformerEncoder):
 
     def __init__(self, input_size: int, pattern: str = DEFAULT_PATTERN, **options):
         super().__init__(input_size, pattern=pattern, **options)
+
+
+def _check_streaming(encoder: "LayerPrunableConformerEncoder") -> None:
+    """Refuses what has no equal in a stream."""
+    if not encoder.causal:
+        raise UserError(
+            "encoder_conf.chunk needs causal: true: the Conv modules would see the "
+            "future otherwise."
+        )
+    attention = encoder.encoders[0].self_attn
+    relative = isinstance(attention, RelPositionMultiHeadedAttention)
+    if not relative or attention.zero_triu:
+        raise UserError(
+            "encoder_conf.causal needs rel_pos_type: latest, with its rel_pos and "
+            "rel_selfattn and without zero_triu: positions in a stream are relative."
+        )
+    if attention.use_flash_attn:
+        raise UserError(
+            "encoder_conf.causal cannot be combined with use_flash_attn, which has no "
+            "masks of chunks: set it to false."
+        )
 
 
 def _check_maskable(layer: EncoderLayer) -> None:

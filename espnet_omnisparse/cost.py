@@ -32,7 +32,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_omnisparse.budget import CostTable
-from espnet_omnisparse.components import BRANCH_PARTS, BRANCHES, PRUNABLE
+from espnet_omnisparse.components import (
+    ASR_LAYOUT,
+    BRANCHES,
+    PRUNABLE,
+    TRANSDUCER_LAYOUT,
+)
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.mask import Pattern, nonzero_groups
 from espnet_omnisparse.subnet import SearchSpace
@@ -41,12 +46,11 @@ FRAMES_PER_SECOND = 100
 SAMPLE_RATE = 16_000
 _VALUE, _COLUMN, _BEGIN = 4, 2, 4  # bytes
 _MASKABLE = re.compile(
-    r"encoder\.encoders\.\d+\.({})\.weight".format(
-        "|".join(
-            rf"{BRANCH_PARTS[branch][1]}\.{layer}"
-            for branch, layers in PRUNABLE.items()
-            for layer in layers
-        )
+    "|".join(
+        rf"encoder\.{layout.blocks}\.\d+\.{layout.parts[branch][1]}\.{layer}\.weight"
+        for layout in (ASR_LAYOUT, TRANSDUCER_LAYOUT)
+        for branch, layers in PRUNABLE.items()
+        for layer in layers
     )
 )
 

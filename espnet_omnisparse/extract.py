@@ -5,34 +5,45 @@ state dict, so extraction is a function from pairs to pairs and needs no model.
 """
 
 import copy
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from espnet_omnisparse.components import BRANCH_PARTS, scatter, select
+from espnet_omnisparse.components import (
+    ASR_LAYOUT,
+    TRANSDUCER_LAYOUT,
+    Layout,
+    scatter,
+    select,
+)
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.mask import DEFAULT_PATTERN, Pattern, group_ranks, weight_mask
 from espnet_omnisparse.subnet import SearchSpace, SubnetSpec
 
 State = dict[str, torch.Tensor]
-_BLOCKS = "encoder.encoders."
 _TRAINING_ONLY = ("supernet.", "size_ctc.")
 _STOCK_HEADS = 4  # ESPnet's default
-_OURS_ONLY = ("conv_norm", "granularity", "kept", "pattern", "pattern_norm")
-_POSITIONS = "self_attn.linear_pos.weight"
+_OURS_ONLY = (
+    *("conv_norm", "granularity", "kept", "pattern", "pattern_norm"),
+    *("causal", "chunk"),
+)
+_POSITIONS = "linear_pos.weight"
 
 
 def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace:
     """What can be pruned in the net that a configuration and its tensors describe."""
+    prefix = _blocks(layout_of(config))
     blocks = {
-        name.removeprefix(_BLOCKS).split(".")[0]
+        name.removeprefix(prefix).split(".")[0]
         for name in state
-        if name.startswith(_BLOCKS)
+        if name.startswith(prefix)
     }
     conf = config["encoder_conf"]
-    heads = conf.get("attention_heads", _STOCK_HEADS)
+    if is_standalone(config):
+        heads = conf["body_conf"][0].get("heads", _STOCK_HEADS)
+    else:
+        heads = conf.get("attention_heads", _STOCK_HEADS)
     masked = config.get("encoder") == "omni_sparse_conformer"
     pattern = conf.get("pattern", DEFAULT_PATTERN if masked else None)
     return SearchSpace(
@@ -46,6 +57,27 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         ),
         any(name.endswith(_POSITIONS) for name in state),
     )
+
+
+def is_standalone(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of the standalone transducer's task."""
+    return "body_conf" in config["encoder_conf"]
+
+
+def layout_of(config: Mapping[str, Any]) -> Layout:
+    """Where the model of a configuration keeps its blocks."""
+    return TRANSDUCER_LAYOUT if is_standalone(config) else ASR_LAYOUT
+
+
+def _blocks(layout: Layout) -> str:
+    return f"encoder.{layout.blocks}."
+
+
+def _layout_in(state: Mapping[str, Any]) -> Layout:
+    """The layout that the names of tensors show."""
+    prefix = _blocks(TRANSDUCER_LAYOUT)
+    standalone = any(name.startswith(prefix) for name in state)
+    return TRANSDUCER_LAYOUT if standalone else ASR_LAYOUT
 
 
 def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
@@ -62,22 +94,24 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
         drops are gone and the others renumbered.
     """
     rows, parts = spec.kept, spec.space.parts
+    layout = _layout_in(state)
+    prefix = _blocks(layout)
     numbers = _block_numbers(spec)
     state = {**state, **_masked_weights(state, spec)}
     small: State = {}
     for name, tensor in state.items():
         if name.startswith(_TRAINING_ONLY):
             continue
-        if not name.startswith(_BLOCKS):
+        if not name.startswith(prefix):
             small[name] = tensor
             continue
-        number, branch, rest = _locate(name)
+        number, branch, rest = _locate(name, layout)
         if number not in numbers or branch not in (*rows[number], None):
             continue
         if branch is not None:
             inner = rest.split(".", 1)[1]
             tensor = select(branch, inner, tensor, rows[number][branch], parts[branch])
-        small[f"{_BLOCKS}{numbers[number]}.{rest}"] = tensor
+        small[f"{prefix}{numbers[number]}.{rest}"] = tensor
     head = f"size_ctc.{head_name(spec.name)}."
     for name, tensor in state.items():
         if name.startswith(head):
@@ -126,14 +160,15 @@ def stock_state(small: State, full: Mapping[str, torch.Tensor], spec: SubnetSpec
         spec: The size, at branch or component granularity.
     """
     rows, parts = spec.kept, spec.space.parts
+    layout = _layout_in(full)
     stock: State = {}
     for name, tensor in full.items():
         if name.startswith(_TRAINING_ONLY):
             continue
-        if not name.startswith(_BLOCKS):
+        if not name.startswith(_blocks(layout)):
             stock[name] = small[name]
             continue
-        number, branch, rest = _locate(name)
+        number, branch, rest = _locate(name, layout)
         if name in small:
             stock[name] = small[name]
             if branch is not None:
@@ -174,21 +209,6 @@ def head_name(size: str) -> str:
     return f"ctc_{size}"
 
 
-def branch_of(name: str) -> str | None:
-    """The branch that a block's tensor belongs to; `None`: the block's own.
-
-    >>> branch_of("conv_module.norm.weight")
-    'conv'
-    >>> branch_of("norm_final.weight") is None
-    True
-    """
-    first = name.split(".", 1)[0]
-    for branch, (norm, module, _) in BRANCH_PARTS.items():
-        if first in (norm, module):
-            return branch
-    return None
-
-
 def unit_magnitudes(
     state: Mapping[str, torch.Tensor], space: SearchSpace
 ) -> torch.Tensor:
@@ -198,13 +218,17 @@ def unit_magnitudes(
         state: State dict of the full net's encoder.
         space: Its units.
     """
+    state = {f"encoder.{name}": tensor for name, tensor in state.items()}
+    layout = _layout_in(state)
     squares = dict.fromkeys(space.units, 0.0)
     counts = dict.fromkeys(space.units, 0)
     for name, tensor in state.items():
         # an attention's positional biases are matrices as well, but no weights
-        if tensor.dim() < 2 or not re.fullmatch(r"encoders\..*\.weight", name):
+        if tensor.dim() < 2 or not name.startswith(_blocks(layout)):
             continue
-        number, branch, rest = _locate(f"encoder.{name}")
+        if not name.endswith(".weight"):
+            continue
+        number, branch, rest = _locate(name, layout)
         if branch is None:
             continue
         for part in range(space.parts[branch]):
@@ -216,10 +240,10 @@ def unit_magnitudes(
     return torch.tensor([(squares[u] / counts[u]) ** 0.5 for u in space.units])
 
 
-def _locate(name: str) -> tuple[int, str | None, str]:
+def _locate(name: str, layout: Layout) -> tuple[int, str | None, str]:
     """Block, branch (`None`: the block's own) and name within the block of a tensor."""
-    number, rest = name.removeprefix(_BLOCKS).split(".", 1)
-    return int(number), branch_of(rest), rest
+    number, rest = name.removeprefix(_blocks(layout)).split(".", 1)
+    return int(number), layout.branch_of(rest), rest
 
 
 def _block_numbers(spec: SubnetSpec) -> dict[int, int]:
@@ -234,12 +258,14 @@ def _block_numbers(spec: SubnetSpec) -> dict[int, int]:
 def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     """The weights that a spec masks, whole, with their zeros."""
     rows, pattern = spec.kept, spec.space.pattern
+    layout = _layout_in(state)
     found: State = {}
     for name, sparsity in spec.sparsities.items():
         block, branch, layer = name.split(".")
         if branch not in rows[int(block)]:
             continue
-        full_name = f"{_BLOCKS}{block}.{BRANCH_PARTS[branch][1]}.{layer}.weight"
+        module = layout.parts[branch][1]
+        full_name = f"{_blocks(layout)}{block}.{module}.{layer}.weight"
         weight = state.get(full_name)
         # a pointwise convolution's has a third dimension of 1
         if weight is None or weight.dim() < 2 or weight[0, 0].numel() != 1:

@@ -9,7 +9,7 @@ from test_conformer import ABSOLUTE, FEATURES, prunable
 
 from espnet_omnisparse import extract, family
 from espnet_omnisparse.components import (
-    BRANCH_PARTS,
+    ASR_LAYOUT,
     BRANCHES,
     narrowed,
     run_narrowed,
@@ -36,7 +36,7 @@ ATTENTIONS = {
 
 def module_of(branch, number=0, **conf):
     encoder = prunable(**{**WIDE, "attention_dropout_rate": 0.0, **conf}).eval()
-    return getattr(encoder.encoders[number], BRANCH_PARTS[branch][1])
+    return getattr(encoder.encoders[number], ASR_LAYOUT.parts[branch][1])
 
 
 def inputs_of(branch, positions=17, dtype=torch.float32):
@@ -407,7 +407,9 @@ def test_a_dropped_part_costs_no_gradient_in_the_whole_encoder(supernet, batch):
     model.encoder(*feats, gates=spec.gates())[0].square().sum().backward()
     for number, row in enumerate(spec.kept):
         for branch in BRANCHES:
-            module = getattr(model.encoder.encoders[number], BRANCH_PARTS[branch][1])
+            module = getattr(
+                model.encoder.encoders[number], ASR_LAYOUT.parts[branch][1]
+            )
             for name, parameter in module.named_parameters():
                 if branch not in row:
                     assert parameter.grad is None

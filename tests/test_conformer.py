@@ -2,7 +2,7 @@ import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
-from espnet_omnisparse.components import BRANCH_PARTS, BRANCHES
+from espnet_omnisparse.components import ASR_LAYOUT, BRANCHES
 from espnet_omnisparse.conformer import LayerPrunableConformerEncoder
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import mask_gates
@@ -89,7 +89,7 @@ def record_calls(encoder):
     """Collects "block.branch" as the modules of each branch are called."""
     calls = []
     for number, block in enumerate(encoder.encoders):
-        for branch, (norm, module, _) in BRANCH_PARTS.items():
+        for branch, (norm, module) in ASR_LAYOUT.parts.items():
             for part in (norm, module):
                 getattr(block, part).register_forward_hook(
                     lambda *_, unit=f"{number}.{branch}": calls.append(unit)
@@ -109,7 +109,7 @@ def test_a_dropped_branch_is_not_computed_and_gets_no_gradient(feats):
     finals = [f"{block}.final" for block in range(3)]
     assert sorted(calls) == sorted(2 * kept + finals)
     for number, block in enumerate(encoder.encoders):
-        for branch, parts in BRANCH_PARTS.items():
+        for branch, parts in ASR_LAYOUT.parts.items():
             parameters = [
                 p for part in parts[:2] for p in getattr(block, part).parameters()
             ]

@@ -15,6 +15,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import ABSOLUTE
 
 from espnet_omnisparse import batch_norm, extract, family, files
+from espnet_omnisparse.components import ASR_LAYOUT
 from espnet_omnisparse.cost import count_packed_bytes
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.journal import read_specs, settled_specs, write_specs
@@ -129,7 +130,7 @@ def test_exactly_the_dropped_branches_are_gone(supernet, granularity, mask):
     dropped = 0
     for block, kept in zip(model.encoder.encoders, spec.kept_branches, strict=True):
         for branch in set(("ffn1", "mhsa", "conv", "ffn2")) - set(kept):
-            norm, module, _ = extract.BRANCH_PARTS[branch]
+            norm, module = ASR_LAYOUT.parts[branch]
             for part in (getattr(block, norm), getattr(block, module)):
                 dropped += sum(p.numel() for p in part.parameters())
         if granularity == "block" and not kept:

@@ -9,7 +9,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import ABSOLUTE, CONF, FEATURES, VARIANTS, randomize
 
 from espnet_omnisparse import weights
-from espnet_omnisparse.components import BRANCH_PARTS, Masked, run_narrowed
+from espnet_omnisparse.components import ASR_LAYOUT, Masked, run_narrowed
 from espnet_omnisparse.conformer import OmniSparseConformerEncoder
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import mask_gates
@@ -379,4 +379,4 @@ def test_stock_checkpoints_load_and_ours_load_in_stock(conf, feats):
 def test_the_defaults_of_the_pattern():
     assert sparse().space.pattern == Pattern(rows=8)
     assert sparse(pattern_norm="l2").space.pattern == Pattern(rows=8, norm="l2")
-    assert BRANCH_PARTS.keys() == {w.split(".")[1] for w in sparse().space.weights}
+    assert ASR_LAYOUT.parts.keys() == {w.split(".")[1] for w in sparse().space.weights}
