@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.subnet import SearchSpace
 
@@ -105,18 +106,16 @@ class Size:
         wanted: The limit as a fraction of the full net's cost (float below 1), or in
             the table's steps (int).
         sparsity: Of every weight.
+        chunk: What its frames see; `None`: the whole recording.
+        whole: Whether it keeps every unit, and is told by its sparsity or chunk alone.
     """
 
     name: str
     table: CostTable
     wanted: int | float
     sparsity: float = 0.0
-
-    @property
-    def whole(self) -> bool:
-        """Whether it keeps every unit, and is smaller by its sparsity alone."""
-        counted = self.table.kind == UNITS and not isinstance(self.wanted, float)
-        return self.sparsity > 0.0 and counted and self.wanted == self.table.total
+    chunk: Chunk | None = None
+    whole: bool = False
 
     @property
     def limit(self) -> int:
@@ -168,27 +167,36 @@ class Size:
 
 
 def parse_size(
-    name: str, wanted: Any, fraction_of: str, tables: Mapping[str, CostTable]
+    name: str,
+    wanted: Any,
+    fraction_of: str,
+    tables: Mapping[str, CostTable],
+    chunk: Chunk | None = None,
 ) -> Size:
     """A size as the options give it: units, a fraction, or a budget.
 
     Args:
         name: Its name.
         wanted: Units (int), a fraction (float), or a mapping of one kind of cost to a
-            number, as in `{params: 15M}`, with a sparsity beside it or alone.
+            number, as in `{params: 15M}`; with a sparsity and a chunk beside it, or
+            one of these alone.
         fraction_of: The kind of cost that a fraction is of.
         tables: Kind -> table, of all kinds that `kinds_needed` names.
+        chunk: Where it names none.
     """
     if isinstance(wanted, Mapping):
         limits = dict(wanted)
         sparsity = float(limits.pop("sparsity", 0.0))
-        if not limits:
-            return Size(name, tables[UNITS], tables[UNITS].total, sparsity)
-        ((kind, value),) = limits.items()
+        otherwise_smaller = sparsity > 0.0 or "chunk" in limits
+        if "chunk" in limits:
+            chunk = Chunk.parse(limits.pop("chunk"), f"supernet.sizes.{name}.chunk")
+        everything = tables[UNITS].total if UNITS in tables else None
+        ((kind, value),) = (limits or {UNITS: everything}).items()
         limit = round(parse_number(value) * KINDS[kind][0])
-        return Size(name, tables[kind], limit, sparsity)
+        whole = otherwise_smaller and kind == UNITS and limit == everything
+        return Size(name, tables[kind], limit, sparsity, chunk, whole)
     kind = fraction_of if isinstance(wanted, float) else UNITS
-    return Size(name, tables[kind], wanted)
+    return Size(name, tables[kind], wanted, chunk=chunk)
 
 
 def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
@@ -204,14 +212,15 @@ def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
         limits = dict(wanted) if isinstance(wanted, Mapping) else {"": wanted}
         if "sparsity" in limits:
             _check_share(name, limits.pop("sparsity"))
-            if not limits:
-                yield UNITS
-                continue
+        limits.pop("chunk", None)
+        if not limits and wanted:
+            yield UNITS
+            continue
         if len(limits) != 1 or next(iter(limits)) not in KINDS:
             raise UserError(
                 f"supernet.sizes: {name} must be units, a fraction, or one of "
-                f"{', '.join(KINDS)} with its limit, with or without a sparsity, not "
-                f"{wanted}."
+                f"{', '.join(KINDS)} with its limit, with or without a sparsity and a "
+                f"chunk, not {wanted}."
             )
         ((kind, value),) = limits.items()
         if parse_number(value) is None:

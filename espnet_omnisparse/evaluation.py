@@ -68,7 +68,7 @@ class DevSet:
                 for batch in calibration_batches(config, calibration):
                     batch = {name: one.to(device) for name, one in batch.items()}
                     feats = model.features(batch["speech"], batch["speech_lengths"])
-                    self._calibration.append(model.encoder.front_end(*feats))
+                    self._calibration.append(self._front_end(*feats))
 
     @torch.no_grad()
     def score(self, mask: Sequence[bool], sparsity: Sequence[float]) -> float:
@@ -89,11 +89,16 @@ class DevSet:
         wrong, of = (sum(column) for column in zip(*counted, strict=True))
         return (100.0 if self._objective == "wer" else 1.0) * wrong / max(of, 1)
 
+    def _front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
+        """What the blocks take, seeing what sizes see."""
+        hidden = self._model.encoder.front_end(feats, lengths)
+        return hidden.within(self._model.supernet.chunks[-1])
+
     def _prepared(self, batch: dict[str, torch.Tensor]) -> tuple[Frames, Batch]:
         batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
         names = ("speech", "speech_lengths", "text", "text_lengths")
         made = self._model.make_batch(*(batch[name] for name in names))
-        hidden = self._model.encoder.front_end(made.feats, made.feats_lengths)
+        hidden = self._front_end(made.feats, made.feats_lengths)
         # the features have done their part and would only take memory
         return hidden, dataclasses.replace(made, feats=made.feats[:, :0].clone())
 

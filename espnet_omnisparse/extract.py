@@ -128,6 +128,9 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     small = _without_training(config)
     conf = small["encoder_conf"]
     conf["num_blocks"] = len(_block_numbers(spec))
+    conf.pop("chunk", None)
+    if spec.chunk is not None:
+        conf["chunk"] = spec.chunk.as_dict()
     if _is_conformer(config, spec):
         return _as_conformer(small)
     # what is masked is in the weights; a net trained alone may be ESPnet's own
@@ -198,6 +201,11 @@ def stock_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
         raise UserError(
             "A size with encoder_conf.conv_norm: layer_norm has no form that stock "
             "ESPnet loads: train with batch_norm, or extract without --stock."
+        )
+    if config["encoder_conf"].get("causal"):
+        raise UserError(
+            "A size with encoder_conf.causal: true has no form that stock ESPnet "
+            "loads, whose own Conformer is not causal: extract without --stock."
         )
     if loads_in_stock(config, spec):
         return cut_config(config, spec)
@@ -301,6 +309,8 @@ def _as_conformer(config: dict[str, Any]) -> dict[str, Any]:
 
 def _is_conformer(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
     """Whether ESPnet's Conformer is a size's encoder; zeros do not matter to it."""
+    if config["encoder_conf"].get("causal"):
+        return False
     whole_blocks = spec.is_full or spec.space.granularity == "block"
     return whole_blocks and _conv_norm(config) == "batch_norm"
 

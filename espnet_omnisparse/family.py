@@ -191,6 +191,8 @@ def extract_size(
         "calibration": calibration,
         "mask": [int(keep) for keep in spec.mask],
     }
+    if spec.chunk is not None:
+        origin["chunk"] = spec.chunk.as_dict()
     if spec.sparsity:
         pattern = spec.space.pattern
         origin["weights"] = {

@@ -55,14 +55,19 @@ def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]
     space = supernet.space
     specs = {
         name: SubnetSpec(
-            name, fingerprint, space, tuple(mask.tolist()), supernet.size_sparsity(name)
+            name,
+            fingerprint,
+            space,
+            tuple(mask.tolist()),
+            supernet.size_sparsity(name),
+            supernet.sizes[name].chunk,
         )
         for name, mask in reversed(supernet.size_masks().items())
     }
     plan = supernet.config.sparsity
     if specs and plan is not None and not plan.trains_dense:
         return specs  # the masked weights of the full net mean nothing
-    return {**specs, FULL: SubnetSpec.full(fingerprint, space)}
+    return {**specs, FULL: SubnetSpec.full(fingerprint, space, supernet.chunks[0])}
 
 
 def write_specs(folder: Path, specs: dict[str, SubnetSpec]) -> None:

@@ -74,7 +74,9 @@ class OmniASRModel(TransducerASRModel):
                 "supernet.subnet_weight: adaptive is made for losses per frame: it "
                 "needs loss_normalization: frames."
             )
-        self.supernet = Supernet(config, encoder.space, partial(cost_table, self))
+        self.supernet = Supernet(
+            config, encoder.space, partial(cost_table, self), encoder.chunk
+        )
         self._refreshed_at: int | None = None
         self._guard = LossGuard()
         self.accumulate(1)
@@ -298,7 +300,8 @@ class OmniASRModel(TransducerASRModel):
         if draw.layer_dropout is not None:
             groups = self.encoder.space.groups
             gates = layer_dropout_gates(draw.layer_dropout, len(hidden.x), groups)
-        last = len(self.encoder.encoders)
+        hidden = hidden.within(draw.chunk)
+        last = len(self.encoder.layers)
         # largest first, as in every list of sizes, and as the draws are
         ends = {draw.size: last, **draw.exits}
         dropout = self.supernet.config.subnet_dropout
@@ -324,7 +327,8 @@ class OmniASRModel(TransducerASRModel):
         """
         if encoded is None:
             with self.encoder.as_subnet("full"):
-                encoded, _ = self.encoder.blocks(hidden, self.supernet.full().gates)
+                full = self.supernet.full()
+                encoded, _ = self.encoder.blocks(hidden.within(full.chunk), full.gates)
         lattice = None
         if self.use_transducer_decoder:
             joint, target, *_ = self.lattice(encoded, hidden.lengths, part.text)

@@ -77,7 +77,8 @@ class Problem:
     def spec(self, candidate: Candidate, name: str) -> SubnetSpec:
         """A candidate as a size."""
         space, mask = self.model.encoder.space, self.masks[candidate.branches]
-        return SubnetSpec(name, self.supernet, space, mask, candidate.sparsity)
+        chunk = self.model.supernet.chunks[-1]
+        return SubnetSpec(name, self.supernet, space, mask, candidate.sparsity, chunk)
 
 
 def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Problem:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.components import BRANCHES, FFN_CHUNKS, PRUNABLE
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_yaml
@@ -164,6 +165,7 @@ class SubnetSpec:
         mask: One boolean per unit.
         sparsity: Per weight of the space, the share of its groups that is zero;
             empty where none is.
+        chunk: What its frames see in a stream; `None`: the whole recording.
 
     >>> space = SearchSpace(1)
     >>> spec = SubnetSpec("small", "0f", space, (True, True, False, False))
@@ -176,6 +178,7 @@ class SubnetSpec:
     space: SearchSpace
     mask: tuple[bool, ...]
     sparsity: tuple[float, ...] = ()
+    chunk: Chunk | None = None
 
     def __post_init__(self):
         if len(self.mask) != len(self.space):
@@ -192,9 +195,11 @@ class SubnetSpec:
             raise ValueError("a sparsity is at least 0 and below 1")
 
     @classmethod
-    def full(cls, supernet: str, space: SearchSpace) -> "SubnetSpec":
+    def full(
+        cls, supernet: str, space: SearchSpace, chunk: Chunk | None = None
+    ) -> "SubnetSpec":
         """The spec that keeps everything."""
-        return cls(FULL, supernet, space, (True,) * len(space))
+        return cls(FULL, supernet, space, (True,) * len(space), chunk=chunk)
 
     @property
     def kept(self) -> tuple[dict[str, tuple[int, ...]], ...]:
@@ -307,6 +312,8 @@ class SubnetSpec:
                 "positional": self.space.positional,
                 "sparsity": self.sparsities,
             }
+        if self.chunk is not None:
+            value["chunk"] = self.chunk.as_dict()
         write_yaml(path, value)
 
     @classmethod
@@ -324,10 +331,11 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
     components = isinstance(value, dict) and value.get("granularity") == "component"
     noun = "components" if components else "branches"
     keys = {"format", "name", "supernet", "granularity", noun, "kept"}
-    if not isinstance(value, dict) or set(value) - {"weights"} != keys:
+    if not isinstance(value, dict) or set(value) - {"weights", "chunk"} != keys:
         raise UserError(
             f"{source} is not a subnet spec: it needs exactly the keys "
-            f"{', '.join(sorted(keys))}, and weights where it masks them."
+            f"{', '.join(sorted(keys))}, weights where it masks them, and chunk where "
+            "it streams."
         )
     if value["format"] != _FORMAT:
         raise UserError(
@@ -352,7 +360,9 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
             for part in range(parts)
         )
     space, sparsity = _weights_of(value.get("weights"), space, source)
-    spec = SubnetSpec(str(value["name"]), str(value["supernet"]), space, mask, sparsity)
+    chunk = Chunk.parse(value.get("chunk"), f"{source}: chunk")
+    name, supernet = str(value["name"]), str(value["supernet"])
+    spec = SubnetSpec(name, supernet, space, mask, sparsity, chunk)
     kept, of, _ = spec.counts
     if value[noun] != {"kept": kept, "of": of}:
         raise UserError(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from espnet_omnisparse.budget import KINDS, UNITS, CostTable, kinds_needed, parse_size
+from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.distillation import KINDS as DISTILLATIONS
 from espnet_omnisparse.errors import UserError, check_keys
 from espnet_omnisparse.gate import Gate, mask_gates
@@ -43,6 +44,9 @@ class SupernetConfig:
         heads: `shared`: one CTC output projection; `per_size`: each size its own.
         sparsity: Options of the weight axis, those of `SparsityConfig`; `None`: weights
             are not masked.
+        chunks: What the nets of an update see, such as `[full, {size: 16, left: 32}]`:
+            the first the largest net, the last the smallest, any the others. Sizes see
+            what the last says, unless they name a chunk. Empty: what the encoder does.
         update: `per_batch`: every subnet sees the whole batch; `split_batch`: the
             batch is divided among them; `per_accum`: with `accum_grad`, each
             micro-batch trains one of them.
@@ -68,6 +72,7 @@ class SupernetConfig:
     sizes: Mapping[str, Any] = field(default_factory=dict)
     fraction_of: str = UNITS
     sparsity: SparsityConfig | None = None
+    chunks: tuple[Chunk | None, ...] = ()
     heads: str = "shared"
     update: str = "per_batch"
     subnet_weight: float | str = 0.3
@@ -180,6 +185,13 @@ class SupernetConfig:
         values = dict(mapping)
         if values.get("sparsity") is not None:
             values["sparsity"] = SparsityConfig.from_mapping(values["sparsity"])
+        chunks = values.get("chunks", ())
+        if not isinstance(chunks, list | tuple):
+            raise UserError(
+                "supernet.chunks must be a list, such as "
+                f"[full, {{size: 16, left: 32}}], not {chunks!r}."
+            )
+        values["chunks"] = tuple(Chunk.parse(c, "supernet.chunks") for c in chunks)
         return cls(**values)
 
 
@@ -202,6 +214,7 @@ class Draw:
         sparsity: A sparsity per weight; empty: nothing is masked.
         main: Whether it is the net with full regularisation, whose BatchNorm statistics
             count and which teaches the others.
+        chunk: What its frames see; `None`: the whole recording.
         layer_dropout: Rate per unit `[units]`; `None` for no layer dropout.
         exits: Sizes that end inside this one -> the number of blocks they end after;
             their losses have `exit_weight`.
@@ -213,6 +226,7 @@ class Draw:
     weight: float | None = 1.0
     sparsity: tuple[float, ...] = ()
     main: bool = False
+    chunk: Chunk | None = None
     layer_dropout: torch.Tensor | None = None
     exits: Mapping[str, int] = field(default_factory=dict)
     exit_weight: float | None = None
@@ -226,6 +240,7 @@ class Supernet(torch.nn.Module):
         space: The encoder's units.
         measure: Makes the table of a kind of cost of the model at hand; called for
             the kinds by which sizes are given.
+        chunk: What the encoder's frames see where `chunks` is empty.
 
     Raises:
         UserError: If a size cannot be met.
@@ -236,16 +251,18 @@ class Supernet(torch.nn.Module):
         config: SupernetConfig,
         space: SearchSpace,
         measure: Callable[[str], CostTable] | None = None,
+        chunk: Chunk | None = None,
     ):
         super().__init__()
         self.config = config
+        self.chunks = config.chunks or (chunk,)
         self.space = space
         self.tables = torch.nn.ModuleDict()
         for kind in dict.fromkeys(kinds_needed(config.sizes, config.fraction_of)):
             counting = kind == UNITS
             self.tables[kind] = CostTable.counting(space) if counting else measure(kind)
         sizes = [
-            parse_size(name, wanted, config.fraction_of, self.tables)
+            parse_size(name, wanted, config.fraction_of, self.tables, self.chunks[-1])
             for name, wanted in config.sizes.items()
         ]
         for size in sizes:
@@ -342,7 +359,8 @@ class Supernet(torch.nn.Module):
 
     def full(self, **kwargs) -> Draw:
         """The full net."""
-        return Draw(FULL, (1.0,) * len(self.space), main=True, **kwargs)
+        gates = (1.0,) * len(self.space)
+        return Draw(FULL, gates, main=True, chunk=self.chunks[0], **kwargs)
 
     def training_draws(self) -> list[Draw]:
         """The subnets that the present update trains, the full net first."""
@@ -373,7 +391,7 @@ class Supernet(torch.nn.Module):
             rates = self._rates(rate, self.selection.mask_now(time, length))
         return [
             self.full(layer_dropout=rates),
-            Draw(CURRENT, gates, self._subnet_weight),
+            Draw(CURRENT, gates, self._subnet_weight, chunk=self.chunks[-1]),
         ]
 
     def _step2_draws(self) -> list[Draw]:
@@ -386,7 +404,12 @@ class Supernet(torch.nn.Module):
         return [
             self.full(layer_dropout=rates),
             *(
-                Draw(name, mask_gates(masks[name]), self._subnet_weight)
+                Draw(
+                    name,
+                    mask_gates(masks[name]),
+                    self._subnet_weight,
+                    chunk=self.sizes[name].chunk,
+                )
                 for name in names
             ),
         ]
@@ -412,7 +435,11 @@ class Supernet(torch.nn.Module):
             rates = None
             if main and net == DENSE and masks:
                 rates = self._rates(self.config.layer_dropout_step2, masks[-1])
-            draws.append(Draw(name, mask_gates(mask), weight, sparsity, main, rates))
+            chunk = self.chunks[0] if main else self.chunks[-1]
+            if not main and net != SPARSEST and len(self.chunks) > 1:
+                chunk = generator.choice(self.chunks)
+            gates = mask_gates(mask)
+            draws.append(Draw(name, gates, weight, sparsity, main, chunk, rates))
         return draws
 
     def _generator(self) -> random.Random:
@@ -442,10 +469,16 @@ class Supernet(torch.nn.Module):
             return [self.full()]
         if self.phase == STEP1:
             mask = self.selection.mask_now(*self.step1_time)
-            current = [] if mask is None else [Draw(CURRENT, mask_gates(mask))]
-            return [self.full(), *current]
+            if mask is None:
+                return [self.full()]
+            return [self.full(), Draw(CURRENT, mask_gates(mask), chunk=self.chunks[-1])]
         sizes = [
-            Draw(name, mask_gates(mask), sparsity=self._shares(name, self.reach))
+            Draw(
+                name,
+                mask_gates(mask),
+                sparsity=self._shares(name, self.reach),
+                chunk=self.sizes[name].chunk,
+            )
             for name, mask in self.size_masks().items()
         ]
         plan = self.config.sparsity

@@ -13,3 +13,130 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.progress import say
 
 
+def file_blocks(
+    path: Path | str,
+    rate: int,
+    seconds: float,
+    notice: Callable[[str], None] = say,
+) -> Iterator[torch.Tensor]:
+    """Reads an audio file block by block, as one channel at the wanted rate.
+
+    The memory it takes does not grow with the file. Resampling keeps its filter from
+    block to block: the blocks together are the whole recording resampled.
+
+    Args:
+        path: Any file that libsndfile reads.
+        rate: Wanted samples per second.
+        seconds: Length of a block. The last is shorter, and a resampled one may be off
+            by the filter's delay.
+        notice: Is told, in a sentence, of channels mixed down, of resampling and of an
+            end that comes too early.
+
+    Yields:
+        Samples `[n]`, float32, full scale being 1.
+
+    Raises:
+        UserError: If there is no such file, or it is no audio, or damaged, or holds no
+            samples, or one that is not a number or infinite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no audio file {path}: check its name.")
+    try:
+        with soundfile.SoundFile(path) as sound:
+            if sound.channels > 1:
+                notice(f"{path} has {sound.channels} channels: their mean is taken.")
+            if sound.samplerate != rate:
+                notice(f"{path} is resampled from {sound.samplerate} to {rate} Hz.")
+            blocks = _mono_blocks(path, sound, seconds, notice)
+            yield from _resampled(blocks, sound.samplerate, rate)
+    except (OSError, soundfile.LibsndfileError) as error:
+        reason = getattr(error, "error_string", str(error)).rstrip(".")
+        raise UserError(
+            f"The audio file {path} cannot be read ({reason}): check that it is "
+            "undamaged audio in a format such as WAV or FLAC."
+        ) from error
+
+
+def _mono_blocks(
+    path: Path,
+    sound: soundfile.SoundFile,
+    seconds: float,
+    notice: Callable[[str], None],
+) -> Iterator[np.ndarray]:
+    """The file's blocks `[n]` at its own rate."""
+    size = _block_size(sound.samplerate, seconds)
+    position = 0
+    while len(block := sound.read(size, dtype="float32", always_2d=True)):
+        finite = np.isfinite(block).all(axis=1)
+        if not finite.all():
+            second = (position + int(finite.argmin())) / sound.samplerate
+            raise UserError(
+                f"The audio file {path} has a sample at {second:.3f} s that is not a "
+                "finite number: write the file again without it."
+            )
+        yield block.mean(axis=1)
+        position += len(block)
+    if position == 0:
+        raise UserError(f"The audio file {path} holds no samples: record it again.")
+    if position < sound.frames:
+        notice(
+            f"{path} ends at {position / sound.samplerate:.3f} s, before the end that "
+            "its header announces: it may be truncated."
+        )
+
+
+def _resampled(
+    blocks: Iterator[np.ndarray], source_rate: int, rate: int
+) -> Iterator[torch.Tensor]:
+    if source_rate == rate:
+        yield from map(torch.from_numpy, blocks)
+        return
+    stream = soxr.ResampleStream(source_rate, rate, 1, dtype="float32")
+    for block in blocks:
+        resampled = stream.resample_chunk(block)
+        if len(resampled):
+            yield torch.from_numpy(resampled)
+    rest = stream.resample_chunk(np.empty(0, dtype=np.float32), last=True)
+    if len(rest):
+        yield torch.from_numpy(rest)
+
+
+def pcm_blocks(
+    stream: BinaryIO,
+    rate: int,
+    seconds: float,
+    notice: Callable[[str], None] = say,
+) -> Iterator[torch.Tensor]:
+    """Reads raw audio from a pipe and hands on each block as soon as it is full.
+
+    Args:
+        stream: 16-bit little-endian PCM of one channel, such as `sys.stdin.buffer`.
+        rate: Its samples per second.
+        seconds: Length of a block; the last may be shorter.
+        notice: Is told, in a sentence, of an input that ends in the middle of a sample.
+
+    Yields:
+        Samples `[n]`, float32, in [-1, 1).
+    """
+    size = 2 * _block_size(rate, seconds)
+    pending = b""
+    # a pipe may return less than is asked for; only nothing is its end
+    while read := stream.read(size - len(pending)):
+        pending += read
+        if len(pending) == size:
+            yield _from_pcm(pending)
+            pending = b""
+    if len(pending) % 2:
+        notice("The input ends in the middle of a sample: its last byte is dropped.")
+        pending = pending[:-1]
+    if pending:
+        yield _from_pcm(pending)
+
+
+def _from_pcm(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(data, "<i2").astype(np.float32) / 32768)
+
+
+def _block_size(rate: int, seconds: float) -> int:
+    return max(1, round(rate * seconds))

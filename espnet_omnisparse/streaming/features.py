@@ -31,7 +31,8 @@ class FeatureStream:
         lookahead: Frame `i` is complete when `i * hop + lookahead` samples are there.
 
     Raises:
-        UserError: If the features of a frame depend on later audio or on other channels.
+        UserError: If the features of a frame depend on all of the audio or on
+            other channels.
     """
 
     def __init__(
@@ -118,15 +119,14 @@ class FeatureStream:
         features, lengths = self._frontend(audio, length)
         if self._normalize is not None:
             features, _ = self._normalize(features, lengths)
-        # the last frame's samples stay: those that end the recording are reflected
+        # the last frame stays, as its samples may be reflected at the end; a copy, so
+        # that a long push does not stay with it
         self._buffer = self._buffer[last:].clone()
         self._returned = 1
         return features[0]
 
 
-def _check(
-    frontend: torch.nn.Module | None, normalize: torch.nn.Module | None
-) -> None:
+def _check(frontend: torch.nn.Module | None, normalize: torch.nn.Module | None) -> None:
     """Refuses what has no exact features before the recording has ended."""
     # a subclass may do anything, so the type itself is asked for
     if type(frontend) is not DefaultFrontend or frontend.stft is None:
