@@ -168,6 +168,24 @@ def search(args: argparse.Namespace) -> None:
         print(write_found(problem, found, args.objective, command))
 
 
+def stream(args: argparse.Namespace) -> None:
+    """Recognises a file, or raw 16-bit PCM on stdin, printing words as they come."""
+    import torch
+
+    from espnet_omnisparse.chunk import Chunk
+    from espnet_omnisparse.streaming import live
+    from espnet_omnisparse.streaming.recogniser import Recogniser
+
+    torch.set_num_threads(1)
+    chunk = None
+    if args.chunk is not None:
+        left = 4 * args.chunk if args.left is None else args.left
+        chunk = Chunk(args.chunk, left)
+    elif args.left is not None:
+        raise UserError("--left needs --chunk beside it.")
+    live.run(Recogniser.load(args.model, chunk, args.beam), args.audio, args.json)
+
+
 def report(args: argparse.Namespace) -> None:
     """Writes RESULTS.md and the plots of a supernet's scored sizes."""
     from espnet_omnisparse.report import summary, write_family
@@ -312,6 +330,22 @@ def _parser() -> argparse.ArgumentParser:
         )
     one.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     add_checkpoint(one)
+
+    one = add(stream)
+    one.add_argument("audio", metavar="FILE|-", help="audio; - for PCM on stdin")
+    one.add_argument(
+        "--model", type=Path, required=True, metavar="SIZE", help="a size's folder"
+    )
+    one.add_argument(
+        "--chunk", type=_count, metavar="FRAMES", help="of the encoder (as trained)"
+    )
+    one.add_argument(
+        "--left", type=int, metavar="FRAMES", help="seen before a chunk (4 chunks)"
+    )
+    one.add_argument(
+        "--beam", type=_count, default=1, help="hypotheses kept (%(default)s: greedy)"
+    )
+    one.add_argument("--json", action="store_true", help="print text and times as JSON")
 
     one = add(report)
     one.add_argument("exp", type=Path, metavar="EXP", help="the supernet's folder")

@@ -106,6 +106,7 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
             )
         self.conv_norm = conv_norm
         self.causal = causal
+        self.width = self.output_size()
         self.chunk = Chunk.parse(chunk, "encoder_conf.chunk")
         if causal or self.chunk is not None:
             _check_streaming(self)

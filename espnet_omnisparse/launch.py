@@ -16,13 +16,15 @@ from pathlib import Path
 from espnet_omnisparse.errors import UserError, one_sentence
 
 #: ESPnet's module -> ours
-REMAPPED = {"espnet2.bin.asr_train": "espnet_omnisparse.asr_train"}
+REMAPPED = {
+    "espnet2.bin.asr_train": "espnet_omnisparse.asr_train",
+    "espnet2.bin.asr_inference_streaming": "espnet_omnisparse.asr_inference_streaming",
+}
 #: ESPnet's modules that load models and so need our classes registered
 REGISTERED = {"espnet2.bin.asr_inference"}
 REFUSED = {
     "espnet2.bin.lightning_train": "use_lightning: use ESPnet's own trainer",
     "espnet2.bin.asr_inference_k2": "use_k2: use ESPnet's own decoder",
-    "espnet2.bin.asr_inference_streaming": "use_streaming: decode offline",
     "espnet2.bin.asr_transducer_train": "asr_task asr_transducer: use asr_task asr",
 }
 USAGE = "usage: python3 -m espnet_omnisparse.launch (-m MODULE | SCRIPT) [ARGS ...]"

@@ -24,6 +24,7 @@ class PrunableEncoder:
         conv_norm: Norm of the Conv modules.
         causal: Whether the Conv modules see the past alone.
         chunk: What its frames see; `None`: the whole recording.
+        width: Of its output.
         subnet_dropout: See `as_subnet`.
     """
 
@@ -32,6 +33,7 @@ class PrunableEncoder:
     conv_norm: str
     causal: bool
     chunk: Chunk | None
+    width: int
     subnet_dropout = "adaptive"
     _masks: WeightMasks | None = None
 

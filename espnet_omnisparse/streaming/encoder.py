@@ -32,7 +32,7 @@ class EncoderStream:
         _check(encoder, self.chunk)
         self._encoder = encoder
         self.subsampling = Subsampling(encoder)
-        self._waiting = encoder.layers[0].norm_final.weight.new_empty(1, 0, 0)
+        self._waiting = next(encoder.parameters()).new_empty(1, 0, encoder.width)
         self._blocks = [BlockState() for _ in encoder.layers]
 
     @torch.no_grad()
@@ -47,8 +47,7 @@ class EncoderStream:
         """
         frames = self.subsampling.push(feats)
         if frames.size(1):
-            waiting = (self._waiting,) if self._waiting.size(1) else ()
-            self._waiting = torch.cat((*waiting, frames), 1)
+            self._waiting = torch.cat((self._waiting, frames), 1)
         size = self.chunk.size
         return self._encode(self._waiting.size(1) // size * size)
 
@@ -58,10 +57,11 @@ class EncoderStream:
         return self._encode(self._waiting.size(1))
 
     def _encode(self, frames: int) -> torch.Tensor:
-        parts = self._waiting[:, :frames].split(self.chunk.size, 1) if frames else ()
-        self._waiting = self._waiting[:, frames:]
-        outputs = [self._chunk(part)[0] for part in parts]
-        return torch.cat(outputs) if outputs else self._waiting.new_empty(0, 0)
+        ready, self._waiting = self._waiting.tensor_split([frames], 1)
+        if frames == 0:
+            return ready[0]
+        parts = ready.split(self.chunk.size, 1)
+        return torch.cat([self._chunk(part)[0] for part in parts])
 
     def _chunk(self, x: torch.Tensor) -> torch.Tensor:
         for block, state in zip(self._encoder.layers, self._blocks, strict=True):

@@ -1,0 +1,190 @@
+"""Audio in, text out, as it is spoken: one model, any number of streams."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.text.build_tokenizer import build_tokenizer
+from espnet2.text.token_id_converter import TokenIDConverter
+
+from espnet_omnisparse import family
+from espnet_omnisparse.chunk import Chunk
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import load_tensors
+from espnet_omnisparse.streaming.encoder import EncoderStream
+from espnet_omnisparse.streaming.features import FeatureStream
+from espnet_omnisparse.streaming.search import (
+    BeamTransducer,
+    GreedyCTC,
+    GreedyTransducer,
+    PrefixBeamCTC,
+    Search,
+)
+
+
+class Recogniser:
+    """A trained model that recognises streams.
+
+    Args:
+        model: An extracted size, or any other model with a causal prunable encoder.
+        config: The configuration of its training.
+        chunk: What each frame sees; `None`: as in training.
+        beam: Hypotheses that are kept; 1: greedy search.
+
+    Raises:
+        UserError: If the model cannot stream.
+
+    Examples:
+        >>> recogniser = Recogniser.load("exp/asr_x_s80")  # doctest: +SKIP
+        >>> stream = recogniser.stream()  # doctest: +SKIP
+        >>> for block in microphone:  # doctest: +SKIP
+        ...     stream.push(block)
+        ...     print(stream.text)
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: Mapping[str, Any],
+        chunk: Chunk | None = None,
+        beam: int = 1,
+    ):
+        self.model = model.eval()
+        self._chunk = chunk
+        self._beam = beam
+        self._converter = TokenIDConverter(config["token_list"])
+        self._tokenizer = _tokenizer(config)
+        example = self.stream()  # a model that cannot stream is told of at once
+        self.chunk = example.encoder.chunk
+        self.sample_rate = example.features.sample_rate
+        front = example.encoder.subsampling
+        samples = front.stride * example.features.hop
+        beyond = (front.field - 1 - front.stride) * example.features.hop
+        #: Duration of a chunk, in seconds.
+        self.chunk_seconds = self.chunk.size * samples / self.sample_rate
+        #: Audio after a chunk's end that its features need, in seconds.
+        self.lookahead_seconds = (
+            beyond + example.features.lookahead
+        ) / self.sample_rate
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, chunk: Chunk | None = None, beam: int = 1
+    ) -> "Recogniser":
+        """The recogniser of an extracted size.
+
+        Args:
+            folder: Of the size.
+            chunk: As in the constructor.
+            beam: As in the constructor.
+
+        Raises:
+            UserError: If there is no such size, or it cannot stream.
+        """
+        folder = Path(folder)
+        config = family.read_config(folder)
+        if not (folder / family.MODEL).exists():
+            raise UserError(
+                f"{folder} has no {family.MODEL}: name the folder of a size, such as "
+                "exp/asr_x_s80 (run.sh's stage 11, or omnisparse extract, writes it)."
+            )
+        model = family.build(config, load_tensors(folder / family.MODEL))
+        return cls(model, config, chunk, beam)
+
+    def stream(self) -> "Stream":
+        """A new stream."""
+        features = FeatureStream(self.model.frontend, self.model.normalize)
+        encoder = EncoderStream(self.model.encoder, self._chunk)
+        return Stream(self, features, encoder, self._search())
+
+    def text(self, tokens: list[int]) -> str:
+        """The text that token ids spell."""
+        return self._tokenizer.tokens2text(self._converter.ids2tokens(tokens))
+
+    def tokens(self, ids: list[int]) -> list[str]:
+        """The tokens of ids."""
+        return self._converter.ids2tokens(ids)
+
+    def _search(self) -> Search:
+        model, greedy = self.model, self._beam == 1
+        joint = getattr(model, "joint_network", None)
+        if joint is not None:
+            if greedy:
+                return GreedyTransducer(model.decoder, joint)
+            return BeamTransducer(model.decoder, joint, self._beam)
+        if model.ctc is None:
+            raise UserError(
+                "This model has neither CTC nor a transducer, and attention alone "
+                "cannot stream: train with ctc_weight above 0."
+            )
+        return GreedyCTC(model.ctc) if greedy else PrefixBeamCTC(model.ctc, self._beam)
+
+
+class Stream:
+    """One recording on its way through a recogniser; holds all of its state.
+
+    Args:
+        recogniser: Whose model it uses.
+        features: Its features.
+        encoder: Its encoder.
+        search: Its search.
+    """
+
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        features: FeatureStream,
+        encoder: EncoderStream,
+        search: Search,
+    ):
+        self._recogniser = recogniser
+        self.features = features
+        self.encoder = encoder
+        self._search = search
+
+    def push(self, samples: torch.Tensor) -> None:
+        """Takes the next samples `[n]`, full scale being 1.
+
+        Raises:
+            UserError: If a sample is no number.
+        """
+        if not samples.isfinite().all():
+            raise UserError(
+                "The audio has a sample that is not a finite number: check where it "
+                "comes from."
+            )
+        self._search.push(self.encoder.push(self.features.push(samples)))
+
+    def finish(self) -> str:
+        """Ends the recording.
+
+        Returns:
+            Its text.
+        """
+        self._search.push(self.encoder.push(self.features.finish()))
+        self._search.push(self.encoder.finish())
+        self._search.finish()
+        return self.text
+
+    @property
+    def ids(self) -> list[int]:
+        """Token ids of the best hypothesis so far."""
+        return self._search.best()
+
+    @property
+    def text(self) -> str:
+        """The best hypothesis so far."""
+        return self._recogniser.text(self.ids)
+
+
+def _tokenizer(config: Mapping[str, Any]) -> Any:
+    options = Namespace(**config)
+    bpe = options.bpemodel if options.token_type == "bpe" else None
+    if bpe is not None and not Path(bpe).exists():
+        raise UserError(
+            f"The model's BPE file {bpe} is not there: run in the recipe's folder, or "
+            "restore it."
+        )
+    return build_tokenizer(token_type=options.token_type, bpemodel=bpe)

@@ -1,0 +1,280 @@
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from espnet2.asr.ctc import CTC
+from espnet2.asr.decoder.transducer_decoder import TransducerDecoder
+from espnet2.asr.transducer.beam_search_transducer import (
+    BeamSearchTransducer as AsrBeamSearch,
+)
+from espnet2.asr_transducer.beam_search_transducer import BeamSearchTransducer
+from espnet2.asr_transducer.decoder.rnn_decoder import RNNDecoder
+from espnet2.asr_transducer.decoder.stateless_decoder import StatelessDecoder
+from espnet2.asr_transducer.joint_network import JointNetwork
+
+from espnet_omnisparse.streaming import search as search_module
+from espnet_omnisparse.streaming.search import (
+    BeamTransducer,
+    GreedyCTC,
+    GreedyTransducer,
+    PrefixBeamCTC,
+)
+
+VOCAB, SIZE, UNITS = 6, 5, 8
+DECODERS = {
+    "lstm": lambda: RNNDecoder(VOCAB, UNITS, UNITS, "lstm", num_layers=2),
+    "gru": lambda: RNNDecoder(VOCAB, UNITS, UNITS, "gru"),
+    "stateless": lambda: StatelessDecoder(VOCAB, UNITS),
+    "asr": lambda: TransducerDecoder(VOCAB, hidden_size=UNITS, num_layers=2),
+}
+STANDALONE = ["lstm", "gru", "stateless"]
+SEARCHES = {
+    "ctc greedy": lambda: (GreedyCTC, make_ctc()),
+    "ctc prefix": lambda: (PrefixBeamCTC, make_ctc()),
+    **{
+        f"{name} greedy": lambda name=name: (GreedyTransducer, *transducer(name))
+        for name in DECODERS
+    },
+    **{
+        f"{name} {kind}": lambda name=name, kind=kind: (
+            lambda *modules: BeamTransducer(*modules, 3, kind),
+            *transducer(name),
+        )
+        for name, kind in itertools.product(DECODERS, ["default", "tsd", "maes"])
+    },
+}
+
+
+def make_ctc(vocab=VOCAB, sharpness=3.0):
+    ctc = CTC(vocab, SIZE).eval()
+    torch.nn.init.normal_(ctc.ctc_lo.weight, std=sharpness)
+    return ctc
+
+
+def transducer(name):
+    """A prediction and a joint network that give blank about every other time."""
+    decoder, joint = DECODERS[name]().eval(), JointNetwork(VOCAB, SIZE, UNITS, 8).eval()
+    with torch.no_grad():
+        for parameter in [*decoder.parameters(), *joint.parameters()]:
+            parameter.normal_(std=0.7)
+        joint.lin_out.bias[0] += 1.5
+    return decoder, joint
+
+
+def run(search, *pushes):
+    for encoded in pushes:
+        search.push(encoded)
+    search.finish()
+    return search.best()
+
+
+def ctc_frames(path, sure=20.0):
+    """A CTC head and frames of which each is sure of its token of `path`."""
+    ctc = CTC(SIZE, SIZE).eval()
+    with torch.no_grad():
+        ctc.ctc_lo.weight.copy_(sure * torch.eye(SIZE))
+        ctc.ctc_lo.bias.zero_()
+    return ctc, torch.eye(SIZE)[path]
+
+
+def collapse(path):
+    return tuple(token for token, _ in itertools.groupby(path) if token)
+
+
+def all_texts(ctc, encoded):
+    """Every text's probability: the sum over all of its alignments."""
+    frames = ctc.log_softmax(encoded[None])[0].double().exp()
+    texts = {}
+    for path in itertools.product(range(frames.shape[1]), repeat=len(frames)):
+        p = math.prod(frames[t, token].item() for t, token in enumerate(path))
+        texts[collapse(path)] = texts.get(collapse(path), 0.0) + p
+    return texts
+
+
+def slow_greedy(decoder, joint, encoded, max_symbols):
+    """Greedy search that runs the prediction network over the whole text each time."""
+    text, t, here = [0], 0, 0
+    while t < len(encoded):
+        out = decoder(torch.tensor([text]))[0, -1]
+        token = int(joint(encoded[t], out).argmax())
+        if token == 0 or here == max_symbols:
+            t, here = t + 1, 0
+        else:
+            text, here = text + [token], here + 1
+    return text[1:]
+
+
+@pytest.fixture(autouse=True)
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_division_into_pushes_does_not_matter(name):
+    make, *modules = SEARCHES[name]()
+    encoded = torch.randn(40, SIZE)
+    whole = run(make(*modules), encoded)
+    assert len(set(whole)) > 1 and len(whole) >= 4
+    assert run(make(*modules), *encoded.split(1)) == whole
+    uneven = encoded.split([0, 7, 1, 0, 0, 19, 2, 11, 0])
+    assert run(make(*modules), *uneven) == whole
+    assert run(make(*modules), encoded[:0]) == run(make(*modules)) == []
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_interleaved_streams_do_not_touch_each_other_or_the_model(name):
+    make, *modules = SEARCHES[name]()
+    before = [copy.deepcopy(vars(module)) for module in modules]
+    one, two = torch.randn(30, SIZE), torch.randn(30, SIZE)
+    alone = [run(make(*modules), one), run(make(*modules), two)]
+    assert alone[0] != alone[1]
+    searches = make(*modules), make(*modules)
+    for pieces in zip(one.split(3), two.split(3), strict=True):
+        for search, piece in zip(searches, pieces, strict=True):
+            search.push(piece)
+    assert [search.best() for search in searches] == alone
+    for module, old in zip(modules, before, strict=True):
+        own = {k: v for k, v in vars(module).items() if not k.startswith("_")}
+        assert own == {k: old[k] for k in own}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_best_may_be_asked_at_any_time_and_is_a_copy(name):
+    make, *modules = SEARCHES[name]()
+    encoded = torch.randn(40, SIZE)
+    search, asked = make(*modules), make(*modules)
+    for piece in encoded.split(5):
+        search.push(piece)
+        asked.push(piece)
+        asked.best().append(-1)
+    assert asked.best() == search.best()
+
+
+def test_greedy_ctc_joins_repeats_and_drops_blanks_across_pushes():
+    ctc, frames = ctc_frames([0, 1, 1, 0, 1, 2, 2, 3, 0, 0, 3])
+    assert run(GreedyCTC(ctc), *frames.split(2)) == [1, 1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("vocab, frames", [(3, 6), (4, 4)])
+def test_prefix_search_finds_the_text_of_the_largest_sum_over_alignments(
+    vocab, frames, seed
+):
+    torch.manual_seed(seed)
+    ctc, encoded = make_ctc(vocab, sharpness=0.5), torch.randn(frames, SIZE)
+    texts = all_texts(ctc, encoded)
+    assert sum(texts.values()) == pytest.approx(1)
+    search = PrefixBeamCTC(ctc, beam=len(texts), prune=vocab)
+    best = max(texts, key=texts.get)
+    assert run(search, *encoded.split(2)) == list(best)
+    assert math.exp(search.log_probability()) == pytest.approx(texts[best])
+
+
+def test_prefix_search_beats_greedy_where_alignments_add_up():
+    better = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        ctc, encoded = make_ctc(3, sharpness=0.3), torch.randn(5, SIZE)
+        texts = all_texts(ctc, encoded)
+        greedy, prefix = (
+            texts[tuple(run(make(ctc), encoded))] for make in (GreedyCTC, PrefixBeamCTC)
+        )
+        assert prefix >= greedy
+        better += prefix > greedy
+    assert better > 5
+
+
+def test_prefix_search_of_sure_frames_is_greedy():
+    ctc, frames = ctc_frames([0, 1, 1, 0, 1, 2, 2, 3, 0, 0, 3, 4])
+    for beam, prune in [(1, 1), (8, 8)]:
+        assert run(PrefixBeamCTC(ctc, beam, prune), frames) == [1, 1, 2, 3, 3, 4]
+
+
+def test_prefix_search_extends_by_the_likeliest_tokens_alone():
+    ctc, frames = ctc_frames([1], sure=1.0)
+    frames[0, 2] = 0.9
+    frames = frames.repeat(3, 1)
+    texts = all_texts(ctc, frames)
+    seen = [text for text in texts if set(text) <= {1, 2}]
+    search = PrefixBeamCTC(ctc, beam=len(texts), prune=2)
+    assert tuple(run(search, frames)) == max(seen, key=texts.get)
+    assert len(search._beams) == len(seen) < len(texts)
+
+
+def test_prefix_search_keeps_the_text_and_the_beam_alone():
+    ctc = make_ctc()
+    search = PrefixBeamCTC(ctc)
+    kept = []
+    for _ in range(6):
+        search.push(torch.randn(100, SIZE))
+        kept.append(len(search._children) - len(search.best()))
+    assert len(search.best()) > 250
+    assert max(kept) < 8 * 8  # tails of the beam, 8 texts; not 64 trials per frame
+
+
+@pytest.mark.parametrize("max_symbols", [1, 2, 5])
+@pytest.mark.parametrize("name", DECODERS)
+def test_greedy_transducer_equals_the_obvious_loop(name, max_symbols):
+    decoder, joint = transducer(name)
+    encoded = torch.randn(30, SIZE)
+    expected = slow_greedy(decoder, joint, encoded, max_symbols)
+    assert run(GreedyTransducer(decoder, joint, max_symbols), encoded) == expected
+    assert len(expected) >= 4
+
+
+def test_greedy_transducer_with_one_symbol_is_that_of_asr():
+    decoder, joint = transducer("asr")
+    encoded = torch.randn(40, SIZE)
+    stock = AsrBeamSearch(decoder, joint, beam_size=1)(encoded)[0].yseq[1:]
+    assert run(GreedyTransducer(decoder, joint, 1), encoded) == stock
+    assert run(GreedyTransducer(decoder, joint, 5), encoded) != stock
+
+
+@pytest.mark.parametrize("kind", ["default", "tsd", "maes"])
+@pytest.mark.parametrize("name", STANDALONE)
+def test_beam_in_pieces_equals_the_stock_search_over_the_whole(name, kind):
+    decoder, joint = transducer(name)
+    encoded = torch.randn(60, SIZE)
+    stock = BeamSearchTransducer(decoder, joint, 3, search_type=kind)(encoded)[0]
+    search = BeamTransducer(decoder, joint, 3, kind)
+    assert run(search, *encoded.split(7)) == stock.yseq[1:]
+    assert max(hyp.score for hyp in search._hyps) == pytest.approx(stock.score)
+
+
+@pytest.mark.parametrize("score_norm", [True, False])
+def test_beam_in_pieces_equals_the_stock_search_of_asr(score_norm):
+    decoder, joint = transducer("asr")
+    for encoded in torch.randn(5, 40, SIZE):
+        stock = AsrBeamSearch(decoder, joint, 3, score_norm=score_norm)(encoded)[0]
+        search = BeamTransducer(decoder, joint, 3, score_norm=score_norm)
+        assert run(search, *encoded.split(7)) == stock.yseq[1:]
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_beam_remembers_a_bounded_part_of_a_long_stream(name, monkeypatch):
+    decoder, joint = transducer(name)
+    encoded = torch.randn(400, SIZE)
+    expected = run(BeamTransducer(decoder, joint, 3), encoded)
+    monkeypatch.setattr(search_module, "CACHED_STEPS", 12)
+    search = BeamTransducer(decoder, joint, 3)
+    sizes, tails = set(), []
+    for piece in encoded.split(10):
+        search.push(piece)
+        sizes.add(len(search._search.decoder.score_cache))
+        tails.append(max(len(hyp.yseq) for hyp in search._hyps))
+    assert search.best() == expected and len(expected) > 80
+    assert max(sizes) <= 12
+    assert max(tails) < 25
+    assert not getattr(decoder, "score_cache", None)
+
+
+def test_beam_takes_frames_that_are_all_alike():
+    """Of one text, two ways to it are then exactly as good."""
+    for name in DECODERS:
+        decoder, joint = transducer(name)
+        joint.lin_out.bias[0] += 30
+        search = BeamTransducer(decoder, joint, 3)
+        assert run(search, torch.zeros(30, SIZE)) == []
