@@ -17,9 +17,9 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import unit_magnitudes
 from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.journal import SUBNETS, log_epoch, settled_specs, write_specs
-from espnet_omnisparse.model import NOT_SELECTED, OmniASRModel
 from espnet_omnisparse.subnet import fingerprint
 from espnet_omnisparse.supernet import Supernet
+from espnet_omnisparse.update import NOT_SELECTED, SupernetModel
 
 
 class OmniTrainer(Trainer):
@@ -32,7 +32,7 @@ class OmniTrainer(Trainer):
         Raises:
             UserError: If the supernet's phases do not fit the run.
         """
-        if isinstance(model, OmniASRModel):
+        if isinstance(model, SupernetModel):
             per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
             _plan(model, per_epoch, trainer_options)
             model.supernet.attach(
@@ -72,9 +72,9 @@ class OmniTrainer(Trainer):
             # resumed run would not have
             optimizer.zero_grad()
         inner = getattr(model, "module", model)
-        if isinstance(inner, OmniASRModel):
+        if isinstance(inner, SupernetModel):
             inner.accumulate(options.accum_grad)
-        supernet = inner.supernet if isinstance(inner, OmniASRModel) else None
+        supernet = inner.supernet if isinstance(inner, SupernetModel) else None
         before = int(supernet.updates) if supernet else 0
         start = time.perf_counter()
         invalid = super().train_one_epoch(
@@ -112,7 +112,7 @@ class TrainedNet:
         ngpu: As in the trainer's options.
     """
 
-    def __init__(self, model: OmniASRModel, valid_iter_factory: Any, ngpu: int):
+    def __init__(self, model: SupernetModel, valid_iter_factory: Any, ngpu: int):
         self._model = model
         self._factory = valid_iter_factory
         self._device = "cuda" if ngpu > 0 else "cpu"
@@ -152,7 +152,7 @@ def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:
     return None if batches is None else batches // options.accum_grad
 
 
-def _plan(model: OmniASRModel, per_epoch: int | None, options: Any) -> None:
+def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
     """Fixes the phases of the run."""
     supernet, epochs = model.supernet, options.max_epoch
     supernet.set_run_length(None if per_epoch is None else per_epoch * epochs)

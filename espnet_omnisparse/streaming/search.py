@@ -2,7 +2,8 @@
 
 A search holds all the state of one stream. The modules it is given are shared: any
 number of searches may run interleaved over one model. How the frames are divided into
-pushes does not matter, and apart from the text nothing grows with the stream.
+pushes does not matter. Nothing grows with the stream but the text, and the texts that
+a beam has not decided between.
 
 >>> ctc = CTC(odim=3, encoder_output_size=3).requires_grad_(False)
 >>> _ = ctc.ctc_lo.weight.copy_(torch.eye(3)), ctc.ctc_lo.bias.zero_()
@@ -137,8 +138,9 @@ class PrefixBeamCTC(Search):
             for candidate in candidates:
                 # without a blank between them, two equal tokens are one
                 before = blank if candidate == prefix.token else either
-                child = self._child(prefix, candidate)
-                add(child, -math.inf, before + log_prob(candidate))
+                if before > -math.inf:
+                    child = self._child(prefix, candidate)
+                    add(child, -math.inf, before + log_prob(candidate))
         self._beams = dict(
             nlargest(self._beam, grown.items(), key=lambda item: _log_add(*item[1]))
         )
@@ -256,7 +258,10 @@ class BeamTransducer(Search):
         decoder: The prediction network, of `asr_transducer` or `asr`.
         joint: The joint network.
         beam: Hypotheses kept after each frame, the vocabulary's size at most.
-        search_type: `default`, `tsd` or `maes`, as ESPnet calls them.
+        search_type: `default`, `tsd` or `maes`, as ESPnet calls them. The first one is
+            done with a frame when the beam's hypotheses are better than all that might
+            still be extended, and never, where the model repeats a token for ever; the
+            others bound the tokens of a frame.
         score_norm: Whether the best hypothesis is the best per token, as in `asr`, and
             not in total, as in `asr_transducer`.
     """

@@ -1,0 +1,104 @@
+"""A backward pass per subnet: no two subnets' graphs are alive together.
+
+ESPnet's trainer takes one loss and calls one backward, for which the graphs of all
+subnets of an update would have to wait: of a transducer, whose joint network's output
+has a value per frame, label and token, that is the memory of several models. So each
+subnet's gradients are computed as soon as its loss is known, and what the trainer gets
+is a number that has them already. Hooks on parameters, such as those of distributed
+training, see one backward.
+"""
+
+from collections.abc import Iterable
+
+import torch
+
+
+class Ledger:
+    """Sums losses, and their gradients one after the other.
+
+    Args:
+        parameters: With respect to which gradients are taken.
+        keep_graphs: Sum the losses alone and leave all gradients to the trainer.
+
+    >>> weight = torch.ones(2, requires_grad=True)
+    >>> ledger = Ledger([weight])
+    >>> for factor in (1.0, 10.0):
+    ...     ledger.add((factor * weight).sum())
+    >>> total = ledger.total()
+    >>> (2 * total).backward()
+    >>> total.item(), weight.grad.tolist()
+    (22.0, [22.0, 22.0])
+    """
+
+    def __init__(self, parameters: Iterable[torch.Tensor], keep_graphs: bool = False):
+        self._parameters = [p for p in parameters if p.requires_grad]
+        self._keep_graphs = keep_graphs
+        self._gradients: dict[torch.Tensor, torch.Tensor] = {}
+        self._value: torch.Tensor | float = 0.0
+
+    def cut(self, shared: torch.Tensor) -> torch.Tensor:
+        """What to make losses of instead of something that they share.
+
+        The graph of what is shared is kept until the trainer's backward.
+        """
+        if self._keep_graphs or not shared.requires_grad:
+            return shared
+        return shared.detach().requires_grad_()
+
+    def add(
+        self,
+        loss: torch.Tensor,
+        cut: torch.Tensor | None = None,
+        shared: torch.Tensor | None = None,
+    ) -> None:
+        """Adds a loss and frees its graph.
+
+        Args:
+            loss: A scalar.
+            cut: What `cut` returned for `shared`.
+            shared: What several losses are made of.
+        """
+        if self._keep_graphs or not loss.requires_grad:
+            self._value = self._value + loss
+            return
+        self._value = self._value + loss.detach()
+        inputs = targets = self._parameters
+        if cut is not shared:
+            inputs, targets = [*inputs, cut], [*targets, shared]
+        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        for target, gradient in zip(targets, found, strict=True):
+            if gradient is None:
+                continue
+            if target in self._gradients:
+                self._gradients[target] += gradient
+            else:
+                self._gradients[target] = gradient
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether `total` leads anywhere."""
+        return bool(self._gradients) or getattr(self._value, "requires_grad", False)
+
+    def total(self) -> torch.Tensor | float:
+        """The sum of the losses, whose backward hands out the gradients."""
+        if not self._gradients:
+            return self._value
+        return _Known.apply(
+            self._value, list(self._gradients.values()), *self._gradients
+        )
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradients with respect to some tensors are known."""
+
+    @staticmethod
+    def forward(
+        ctx, value: torch.Tensor, gradients: list[torch.Tensor], *tensors: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return None, None, *(gradient.mul_(factor) for gradient in ctx.gradients)
