@@ -24,11 +24,9 @@ from espnet_omnisparse.components import ASR_LAYOUT, BRANCHES, FFN_CHUNKS, heads
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate
 from espnet_omnisparse.mask import DEFAULT_PATTERN, Pattern
-from espnet_omnisparse.prunable import PrunableEncoder
+from espnet_omnisparse.prunable import CONV_NORMS, PrunableEncoder
 from espnet_omnisparse.subnet import SearchSpace
-from espnet_omnisparse.weights import WeightMasks
 
-CONV_NORMS = ("batch_norm", "layer_norm")
 _FIXED = {
     "macaron_style": True,
     "use_cnn_module": True,
@@ -126,7 +124,7 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
             _check_components(self.encoders[0])
         if self.space.pattern is not None:
             _check_maskable(self.encoders[0])
-            self._masks = WeightMasks(self.space.pattern)
+        self.set_pattern(self.space.pattern)
         if conv_norm == "layer_norm":
             for layer in self.encoders:
                 layer.conv_module.norm = ChannelNorm(layer.size)

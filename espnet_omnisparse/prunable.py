@@ -11,8 +11,11 @@ from espnet_omnisparse.block import BranchGate, Frames, PrunableBlock
 from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.components import PRUNABLE, Layout, Masked
 from espnet_omnisparse.gate import Gate, same_gate
+from espnet_omnisparse.mask import Pattern
 from espnet_omnisparse.subnet import SearchSpace
 from espnet_omnisparse.weights import WeightMasks
+
+CONV_NORMS = ("batch_norm", "layer_norm")
 
 
 class PrunableEncoder:
@@ -41,6 +44,10 @@ class PrunableEncoder:
     def layers(self) -> torch.nn.ModuleList:
         """The blocks."""
         return self.get_submodule(self.layout.blocks)
+
+    def set_pattern(self, pattern: Pattern | None) -> None:
+        """Says in which groups weights are masked; `None`: they are not."""
+        self._masks = None if pattern is None else WeightMasks(pattern)
 
     def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
         """Subsampling and positions, shared by all subnets of an update.
