@@ -3,20 +3,25 @@
 from collections.abc import Sequence
 
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.tasks import OmniASRTask
+from espnet_omnisparse.tasks import OmniASRTask, SupernetTask
 
 
 def main(cmd: Sequence[str] | None = None) -> None:
     """Trains, collects statistics or prints the configuration, as ESPnet does."""
+    train(OmniASRTask, cmd)
+
+
+def train(task: type[SupernetTask], cmd: Sequence[str] | None = None) -> None:
+    """The same of any task."""
 
     def refuse(message: str) -> None:
         raise UserError(f"{message}.")
 
     with one_sentence():
-        parser = OmniASRTask.get_parser()
+        parser = task.get_parser()
         # argparse would print pages of usage above the sentence that matters
         parser.error = refuse
-        OmniASRTask.main(args=parser.parse_args(cmd))
+        task.main(args=parser.parse_args(cmd))
 
 
 if __name__ == "__main__":

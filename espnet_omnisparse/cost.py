@@ -84,7 +84,7 @@ def count_cost(model: Any, feature_size: int, pattern: Pattern | None = None) ->
     """Counts a model's costs.
 
     Args:
-        model: Has `encoder(feats, lengths)` and `ctc.log_softmax(encoded)`.
+        model: Has `encoder(feats, lengths)`, and `ctc` or a joint network.
         feature_size: Input dimension of the encoder.
         pattern: By whose groups weights are packed; `None`: all are stored densely.
     """
@@ -139,15 +139,23 @@ def packed_bytes(shape: Sequence[int], groups: int, pattern: Pattern) -> int:
 
 @torch.no_grad()
 def count_macs(model: Any, feature_size: int, seconds: int) -> int:
-    """Multiply-accumulates from features to CTC log-probabilities, batch 1."""
+    """Multiply-accumulates from features to CTC, or to one joint output, per frame."""
     frames = seconds * FRAMES_PER_SECOND
     model.eval()
     feats = torch.zeros(1, frames, feature_size)
     # the counter does not know the fused attention kernels of the CPU
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         encoded = model.encoder(feats, torch.tensor([frames]))[0]
-        model.ctc.log_softmax(encoded)
+        _output(model, encoded)
     return counter.get_total_flops() // 2  # the counter counts mul and add apart
+
+
+def _output(model: Any, encoded: torch.Tensor) -> torch.Tensor:
+    """What recognition computes of every frame: CTC, or the joint network once."""
+    if getattr(model, "ctc", None) is not None:
+        return model.ctc.log_softmax(encoded)
+    predicted = encoded.new_zeros(1, 1, model.decoder.output_size)
+    return model.joint_network(encoded, predicted)
 
 
 def measure_paired(
@@ -200,7 +208,7 @@ def measure_rtf(
 
     def recogniser(model: Any) -> Callable[[], Any]:
         model.eval()
-        return lambda: model.ctc.log_softmax(model.encode(speech, lengths)[0])
+        return lambda: _output(model, model.encode(speech, lengths)[0])
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -30,12 +30,12 @@ class Teacher:
     """What the largest net says about some utterances, without gradients.
 
     Attributes:
-        ctc: CTC logits `[batch, time, labels]`.
+        ctc: CTC logits `[batch, time, labels]`, where there is CTC.
         lattice: Of a transducer, the log-probabilities of the correct label, of blank
             and of the rest at each node `[batch, time, labels + 1, 3]`.
     """
 
-    ctc: torch.Tensor
+    ctc: torch.Tensor | None
     lattice: torch.Tensor | None
 
 

@@ -22,7 +22,8 @@ from espnet_omnisparse.block import Frames
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.family import calibration_batches
 from espnet_omnisparse.gate import mask_gates
-from espnet_omnisparse.tasks import OmniASRTask
+from espnet_omnisparse.streaming.search import greedy_search
+from espnet_omnisparse.tasks import task_of
 
 OBJECTIVES = ("loss", "wer")
 _BATCH = 16
@@ -36,7 +37,7 @@ class DevSet:
         model: The supernet, which is moved to the device.
         config: Its training's configuration, which names the data.
         objective: `loss`: mean training loss of an utterance; `wer`: word error rate
-            in percent of greedy CTC search.
+            in percent of greedy search.
         utterances: How many of the validation set are used.
         calibration: Training utterances for each subnet's BatchNorm statistics.
         device: Where it runs.
@@ -112,12 +113,12 @@ class DevSet:
             return float(loss) * len(batch), len(batch)
         encoded, lengths = model.encoder.blocks(hidden, gates, sparsity)
         errors = words = 0
-        best = model.ctc.argmax(encoded).cpu()
-        for ids, length, text, count in zip(
-            best, lengths, batch.text.cpu(), batch.text_lengths, strict=True
+        for frames, length, text, count in zip(
+            encoded, lengths, batch.text.cpu(), batch.text_lengths, strict=True
         ):
-            heard = ids[:length].unique_consecutive()
-            heard = words_of(heard[heard != model.blank_id].tolist(), self._tokens)
+            search = greedy_search(model)
+            search.push(frames[:length])
+            heard = words_of(search.best(), self._tokens)
             said = words_of(text[:count].tolist(), self._tokens)
             errors += editdistance.eval(said, heard)
             words += len(said)
@@ -148,7 +149,7 @@ def _valid_batches(
                 f"{path}, the validation data that subnets are evaluated on, does not "
                 "exist: run stages 1-5 first, in the recipe's folder."
             )
-    preprocess = OmniASRTask.build_preprocess_fn(
+    preprocess = task_of(config).build_preprocess_fn(
         argparse.Namespace(**config), train=False
     )
     dataset = ESPnetDataset(sources, preprocess=preprocess)

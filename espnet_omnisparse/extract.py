@@ -5,13 +5,15 @@ state dict, so extraction is a function from pairs to pairs and needs no model.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from espnet_omnisparse.components import (
     ASR_LAYOUT,
+    BRANCHES,
+    FFN_CHUNKS,
     TRANSDUCER_LAYOUT,
     Layout,
     scatter,
@@ -57,6 +59,19 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         ),
         any(name.endswith(_POSITIONS) for name in state),
     )
+
+
+def expanded(body_conf: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A configuration for each block, as ESPnet reads `num_blocks`.
+
+    >>> expanded([{"linear_size": 8, "num_blocks": 2}, {"linear_size": 4}])
+    [{'linear_size': 8}, {'linear_size': 8}, {'linear_size': 4}]
+    """
+    blocks = []
+    for block in body_conf:
+        one = {name: value for name, value in block.items() if name != "num_blocks"}
+        blocks += [dict(one) for _ in range(block.get("num_blocks") or 1)]
+    return blocks
 
 
 def is_standalone(config: Mapping[str, Any]) -> bool:
@@ -127,17 +142,33 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     """
     small = _without_training(config)
     conf = small["encoder_conf"]
-    conf["num_blocks"] = len(_block_numbers(spec))
+    numbers = _block_numbers(spec)
     conf.pop("chunk", None)
     if spec.chunk is not None:
         conf["chunk"] = spec.chunk.as_dict()
+    if is_standalone(config):
+        body = expanded(conf["body_conf"])
+        conf["body_conf"] = [body[number] for number in numbers]
+        return _with_kept(small, spec)
+    conf["num_blocks"] = len(numbers)
     if _is_conformer(config, spec):
         return _as_conformer(small)
     # what is masked is in the weights; a net trained alone may be ESPnet's own
     small["encoder"] = "layer_prunable_conformer"
+    return _with_kept(small, spec)
+
+
+def _with_kept(small: dict[str, Any], spec: SubnetSpec) -> dict[str, Any]:
+    """A size's configuration, with what its blocks keep."""
+    conf = small["encoder_conf"]
     for name in ("granularity", "pattern", "pattern_norm"):
         conf.pop(name, None)
     if spec.is_full or spec.space.granularity == "block":
+        return small
+    widths = _ffn_widths(spec) if is_standalone(small) else None
+    if widths is not None:
+        for block, width in zip(conf["body_conf"], widths, strict=True):
+            block["linear_size"] = block["linear_size"] * width // FFN_CHUNKS
         return small
     conf["kept"] = [list(row) for row in spec.kept_branches]
     if spec.space.granularity == "component":
@@ -145,9 +176,34 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     return small
 
 
+def _ffn_widths(spec: SubnetSpec) -> list[int] | None:
+    """The chunks that both FFNs of each block keep, if nothing else is dropped.
+
+    ESPnet's standalone transducer has a width per block for both of its FFNs.
+    """
+    parts = spec.space.parts
+    widths = []
+    for row in spec.kept:
+        counts = {branch: len(row.get(branch, ())) for branch in BRANCHES}
+        whole = all(counts[branch] == parts[branch] for branch in ("mhsa", "conv"))
+        if not whole or counts["ffn1"] != counts["ffn2"] or not counts["ffn1"]:
+            return None
+        widths.append(counts["ffn1"])
+    return widths if spec.space.granularity == "component" else None
+
+
 def loads_in_stock(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
     """Whether an ESPnet without this package builds the small form itself."""
+    if is_standalone(config):
+        return spec.chunk is None and _has_stock_shape(config, spec)
     return _is_conformer(config, spec) and not _is_transducer(config)
+
+
+def _has_stock_shape(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
+    """Whether ESPnet's standalone transducer can be as small as a size."""
+    whole_blocks = spec.is_full or spec.space.granularity == "block"
+    small = whole_blocks or _ffn_widths(spec) is not None
+    return small and _conv_norm(config) == "batch_norm"
 
 
 def stock_state(small: State, full: Mapping[str, torch.Tensor], spec: SubnetSpec):
@@ -185,6 +241,36 @@ def stock_state(small: State, full: Mapping[str, torch.Tensor], spec: SubnetSpec
     return stock
 
 
+def stock_form(
+    config: Mapping[str, Any],
+    small: State,
+    full: Mapping[str, torch.Tensor],
+    spec: SubnetSpec,
+) -> tuple[dict[str, Any], State]:
+    """Configuration and tensors that an ESPnet without this package loads.
+
+    Args:
+        config: The supernet's.
+        small: What `cut_state` cut, calibrated or not.
+        full: The supernet's state dict.
+        spec: The size.
+
+    Raises:
+        UserError: As in `stock_config`.
+    """
+    stock = stock_config(config, spec)
+    if is_small_in_stock(config, spec):
+        return stock, small
+    return stock, stock_state(small, full, spec)
+
+
+def is_small_in_stock(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
+    """Whether the stock form of a size is physically small, not full with zeros."""
+    if is_standalone(config):
+        return _has_stock_shape(config, spec)
+    return loads_in_stock(config, spec)
+
+
 def stock_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     """The configuration that loads `stock_state` in an ESPnet without this package.
 
@@ -202,6 +288,13 @@ def stock_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
             "A size with encoder_conf.conv_norm: layer_norm has no form that stock "
             "ESPnet loads: train with batch_norm, or extract without --stock."
         )
+    if is_standalone(config):
+        small = _without_training(config)
+        if _has_stock_shape(config, spec):
+            small = cut_config(config, spec)
+        for name in _OURS_ONLY:
+            small["encoder_conf"].pop(name, None)
+        return small
     if config["encoder_conf"].get("causal"):
         raise UserError(
             "A size with encoder_conf.causal: true has no form that stock ESPnet "
@@ -290,13 +383,15 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
 
 def _without_training(config: Mapping[str, Any]) -> dict[str, Any]:
     small = copy.deepcopy(dict(config))
-    # ESPnet's own model has a transducer only where warprnnt_pytorch is installed
-    small["model"] = "omni_transducer" if _is_transducer(config) else "espnet"
-    for name in ("supernet", "loss_normalization"):
-        small["model_conf"].pop(name, None)
-    small["encoder_conf"]["macaron_style"] = True
     # what it was once started from has no part in it any more
     small["init_param"] = []
+    for name in ("supernet", "loss_normalization"):
+        small["model_conf"].pop(name, None)
+    if is_standalone(config):
+        return small
+    # ESPnet's own model has a transducer only where warprnnt_pytorch is installed
+    small["model"] = "omni_transducer" if _is_transducer(config) else "espnet"
+    small["encoder_conf"]["macaron_style"] = True
     return small
 
 

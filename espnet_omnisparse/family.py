@@ -33,7 +33,7 @@ from espnet_omnisparse.files import (
 )
 from espnet_omnisparse.journal import SUBNETS, read_specs
 from espnet_omnisparse.subnet import SubnetSpec, fingerprint
-from espnet_omnisparse.tasks import OmniASRTask
+from espnet_omnisparse.tasks import task_of
 
 MODEL, CONFIG, SPEC, COST = "model.pth", "config.yaml", "subnet.yaml", "cost.json"
 FORMS = {
@@ -66,7 +66,7 @@ def build(
     Raises:
         UserError: If the tensors do not fit the configuration.
     """
-    model = OmniASRTask.build_model(argparse.Namespace(**config))
+    model = task_of(config).build_model(argparse.Namespace(**config))
     if state is not None:
         try:
             model.load_state_dict(state)
@@ -146,12 +146,14 @@ def cut(
     small = extract.cut_state(state, spec)
     if not stock or extract.loads_in_stock(config, spec):
         return extract.cut_config(config, spec), small
-    return extract.stock_config(config, spec), extract.stock_state(small, state, spec)
+    return extract.stock_form(config, small, state, spec)
 
 
 def form_of(config: Mapping[str, Any], spec: SubnetSpec, stock: bool) -> str:
     """Which of `FORMS` a size's file has."""
     if extract.loads_in_stock(config, spec):
+        return "stock"
+    if stock and extract.is_small_in_stock(config, spec):
         return "stock"
     return "stock-zeroed" if stock else "slim"
 
@@ -212,8 +214,7 @@ def extract_size(
         )
         small = model.state_dict()
     if stock and not extract.loads_in_stock(config, spec):
-        small_config = extract.stock_config(config, spec)
-        small = extract.stock_state(small, state, spec)
+        small_config, small = extract.stock_form(config, small, state, spec)
         model = build(small_config, small)
     cost = count_cost(model, feature_size(config), spec.space.pattern)
     small_config["output_dir"] = str(out)

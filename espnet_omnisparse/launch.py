@@ -17,15 +17,19 @@ from espnet_omnisparse.errors import UserError, one_sentence
 
 #: ESPnet's module -> ours
 REMAPPED = {
-    "espnet2.bin.asr_train": "espnet_omnisparse.asr_train",
-    "espnet2.bin.asr_inference_streaming": "espnet_omnisparse.asr_inference_streaming",
+    f"espnet2.bin.{name}": f"espnet_omnisparse.{name}"
+    for name in (
+        "asr_train",
+        "asr_inference_streaming",
+        "asr_transducer_train",
+        "asr_transducer_inference",
+    )
 }
 #: ESPnet's modules that load models and so need our classes registered
 REGISTERED = {"espnet2.bin.asr_inference"}
 REFUSED = {
     "espnet2.bin.lightning_train": "use_lightning: use ESPnet's own trainer",
     "espnet2.bin.asr_inference_k2": "use_k2: use ESPnet's own decoder",
-    "espnet2.bin.asr_transducer_train": "asr_task asr_transducer: use asr_task asr",
 }
 USAGE = "usage: python3 -m espnet_omnisparse.launch (-m MODULE | SCRIPT) [ARGS ...]"
 

@@ -168,8 +168,10 @@ def check(run: Run) -> None:
         raise UserError(
             f"--calibration is a number of utterances, not {run.own['calibration']}."
         )
-    if run["asr_task"] != "asr":
-        raise UserError(f"--asr_task {run['asr_task']} is not supported: use asr.")
+    if run["asr_task"] not in ("asr", "asr_transducer"):
+        raise UserError(
+            f"--asr_task {run['asr_task']} is not supported: use asr or asr_transducer."
+        )
     if run["download_model"]:
         raise UserError(
             "--download_model cannot be combined with sizes: decode downloaded models "

@@ -1,13 +1,18 @@
-"""ESPnet's ASR task with supernets; importing this module registers them."""
+"""ESPnet's ASR tasks with supernets; importing this module registers them."""
 
 import argparse
+import copy
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
+from espnet2.asr_transducer.encoder.encoder import Encoder
+from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerModel
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
+from espnet2.tasks.asr_transducer import ASRTransducerTask
 
 from espnet_omnisparse.conformer import (
     LayerPrunableConformerEncoder,
@@ -18,21 +23,25 @@ from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.model import OmniASRModel
 from espnet_omnisparse.trainer import OmniTrainer
 from espnet_omnisparse.transducer import TransducerASRModel
+from espnet_omnisparse.transducer_encoder import OmniTransducerEncoder
+from espnet_omnisparse.transducer_model import OmniTransducerModel, TransducerModel
+from espnet_omnisparse.update import SupernetModel
 
 encoder_choices.classes["layer_prunable_conformer"] = LayerPrunableConformerEncoder
 encoder_choices.classes["omni_sparse_conformer"] = OmniSparseConformerEncoder
 model_choices.classes["omni"] = OmniASRModel
 model_choices.classes["omni_transducer"] = TransducerASRModel
 
+_RUNNING_MEAN = re.compile(r"\.(conv_module|conv_mod)\.norm\.running_mean$")
 CRITERION = ["valid", "loss_sizes", "min"]
 # these set every parameter group to a rate of their own
 _ABSOLUTE_SCHEDULERS = ("piecewiselinearwarmuplr", "onecyclelr", "cycliclr")
 
 
-class OmniASRTask(ASRTask):
-    """`asr` task whose trainer understands supernets.
+class SupernetTask:
+    """Mixin of a task whose trainer understands supernets.
 
-    A class of our own, and not only an entry in ESPnet's tables, because the workers
+    A task of our own, and not only an entry in ESPnet's tables, because the workers
     that multi-GPU training spawns import it, and with it the registration.
     """
 
@@ -46,7 +55,7 @@ class OmniASRTask(ASRTask):
             UserError: If the configuration contradicts itself.
         """
         _check_initial_parameters(args)
-        if args.model == "omni":
+        if is_supernet(vars(args)):
             if args.patience is not None:
                 raise UserError(
                     "patience cannot be combined with a supernet, whose phases need "
@@ -60,17 +69,6 @@ class OmniASRTask(ASRTask):
         super().main_worker(args)
 
     @classmethod
-    def build_model(cls, args: argparse.Namespace) -> ESPnetASRModel:
-        """Builds the model of a configuration.
-
-        Raises:
-            UserError: If a key of `encoder_conf` or `model_conf` is unknown.
-        """
-        _check_conf("encoder", encoder_choices.get_class(args.encoder), args)
-        _check_conf("model", model_choices.get_class(args.model), args)
-        return super().build_model(args)
-
-    @classmethod
     def build_optimizers(
         cls, args: argparse.Namespace, model: torch.nn.Module
     ) -> list[torch.optim.Optimizer]:
@@ -80,7 +78,7 @@ class OmniASRTask(ASRTask):
             UserError: If the scheduler cannot keep `score_lr`.
         """
         optimizers = super().build_optimizers(args, model)
-        if not isinstance(model, OmniASRModel):
+        if not isinstance(model, SupernetModel):
             return optimizers
         if args.sharded_ddp:
             raise UserError("sharded_ddp cannot be combined with a supernet: unset it.")
@@ -91,8 +89,78 @@ class OmniASRTask(ASRTask):
         return optimizers
 
 
+class OmniASRTask(SupernetTask, ASRTask):
+    """`asr` task with supernets."""
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> ESPnetASRModel:
+        """Builds the model of a configuration.
+
+        Raises:
+            UserError: If a key of `encoder_conf` or `model_conf` is unknown.
+        """
+        _check_conf("encoder", encoder_choices.get_class(args.encoder), args)
+        _check_conf("model", model_choices.get_class(args.model), args)
+        return super().build_model(args)
+
+
+class OmniASRTransducerTask(SupernetTask, ASRTransducerTask):
+    """`asr_transducer` task with supernets: those that have `model_conf.supernet`."""
+
+    @classmethod
+    def build_model(cls, args: argparse.Namespace) -> TransducerModel:
+        """Builds the model of a configuration.
+
+        Raises:
+            UserError: If a key of `encoder_conf` or `model_conf` is unknown.
+        """
+        built = OmniTransducerModel if is_supernet(vars(args)) else TransducerModel
+        _check_conf("encoder", OmniTransducerEncoder, args)
+        _check_conf("model", built, args)
+        # ESPnet hard-wires its encoder: everything else is taken from its model
+        stock = super().build_model(_stock_options(args))
+        front = stock.frontend
+        input_size = args.input_size if front is None else front.output_size()
+        return built(
+            vocab_size=stock.vocab_size,
+            token_list=stock.token_list,
+            frontend=front,
+            specaug=stock.specaug,
+            normalize=stock.normalize,
+            encoder=OmniTransducerEncoder(input_size, **args.encoder_conf),
+            decoder=stock.decoder,
+            joint_network=stock.joint_network,
+            **args.model_conf,
+        )
+
+
+def is_supernet(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration, of either task, trains a supernet."""
+    standalone = "body_conf" in config["encoder_conf"]
+    if standalone:
+        return "supernet" in config["model_conf"]
+    return config["model"] == "omni"
+
+
+def task_of(config: Mapping[str, Any]) -> type[SupernetTask]:
+    """The task that a configuration is of."""
+    standalone = "body_conf" in config["encoder_conf"]
+    return OmniASRTransducerTask if standalone else OmniASRTask
+
+
+def _stock_options(args: argparse.Namespace) -> argparse.Namespace:
+    """What ESPnet's own task understands; it writes its defaults into copies."""
+    stock = argparse.Namespace(**vars(args))
+    known = inspect.signature(Encoder.__init__).parameters
+    conf = {name: v for name, v in args.encoder_conf.items() if name in known}
+    stock.encoder_conf = copy.deepcopy(conf)
+    known = inspect.signature(ESPnetASRTransducerModel.__init__).parameters
+    stock.model_conf = {n: v for n, v in args.model_conf.items() if n in known}
+    return stock
+
+
 def _separate_scores(
-    optimizer: torch.optim.Optimizer, model: OmniASRModel, args: argparse.Namespace
+    optimizer: torch.optim.Optimizer, model: SupernetModel, args: argparse.Namespace
 ) -> None:
     scores = list(model.supernet.selection.parameters())
     if not scores:
@@ -133,7 +201,7 @@ def _check_initial_parameters(args: argparse.Namespace) -> None:
     for init_param in args.init_param:
         path, *parts = init_param.split(":")
         keys = load_tensors(path).keys()
-        if layer_norm and any("conv_module.norm.running_mean" in key for key in keys):
+        if layer_norm and any(_RUNNING_MEAN.search(key) for key in keys):
             raise UserError(
                 f"{path} has BatchNorm in its Conv modules and cannot start a "
                 "supernet with encoder_conf.conv_norm: layer_norm: use batch_norm."

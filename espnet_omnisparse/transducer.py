@@ -103,13 +103,26 @@ class TorchaudioRNNTLoss(torch.nn.Module):
         return rnnt_loss(acts, labels, act_lens, label_lens, self.blank)
 
 
-def make_criterion(blank: int) -> torch.nn.Module:
-    """ESPnet's own transducer loss where it is installed, torchaudio's elsewhere."""
+def make_criterion(blank: int, fastemit_lambda: float = 0.0) -> torch.nn.Module:
+    """ESPnet's own transducer loss where it is installed, torchaudio's elsewhere.
+
+    Args:
+        blank: The id of blank.
+        fastemit_lambda: FastEmit's weight (arXiv 2010.11148).
+
+    Raises:
+        UserError: If FastEmit is asked for and torchaudio's has to do.
+    """
     try:
         from warprnnt_pytorch import RNNTLoss
-    except ImportError:
+    except ImportError as error:
+        if fastemit_lambda:
+            raise UserError(
+                "model_conf.fastemit_lambda needs warprnnt_pytorch, which is not "
+                "installed (torchaudio's loss has no FastEmit): set it to 0."
+            ) from error
         return TorchaudioRNNTLoss(blank)
-    return RNNTLoss(blank=blank, fastemit_lambda=0.0)
+    return RNNTLoss(blank=blank, fastemit_lambda=fastemit_lambda)
 
 
 class TransducerASRModel(ESPnetASRModel):

@@ -25,6 +25,7 @@ from espnet_omnisparse.components import (
     heads_of,
 )
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract import expanded
 from espnet_omnisparse.gate import Gate
 from espnet_omnisparse.mask import Pattern
 from espnet_omnisparse.prunable import CONV_NORMS, PrunableEncoder
@@ -87,8 +88,9 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         self.chunk = Chunk.parse(chunk, "encoder_conf.chunk")
         if self.chunk is not None and not self.causal:
             raise UserError(
-                "encoder_conf.chunk needs main_conf.dynamic_chunk_training: true, which "
-                "makes the Conv modules causal: they would see the future otherwise."
+                "encoder_conf.chunk needs main_conf.dynamic_chunk_training: true, with "
+                "which the Conv modules are causal: they would see the future "
+                "otherwise."
             )
         blocks = self.encoders.blocks
         if kept is not None and len(kept) != len(blocks):
@@ -175,19 +177,6 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
             return None
         size = size % self.short_chunk_size + 1
         return Chunk(size, self.num_left_chunks * size or frames)
-
-
-def expanded(body_conf: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A configuration for each block, as ESPnet reads `num_blocks`.
-
-    >>> expanded([{"linear_size": 8, "num_blocks": 2}, {"linear_size": 4}])
-    [{'linear_size': 8}, {'linear_size': 8}, {'linear_size': 4}]
-    """
-    blocks = []
-    for block in body_conf:
-        one = {name: value for name, value in block.items() if name != "num_blocks"}
-        blocks += [dict(one) for _ in range(block.get("num_blocks") or 1)]
-    return blocks
 
 
 def _check(

@@ -15,13 +15,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream
-from espnet_omnisparse.streaming.search import (
-    BeamTransducer,
-    GreedyCTC,
-    GreedyTransducer,
-    PrefixBeamCTC,
-    Search,
-)
+from espnet_omnisparse.streaming.search import Search, beam_search, greedy_search
 
 
 class Recogniser:
@@ -108,18 +102,9 @@ class Recogniser:
         return self._converter.ids2tokens(ids)
 
     def _search(self) -> Search:
-        model, greedy = self.model, self._beam == 1
-        joint = getattr(model, "joint_network", None)
-        if joint is not None:
-            if greedy:
-                return GreedyTransducer(model.decoder, joint)
-            return BeamTransducer(model.decoder, joint, self._beam)
-        if model.ctc is None:
-            raise UserError(
-                "This model has neither CTC nor a transducer, and attention alone "
-                "cannot stream: train with ctc_weight above 0."
-            )
-        return GreedyCTC(model.ctc) if greedy else PrefixBeamCTC(model.ctc, self._beam)
+        if self._beam == 1:
+            return greedy_search(self.model)
+        return beam_search(self.model, self._beam)
 
 
 class Stream:

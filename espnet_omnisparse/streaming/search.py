@@ -30,6 +30,8 @@ from espnet2.asr_transducer.beam_search_transducer import (
 from espnet2.asr_transducer.decoder.abs_decoder import AbsDecoder
 from espnet2.asr_transducer.joint_network import JointNetwork
 
+from espnet_omnisparse.errors import UserError
+
 BLANK = 0
 #: Steps of the prediction network that a beam search remembers; it asks for some
 #: dozens of them in a frame, and mostly for the same ones in the next.
@@ -305,3 +307,34 @@ class BeamTransducer(Search):
     def _rank(self, hyp: Hypothesis) -> float:
         length = len(self._settled) + len(hyp.yseq) if self._score_norm else 1
         return hyp.score / length
+
+
+def greedy_search(model: Any) -> Search:
+    """A greedy search of what a model of either task has: a transducer, or CTC.
+
+    Raises:
+        UserError: If it has attention alone.
+    """
+    if getattr(model, "joint_network", None) is not None:
+        return GreedyTransducer(model.decoder, model.joint_network)
+    return GreedyCTC(_ctc_of(model))
+
+
+def beam_search(model: Any, beam: int) -> Search:
+    """The same with so many hypotheses.
+
+    Raises:
+        UserError: If it has attention alone.
+    """
+    if getattr(model, "joint_network", None) is not None:
+        return BeamTransducer(model.decoder, model.joint_network, beam)
+    return PrefixBeamCTC(_ctc_of(model), beam)
+
+
+def _ctc_of(model: Any) -> CTC:
+    if model.ctc is None:
+        raise UserError(
+            "This model has neither CTC nor a transducer, and attention alone cannot "
+            "stream: train with ctc_weight above 0."
+        )
+    return model.ctc
