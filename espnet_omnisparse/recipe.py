@@ -55,6 +55,10 @@ STOCK_DEFAULTS = {
     "download_model": "",
 }
 FIRST_PER_SIZE, LAST_STAGE = 12, 15
+DECODING = {
+    "asr": "conf/decode_ctc.yaml",
+    "asr_transducer": "conf/decode_transducer.yaml",
+}
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def asr_sh(run: Run, **changes: str) -> None:
     """
     options = {
         **_training_text(run),
+        "inference_config": DECODING[run["asr_task"]],
         **run.options,
         "asr_exp": run.asr_exp,
         "inference_asr_model": run["inference_asr_model"],
@@ -168,9 +173,10 @@ def check(run: Run) -> None:
         raise UserError(
             f"--calibration is a number of utterances, not {run.own['calibration']}."
         )
-    if run["asr_task"] not in ("asr", "asr_transducer"):
+    if run["asr_task"] not in DECODING:
         raise UserError(
-            f"--asr_task {run['asr_task']} is not supported: use asr or asr_transducer."
+            f"--asr_task {run['asr_task']} is not supported: use one of "
+            f"{', '.join(DECODING)}."
         )
     if run["download_model"]:
         raise UserError(

@@ -14,7 +14,6 @@ python3 -m espnet_omnisparse.recipe \
     --speed_perturb_factors "0.9 1.0 1.1" \
     --use_lm false \
     --asr_config conf/layer_prune.yaml \
-    --inference_config conf/decode_ctc.yaml \
     --train_set train_960 \
     --valid_set dev \
     --test_sets "test_clean test_other dev_clean dev_other" \

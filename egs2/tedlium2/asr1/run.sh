@@ -13,7 +13,6 @@ python3 -m espnet_omnisparse.recipe \
     --speed_perturb_factors "0.9 1.0 1.1" \
     --use_lm false \
     --asr_config conf/layer_prune.yaml \
-    --inference_config conf/decode_ctc.yaml \
     --train_set train \
     --valid_set dev \
     --test_sets "dev test" \
