@@ -31,6 +31,9 @@ setup(
         "kaldiio",
         "editdistance",
         "pyyaml",
+        # audio block by block, and resampled so; ESPnet brings both
+        "soundfile",
+        "soxr",
     ],
     extras_require={
         "demo": demo,
