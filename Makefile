@@ -35,6 +35,7 @@ lint: setup ## ruff, black and, where present, shellcheck
 
 bench: setup ## paired times: supernet, stock Conformer and each size
 	$(run) python -m espnet_omnisparse.bench
+	$(run) python -m espnet_omnisparse.bench_memory
 
 clean: ## remove caches and build leftovers; environment and experiments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

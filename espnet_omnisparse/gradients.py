@@ -70,9 +70,9 @@ class Ledger:
             if gradient is None:
                 continue
             if target in self._gradients:
-                self._gradients[target] += gradient
-            else:
-                self._gradients[target] = gradient
+                # never in place: autograd may give two parameters the same tensor
+                gradient = self._gradients[target] + gradient
+            self._gradients[target] = gradient
 
     @property
     def has_gradients(self) -> bool:
@@ -101,4 +101,4 @@ class _Known(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return None, None, *(gradient.mul_(factor) for gradient in ctx.gradients)
+        return None, None, *(gradient * factor for gradient in ctx.gradients)

@@ -119,6 +119,7 @@ class OmniASRTransducerTask(SupernetTask, ASRTransducerTask):
         _check_conf("model", built, args)
         # ESPnet hard-wires its encoder: everything else is taken from its model
         stock = super().build_model(_stock_options(args))
+        args.token_list = list(stock.token_list)  # as ESPnet's tasks leave it
         front = stock.frontend
         input_size = args.input_size if front is None else front.output_size()
         return built(

@@ -8,7 +8,9 @@ REPOSITORY = Path(__file__).parents[1]
 CONFIGURATIONS = sorted(
     path
     for path in REPOSITORY.glob("egs2/*/asr1/conf/**/*.yaml")
-    if re.search(r"encoder: (layer_prunable|omni_sparse)_conformer", path.read_text())
+    if re.search(
+        r"encoder: (layer_prunable|omni_sparse)_conformer|body_conf:", path.read_text()
+    )
 )
 RUN_LENGTH = 732_000
 TOKENS = ["<blank>", "<unk>", "a", "b", "<sos/eos>"]
@@ -18,14 +20,15 @@ TOKENS = ["<blank>", "<unk>", "a", "b", "<sos/eos>"]
 def test_every_configuration_builds_with_its_optimiser_and_scheduler(path, tmp_path):
     from espnet2.tasks.abs_task import scheduler_classes
 
-    from espnet_omnisparse.tasks import OmniASRTask
+    from espnet_omnisparse.tasks import task_of
 
+    task = task_of(yaml.safe_load(path.read_text()))
     given = ["--config", str(path), "--output_dir", str(tmp_path / "exp")]
-    args = OmniASRTask.get_parser().parse_args(given)
+    args = task.get_parser().parse_args(given)
     args.token_list = TOKENS
-    model = OmniASRTask.build_model(args)
+    model = task.build_model(args)
     model.supernet.set_run_length(RUN_LENGTH)
-    (optimizer,) = OmniASRTask.build_optimizers(args, model)
+    (optimizer,) = task.build_optimizers(args, model)
     scheduler_classes[args.scheduler](optimizer, **args.scheduler_conf)
 
     # a run of whatever length holds the phases, and at its end all sizes are trained
@@ -35,7 +38,8 @@ def test_every_configuration_builds_with_its_optimiser_and_scheduler(path, tmp_p
     sizes = {draw.size for draw in model.supernet.validation_draws()}
     assert set(model.supernet.sizes) <= sizes
     plan = model.supernet.config.sparsity
-    assert (plan is not None) == (args.encoder == "omni_sparse_conformer")
+    masked = getattr(args, "encoder", None) == "omni_sparse_conformer"
+    assert (plan is not None) == (masked or "pattern" in args.encoder_conf)
     if plan is not None:
         drawn = model.supernet.training_draws()
         assert len(drawn) == len(plan.nets)
@@ -86,3 +90,14 @@ def test_there_are_configurations_of_the_weight_axis_and_of_both():
         if "sparsity" in supernet:
             axes.add(supernet.get("method", "none") != "none")
     assert axes == {False, True}
+
+
+def test_there_are_streaming_configurations_of_both_tasks():
+    from espnet_omnisparse.tasks import OmniASRTask, OmniASRTransducerTask, task_of
+
+    streaming = set()
+    for path in CONFIGURATIONS:
+        config = yaml.safe_load(path.read_text())
+        if "chunk" in path.read_text():
+            streaming.add(task_of(config))
+    assert streaming == {OmniASRTask, OmniASRTransducerTask}

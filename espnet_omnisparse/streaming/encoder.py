@@ -28,8 +28,7 @@ class EncoderStream:
     """
 
     def __init__(self, encoder: PrunableEncoder, chunk: Chunk | None = None):
-        self.chunk = chunk or encoder.chunk
-        _check(encoder, self.chunk)
+        self.chunk = _chunk_of(encoder, chunk)
         self._encoder = encoder
         self.subsampling = Subsampling(encoder)
         self._waiting = next(encoder.parameters()).new_empty(1, 0, encoder.width)
@@ -57,9 +56,10 @@ class EncoderStream:
         return self._encode(self._waiting.size(1))
 
     def _encode(self, frames: int) -> torch.Tensor:
-        ready, self._waiting = self._waiting.tensor_split([frames], 1)
+        ready, rest = self._waiting.tensor_split([frames], 1)
         if frames == 0:
             return ready[0]
+        self._waiting = rest.clone()  # or all of a long push would stay with it
         parts = ready.split(self.chunk.size, 1)
         return torch.cat([self._chunk(part)[0] for part in parts])
 
@@ -173,7 +173,8 @@ class Subsampling:
         if self._feats is not None:
             feats = torch.cat((self._feats, feats))
         frames = max((len(feats) - self.field) // self.stride + 1, 0)
-        self._feats = feats[frames * self.stride :]
+        # a copy: the caller may use its memory again, and a long push does not stay
+        self._feats = feats[frames * self.stride :].clone()
         if frames == 0:
             return feats.new_empty(1, 0, 0)
         used = feats[: (frames - 1) * self.stride + self.field]
@@ -199,14 +200,17 @@ def _receptive_field(encoder: PrunableEncoder) -> tuple[int, int]:
     return stride, field
 
 
-def _check(encoder: PrunableEncoder, chunk: Chunk | None) -> None:
+def _chunk_of(encoder: PrunableEncoder, chunk: Chunk | None) -> Chunk:
+    """The chunk given, or the encoder's own, if it can stream at all."""
     if not isinstance(encoder, PrunableEncoder) or not encoder.causal:
         raise UserError(
             "This model cannot stream, since its Conv modules see the future: train it "
             "with encoder_conf.causal: true."
         )
+    chunk = chunk or encoder.chunk
     if chunk is None:
         raise UserError(
             "This model was trained on whole recordings: give a chunk to stream with, "
             "such as --chunk 16 --left 32."
         )
+    return chunk

@@ -327,7 +327,8 @@ def beam_search(model: Any, beam: int) -> Search:
         UserError: If it has attention alone.
     """
     if getattr(model, "joint_network", None) is not None:
-        return BeamTransducer(model.decoder, model.joint_network, beam)
+        # ESPnet's default may find no end of a frame; this one is bounded
+        return BeamTransducer(model.decoder, model.joint_network, beam, "maes")
     return PrefixBeamCTC(_ctc_of(model), beam)
 
 
