@@ -7,13 +7,20 @@ of a distributed one draw the same subnets.
 import dataclasses
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from espnet_omnisparse.budget import KINDS, UNITS, CostTable, kinds_needed, parse_size
+from espnet_omnisparse.budget import (
+    KINDS,
+    UNITS,
+    CostTable,
+    Size,
+    kinds_needed,
+    parse_size,
+)
 from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.distillation import KINDS as DISTILLATIONS
 from espnet_omnisparse.errors import UserError, check_keys
@@ -267,6 +274,8 @@ class Supernet(torch.nn.Module):
         ]
         for size in sizes:
             size.check()
+        if config.sparsity is not None:
+            self._check_chunks(sizes)
         sizes.sort(key=lambda size: (not size.whole, -size.units, size.sparsity))
         self.sizes = {size.name: size for size in sizes}
         layered = {size.name: size for size in sizes if not size.whole}
@@ -287,6 +296,15 @@ class Supernet(torch.nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._timeline: Timeline | None = None
         self._net: Net | None = None
+
+    def _check_chunks(self, sizes: Sequence[Size]) -> None:
+        """Refuses sizes that see what the sandwich of sparsities never does."""
+        for size in sizes:
+            if size.chunk not in self.chunks:
+                raise UserError(
+                    f"supernet.sizes: {size.name} has a chunk that no net is trained "
+                    "with: add it to supernet.chunks."
+                )
 
     def attach(self, net: Net) -> None:
         """Gives the selection the trained net to ask when step 1 ends."""

@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 from espnet2.asr_transducer.encoder.encoder import Encoder
-from espnet2.asr_transducer.utils import (
-    TooShortUttError,
-    check_short_utt,
-    make_source_mask,
-)
+from espnet2.asr_transducer.utils import TooShortUttError, make_source_mask
 
 from espnet_omnisparse.block import ChannelNorm, Frames, TransducerBlock
 from espnet_omnisparse.chunk import Chunk
@@ -114,13 +110,13 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
 
     def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
         """See `PrunableEncoder.front_end`."""
-        too_short, limit = check_short_utt(self.embed.subsampling_factor, feats.size(1))
-        if too_short:
+        needed = self.embed.min_frame_length  # ESPnet's own check allows 3 of 7
+        if feats.size(1) < needed:
             raise TooShortUttError(
                 f"has {feats.size(1)} frames and is too short for subsampling (it "
-                f"needs more than {limit} frames), return empty results",
+                f"needs {needed} frames), return empty results",
                 feats.size(1),
-                limit,
+                needed,
             )
         x, padding = self.embed(feats, make_source_mask(lengths))
         frames = Frames(x, self.pos_enc(x), ~padding[:, None])

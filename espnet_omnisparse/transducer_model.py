@@ -75,14 +75,6 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
                 "it to false."
             )
         self.plan_supernet(supernet, loss_normalization)
-        sizes = self.supernet.sizes.values()
-        chunks = [*self.supernet.chunks, *(size.chunk for size in sizes)]
-        if any(chunks) and not self.encoder.causal:
-            raise UserError(
-                "model_conf.supernet has chunks, for which "
-                "encoder_conf.main_conf.dynamic_chunk_training must be true: the Conv "
-                "modules are not causal otherwise and would see the future."
-            )
         if self.supernet.config.heads != "shared":
             raise UserError(
                 "supernet.heads: per_size is made for CTC's output; a transducer's "

@@ -71,6 +71,14 @@ class SupernetModel:
         self.supernet = Supernet(
             config, self.encoder.space, measure, self.encoder.chunk
         )
+        sizes = self.supernet.sizes.values()
+        chunks = [*self.supernet.chunks, *(size.chunk for size in sizes)]
+        if any(chunks) and not self.encoder.causal:
+            raise UserError(
+                "model_conf.supernet has chunks, for which the Conv modules must be "
+                "causal, or they would see the future: set encoder_conf.causal: true "
+                "(main_conf.dynamic_chunk_training: true of the task asr_transducer)."
+            )
         self._refreshed_at: int | None = None
         self._guard = LossGuard()
         self.accumulate(1)
@@ -199,6 +207,7 @@ class SupernetModel:
         """
         batch = self.make_batch(speech, speech_lengths, text, text_lengths)
         hidden = self.encoder.front_end(batch.feats, batch.feats_lengths)
+        hidden = hidden.within(self.supernet.chunks[-1])  # what sizes see
         return self.subnet_loss(hidden, batch, mask_gates(mask)), len(batch)
 
     def subnet_loss(

@@ -57,14 +57,11 @@ def make_ctc(vocab=VOCAB, sharpness=3.0):
 
 
 def speech(frames):
-    """Frames `[T, D]`: now and then a token's own vector, and noise on all of them."""
+    """Noise `[T, D]` with a token's own vector in it now and then, and the tokens."""
     tokens = torch.randint(SIZE, (frames,))
     spoken = torch.rand(frames) < 0.4
-    noise = torch.randn(frames, SIZE)
-    return (
-        spoken[:, None] * 2 * torch.eye(SIZE)[tokens] + 0.4 * noise,
-        tokens[spoken] + 1,
-    )
+    encoded = spoken[:, None] * 2 * torch.eye(SIZE)[tokens]
+    return encoded + 0.4 * torch.randn(frames, SIZE), tokens[spoken] + 1
 
 
 @functools.cache
@@ -175,22 +172,11 @@ def test_interleaved_streams_do_not_touch_each_other_or_the_model(name):
     for pieces in zip(one.split(3), two.split(3), strict=True):
         for search, piece in zip(searches, pieces, strict=True):
             search.push(piece)
+            search.best().append(-1)  # asking changes nothing
     assert [search.best() for search in searches] == alone
     for module, old in zip(modules, before, strict=True):
         own = {k: v for k, v in vars(module).items() if not k.startswith("_")}
         assert own == {k: old[k] for k in own}
-
-
-@pytest.mark.parametrize("name", SEARCHES)
-def test_best_may_be_asked_at_any_time_and_is_a_copy(name):
-    make, *modules = SEARCHES[name]()
-    encoded, _ = speech(40)
-    search, asked = make(*modules), make(*modules)
-    for piece in encoded.split(5):
-        search.push(piece)
-        asked.push(piece)
-        asked.best().append(-1)
-    assert asked.best() == search.best()
 
 
 def test_greedy_ctc_joins_repeats_and_drops_blanks_across_pushes():
@@ -310,13 +296,3 @@ def test_beam_keeps_a_bounded_cache_and_what_is_undecided(name, monkeypatch):
         assert len({tail[0] for tail in tails}) > 1 or min(map(len, tails)) == 1
     assert search.best() == expected and len(expected) > 50
     assert not getattr(decoder, "score_cache", None)
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_beam_takes_silence_in_which_hypotheses_are_exactly_as_good(name):
-    decoder, joint = copy.deepcopy(transducer(name))
-    joint.lin_out.bias[0] += 60  # the probability of blank is 1 in float32
-    search = BeamTransducer(decoder, joint, 3)
-    assert run(search, torch.zeros(30, SIZE)) == []
-    scores = [hyp.score for hyp in search._hyps]
-    assert len(scores) > len(set(scores))

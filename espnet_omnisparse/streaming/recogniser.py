@@ -128,13 +128,17 @@ class Stream:
         self.features = features
         self.encoder = encoder
         self._search = search
+        self._ended = False
 
     def push(self, samples: torch.Tensor) -> None:
         """Takes the next samples `[n]`, full scale being 1.
 
         Raises:
             UserError: If a sample is no number.
+            RuntimeError: If the recording has ended.
         """
+        if self._ended:
+            raise RuntimeError("this stream has ended: make another one")
         if not samples.isfinite().all():
             raise UserError(
                 "The audio has a sample that is not a finite number: check where it "
@@ -148,6 +152,7 @@ class Stream:
         Returns:
             Its text.
         """
+        self._ended = True
         self._search.push(self.encoder.push(self.features.finish()))
         self._search.push(self.encoder.finish())
         self._search.finish()
