@@ -170,7 +170,7 @@ def test_help_names_every_own_option(asr1):
     [
         (["--asr_config", "conf/missing.yaml"], "conf/missing.yaml"),
         (["--stage", "eleven"], "--stage"),
-        (["--asr_task", "asr_transducer"], "asr_transducer"),
+        (["--asr_task", "asr_mystery"], "asr_transducer"),
         (["--download_model", "a/b"], "--download_model"),
         (["--stock", "yes"], "--stock"),
         (["--calibration", "many"], "--calibration"),

@@ -688,8 +688,6 @@ def test_the_launcher_keeps_the_traceback_of_a_failing_module(tmp_path):
     [
         ("espnet2.bin.lightning_train", "use_lightning"),
         ("espnet2.bin.asr_inference_k2", "use_k2"),
-        ("espnet2.bin.asr_inference_streaming", "use_streaming"),
-        ("espnet2.bin.asr_transducer_train", "asr_transducer"),
     ],
 )
 def test_the_launcher_refuses_what_supernets_exclude(module, word):
