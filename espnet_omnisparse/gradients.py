@@ -31,41 +31,33 @@ class Ledger:
     """
 
     def __init__(self, parameters: Iterable[torch.Tensor], keep_graphs: bool = False):
-        self._parameters = [p for p in parameters if p.requires_grad]
         self._keep_graphs = keep_graphs
+        # with respect to what -> whose gradient that is
+        self._targets = {p: p for p in parameters if p.requires_grad}
+        self._cuts: dict[torch.Tensor, torch.Tensor] = {}
         self._gradients: dict[torch.Tensor, torch.Tensor] = {}
         self._value: torch.Tensor | float = 0.0
 
     def cut(self, shared: torch.Tensor) -> torch.Tensor:
         """What to make losses of instead of something that they share.
 
-        The graph of what is shared is kept until the trainer's backward.
+        Its graph, unlike a loss's, is kept until the trainer's backward.
         """
         if self._keep_graphs or not shared.requires_grad:
             return shared
-        return shared.detach().requires_grad_()
+        if shared not in self._cuts:
+            self._cuts[shared] = shared.detach().requires_grad_()
+            self._targets[self._cuts[shared]] = shared
+        return self._cuts[shared]
 
-    def add(
-        self,
-        loss: torch.Tensor,
-        cut: torch.Tensor | None = None,
-        shared: torch.Tensor | None = None,
-    ) -> None:
-        """Adds a loss and frees its graph.
-
-        Args:
-            loss: A scalar.
-            cut: What `cut` returned for `shared`.
-            shared: What several losses are made of.
-        """
+    def add(self, loss: torch.Tensor) -> None:
+        """Adds a loss, a scalar, and frees its graph."""
         if self._keep_graphs or not loss.requires_grad:
             self._value = self._value + loss
             return
         self._value = self._value + loss.detach()
-        inputs = targets = self._parameters
-        if cut is not shared:
-            inputs, targets = [*inputs, cut], [*targets, shared]
-        found = torch.autograd.grad(loss, inputs, allow_unused=True)
+        inputs, targets = self._targets.keys(), self._targets.values()
+        found = torch.autograd.grad(loss, list(inputs), allow_unused=True)
         for target, gradient in zip(targets, found, strict=True):
             if gradient is None:
                 continue

@@ -130,7 +130,7 @@ def asr_sh(run: Run, **changes: str) -> None:
     """
     options = {
         **_training_text(run),
-        "inference_config": DECODING[run["asr_task"]],
+        "inference_config": _decoding(run),
         **run.options,
         "asr_exp": run.asr_exp,
         "inference_asr_model": run["inference_asr_model"],
@@ -147,6 +147,14 @@ def asr_sh(run: Run, **changes: str) -> None:
             f"{options['stop_stage']}: the reason is printed above, or in the log that "
             "it names."
         )
+
+
+def _decoding(run: Run) -> str:
+    """The recipe's decoding configuration, unless another is given."""
+    streaming = run.options.get("use_streaming") == "true"
+    if streaming and run["asr_task"] == "asr":
+        return "conf/decode_streaming.yaml"
+    return DECODING[run["asr_task"]]
 
 
 def _training_text(run: Run) -> dict[str, str]:

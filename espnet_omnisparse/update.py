@@ -146,6 +146,7 @@ class SupernetModel:
             groups = [(batch, draws)]
 
         ledger = Ledger(self.parameters(), keep_graphs=_in_float16())
+        groups = [(part, [_cut(draw, ledger) for draw in d]) for part, d in groups]
         frames = 0
         stats: dict[str, Any] = {}
         now = int(self.supernet.updates)
@@ -168,7 +169,7 @@ class SupernetModel:
                     if self.training and self._guard.admits(draw, size, scaled, now):
                         admitted.append(weight * mean)
                 if admitted:
-                    ledger.add(sum(admitted), cut.x, hidden.x)
+                    ledger.add(sum(admitted))
         if self.training:
             loss = ledger.total() * self._scale(len(batch), frames)
             if not ledger.has_gradients:  # no subnet has a usable loss
@@ -385,6 +386,12 @@ class SupernetModel:
         if self.encoder.conv_norm == "batch_norm":
             return stats[self._stat("loss", draws[0].size)]
         return sum(stats[f"loss_{draw.size}"] for draw in draws) / len(draws)
+
+
+def _cut(draw: Draw, ledger: Ledger) -> Draw:
+    """A draw whose gates, which may be made of a selection's scores, are shared."""
+    gates = (ledger.cut(g) if isinstance(g, torch.Tensor) else g for g in draw.gates)
+    return replace(draw, gates=tuple(gates))
 
 
 def _in_float16() -> bool:

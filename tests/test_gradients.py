@@ -35,7 +35,7 @@ def trained(toy, x, factor, **options):
     hidden = toy.front(x)
     cut = ledger.cut(hidden)
     for loss in toy.losses(cut):
-        ledger.add(loss, cut, hidden)
+        ledger.add(loss)
     total = ledger.total()
     assert ledger.has_gradients
     (factor * total).backward()
@@ -114,9 +114,23 @@ def test_a_graph_is_freed_before_the_next_loss(keep_graphs):
         activations.append(weakref.ref(activation))
         losses.append(activation.square().sum())
         del activation
-        ledger.add(losses[-1], cut, shared)
+        ledger.add(losses[-1])
         alive.append(sum(one() is not None for one in activations))
     assert alive == ([1, 2, 3] if keep_graphs else [0, 0, 0])
+
+
+def test_what_several_losses_share_is_cut_once_and_gets_the_gradient_of_all():
+    scores = torch.tensor([1.0, 2.0], requires_grad=True)  # no parameter of the net
+    gates = (2.0 * scores).unbind()
+    weight = torch.tensor([3.0, 5.0], requires_grad=True)
+    ledger = Ledger([weight, scores])
+    for _ in range(2):
+        cuts = [ledger.cut(gate) for gate in gates]
+        ledger.add((torch.stack(cuts) * weight).sum())
+    assert cuts[0] is ledger.cut(gates[0])
+    ledger.total().backward()
+    assert scores.grad.tolist() == [12.0, 20.0]
+    assert weight.grad.tolist() == [4.0, 8.0]
 
 
 def backward_of_each(model, batch):
