@@ -80,6 +80,7 @@ def _models(
     from espnet_omnisparse.files import load_tensors
     from espnet_omnisparse.journal import SUBNETS, read_specs
     from espnet_omnisparse.subnet import FULL, SubnetSpec, fingerprint
+    from espnet_omnisparse.tasks import is_supernet
 
     config = family.read_config(folder)
     if (folder / family.COST).exists() and not spec_path:
@@ -98,7 +99,7 @@ def _models(
         specs = {loaded.name: loaded}
     else:
         specs = read_specs(folder / SUBNETS)
-    if not specs and config["model"] == "omni":  # a supernet still in step 1
+    if not specs and is_supernet(config):  # still in step 1
         space = family.build(config).encoder.space
         mark = fingerprint(state, config["token_list"])
         specs = {FULL: SubnetSpec.full(mark, space)}
