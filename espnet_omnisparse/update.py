@@ -170,6 +170,8 @@ class SupernetModel:
                         admitted.append(weight * mean)
                 if admitted:
                     ledger.add(sum(admitted))
+                # what is left of its graph goes before the next subnet's comes
+                del losses, admitted, mean
         if self.training:
             loss = ledger.total() * self._scale(len(batch), frames)
             if not ledger.has_gradients:  # no subnet has a usable loss
@@ -306,6 +308,7 @@ class SupernetModel:
                     mean = (1.0 - share) * mean + share * taught
                 losses.append((size, weight, mean, extra))
             yield draw, losses
+            del losses, mean, encoded
 
     def _outputs(
         self, draw: Draw, hidden: Frames
