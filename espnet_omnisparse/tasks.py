@@ -19,6 +19,7 @@ from espnet_omnisparse.conformer import (
     OmniSparseConformerEncoder,
 )
 from espnet_omnisparse.errors import UserError, check_keys
+from espnet_omnisparse.extract import is_standalone
 from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.model import OmniASRModel
 from espnet_omnisparse.trainer import OmniTrainer
@@ -137,16 +138,14 @@ class OmniASRTransducerTask(SupernetTask, ASRTransducerTask):
 
 def is_supernet(config: Mapping[str, Any]) -> bool:
     """Whether a configuration, of either task, trains a supernet."""
-    standalone = "body_conf" in config["encoder_conf"]
-    if standalone:
+    if is_standalone(config):
         return "supernet" in config["model_conf"]
     return config["model"] == "omni"
 
 
 def task_of(config: Mapping[str, Any]) -> type[SupernetTask]:
     """The task that a configuration is of."""
-    standalone = "body_conf" in config["encoder_conf"]
-    return OmniASRTransducerTask if standalone else OmniASRTask
+    return OmniASRTransducerTask if is_standalone(config) else OmniASRTask
 
 
 def _stock_options(args: argparse.Namespace) -> argparse.Namespace:

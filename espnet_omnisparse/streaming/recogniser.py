@@ -12,7 +12,6 @@ from espnet2.text.token_id_converter import TokenIDConverter
 from espnet_omnisparse import family
 from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream
 from espnet_omnisparse.streaming.search import Search, beam_search, greedy_search
@@ -84,8 +83,7 @@ class Recogniser:
                 f"{folder} has no {family.MODEL}: name the folder of a size, such as "
                 "exp/asr_x_s80 (run.sh's stage 11, or omnisparse extract, writes it)."
             )
-        model = family.build(config, load_tensors(folder / family.MODEL))
-        return cls(model, config, chunk, beam)
+        return cls(family.load_size(folder), config, chunk, beam)
 
     def stream(self) -> "Stream":
         """A new stream."""
