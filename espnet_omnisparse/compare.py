@@ -32,6 +32,8 @@ class Variant:
         asr_args: Further arguments of the training.
         run_args: Further arguments of the recipe; `{seed}` stands for the seed.
         of: The variant whose training the sizes are cut out of; empty: it is trained.
+        decoding: ESPnet's inference tag, the folder of the scores, where sizes are
+            decoded in several ways.
         title: What the table calls it; empty: its name. In a figure variants of one
             title are one line.
     """
@@ -41,6 +43,7 @@ class Variant:
     asr_args: str = ""
     run_args: str = ""
     of: str = ""
+    decoding: str = ""
     title: str = ""
 
 
@@ -58,8 +61,8 @@ class Comparison:
         variants: Name -> training.
         reference: Size -> the variant trained for that size alone.
         figure: Plot of WER against non-zero parameters; empty: none.
-        columns: Of a table with a row per title: heading -> the sizes, or variants of
-            one size, that stand under it; empty: no such table.
+        columns: Of a table with a row per title: heading -> the sizes, the variants
+            of one size, or `variant/size`, that stand under it; empty: no such table.
         against: The title whose WER the others' are relative to in that table.
     """
 
@@ -135,7 +138,7 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
     lines = []
     for size in comparison.variants[name].sizes:
         result = read_size(Path(f"{experiment}_{size}"))
-        score = _score(result, comparison.test_set)
+        score = _score(result, comparison, name)
         lines.append(
             {
                 "variant": name,
@@ -154,10 +157,12 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
     return lines
 
 
-def _score(result: SizeResult, test_set: str) -> Score:
-    """A size's word errors on one test set; ESPnet names it after the decoding too."""
+def _score(result: SizeResult, comparison: Comparison, variant: str) -> Score:
+    """A size's word errors on the test set; ESPnet names it after the decoding too."""
+    decoding, test_set = comparison.variants[variant].decoding, comparison.test_set
     for name, score in result.wer.items():
-        if name.split("/")[-1] == test_set:
+        *_, tag, found = name.split("/")
+        if found == test_set and decoding in ("", tag):
             return score
     raise UserError(f"{result.folder} has no score on {test_set}: run stages 12-13.")
 

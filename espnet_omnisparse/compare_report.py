@@ -126,7 +126,9 @@ def _cell(names: Sequence[str], wanted: Sequence[str], lines: Sequence[Line]) ->
     return {
         line["seed"]: line["err"]
         for line in lines
-        if line["variant"] in names and {line["variant"], line["size"]} & {*wanted}
+        if line["variant"] in names
+        and {line["variant"], line["size"], f"{line['variant']}/{line['size']}"}
+        & {*wanted}
     }
 
 

@@ -132,6 +132,7 @@ def asr_sh(run: Run, **changes: str) -> None:
         **_training_text(run),
         "inference_config": _decoding(run),
         **run.options,
+        **_streaming_transducer(run),
         "asr_exp": run.asr_exp,
         "inference_asr_model": run["inference_asr_model"],
         "python": "python3 -m espnet_omnisparse.launch",
@@ -155,6 +156,15 @@ def _decoding(run: Run) -> str:
     if streaming and run["asr_task"] == "asr":
         return "conf/decode_streaming.yaml"
     return DECODING[run["asr_task"]]
+
+
+def _streaming_transducer(run: Run) -> dict[str, str]:
+    """How this task streams; asr.sh passes --use_streaming on for `asr` alone."""
+    streaming = run.options.get("use_streaming") == "true"
+    if not streaming or run["asr_task"] == "asr":
+        return {}
+    given = run.options.get("inference_args", "")
+    return {"inference_args": f"{given} --streaming true".strip()}
 
 
 def _training_text(run: Run) -> dict[str, str]:

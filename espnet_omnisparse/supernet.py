@@ -52,8 +52,9 @@ class SupernetConfig:
         sparsity: Options of the weight axis, those of `SparsityConfig`; `None`: weights
             are not masked.
         chunks: What the nets of an update see, such as `[full, {size: 16, left: 32}]`:
-            the first the largest net, the last the smallest, any the others. Sizes see
-            what the last says, unless they name a chunk. Empty: what the encoder does.
+            the first the largest net, the last the smallest, any the others; a warm
+            start trains the full net on each of them in turn. Sizes see what the last
+            says, unless they name a chunk. Empty: what the encoder does.
         update: `per_batch`: every subnet sees the whole batch; `split_batch`: the
             batch is divided among them; `per_accum`: with `accum_grad`, each
             micro-batch trains one of them.
@@ -288,10 +289,14 @@ class Supernet(torch.nn.Module):
                 "encoder: omni_sparse_conformer."
             )
         alone = self.selection.sizes and not self.selection.joint
-        if config.sparsity is not None and alone:
+        other = "supernet.sparsity" if config.sparsity is not None else ""
+        for size in sizes:
+            if size.whole and not other:
+                other = f"supernet.sizes.{size.name}, which drops nothing"
+        if other and alone:
             raise UserError(
                 f"supernet.method: {config.method} has no joint training of its sizes "
-                "and cannot be combined with supernet.sparsity: choose another."
+                f"and cannot be combined with {other}: choose another."
             )
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._timeline: Timeline | None = None
@@ -319,7 +324,7 @@ class Supernet(torch.nn.Module):
         """
         config, selection = self.config, self.selection
         warm = step1 = ramp = 0
-        if selection.learns or selection.joint or config.sparsity:
+        if selection.learns or self._joint or config.sparsity:
             warm = resolve_updates("supernet.warm_start", config.warm_start, total)
         if selection.learns:
             step1 = resolve_updates("supernet.step1", config.step1, total)
@@ -373,7 +378,12 @@ class Supernet(torch.nn.Module):
             # step 1 trains two
             return max(len(self.config.sparsity.nets), 1 + self.selection.learns)
         # the full net, the smallest size and one between them
-        return min(3, 1 + len(self.sizes)) if self.selection.joint else 1
+        return min(3, 1 + len(self.sizes)) if self._joint else 1
+
+    @property
+    def _joint(self) -> bool:
+        """Whether sizes that are no masks on weights are trained beside the full net."""
+        return self.selection.joint or any(size.whole for size in self.sizes.values())
 
     def full(self, **kwargs) -> Draw:
         """The full net."""
@@ -383,12 +393,14 @@ class Supernet(torch.nn.Module):
     def training_draws(self) -> list[Draw]:
         """The subnets that the present update trains, the full net first."""
         if self.phase == WARM:
-            return [self.full()]
+            # what all sizes begin with must have heard all that any of them hears
+            turn = int(self.updates) % len(self.chunks)
+            return [dataclasses.replace(self.full(), chunk=self.chunks[turn])]
         if self.phase == STEP1:
             return self._step1_draws()
         if self.config.sparsity:
             return self._sparse_draws(self.config.sparsity)
-        if self.selection.joint:
+        if self._joint:
             return self._step2_draws()
         exits = self.selection.exits()
         return [self._alone(exits=exits, exit_weight=self._subnet_weight)]
@@ -413,7 +425,7 @@ class Supernet(torch.nn.Module):
         ]
 
     def _step2_draws(self) -> list[Draw]:
-        masks = self.selection.masks()
+        masks = self.size_masks()
         *between, smallest = masks
         rates = self._rates(self.config.layer_dropout_step2, masks[smallest])
         names = [smallest]

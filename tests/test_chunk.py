@@ -134,6 +134,20 @@ def test_on_the_layer_axis_the_largest_net_sees_the_first_and_sizes_the_last():
     assert found == {"small", "medium", "large"}
 
 
+def test_a_warm_start_trains_the_full_net_on_each_chunk_in_turn():
+    for make in (supernet, sparse):
+        net = make(chunks=CHUNKS, warm_start=10)
+        heard = []
+        for update in range(6):
+            net.updates.fill_(update)
+            (draw,) = net.training_draws()
+            assert draw.main and draw.gates == (1.0,) * 12
+            heard.append(draw.chunk)
+        assert heard == 2 * list(net.chunks)
+        (draw,) = net.validation_draws()
+        assert draw.chunk is None  # what is validated is always the same
+
+
 def test_on_the_weight_axis_the_nets_between_see_any_chunk():
     net = sparse(chunks=CHUNKS)
     options = [None, Chunk(8, 16), Chunk(4, 8)]
@@ -207,6 +221,38 @@ def test_a_size_told_by_its_chunk_alone_is_the_whole_net():
     assert draws["stream"].gates == (1.0,) * 12
     # the selection is about units, of which it drops none
     assert list(net.selection.masks()) == ["small"]
+
+
+def test_a_whole_size_is_trained_under_its_chunk_on_the_layer_axis():
+    sizes = {"small": 4, "stream": {"chunk": OWN}}
+    net = supernet(60, sizes=sizes, chunks=["full", SHORT])
+    heard = Counter()
+    for update in range(60, 80):
+        net.updates.fill_(update)
+        heard.update((draw.size, draw.chunk) for draw in net.training_draws())
+    assert heard == {
+        (FULL, None): 20,
+        ("small", Chunk(4, 8)): 20,
+        ("stream", Chunk(6, 12)): 20,
+    }
+
+
+def test_one_net_can_be_trained_for_both_uses_without_smaller_sizes():
+    sizes = {"stream": {"chunk": OWN}}
+    net = supernet(
+        10, method="none", sizes=sizes, chunks=["full", OWN], warm_start=10, step1=0
+    )
+    trained = seen(net.training_draws())
+    assert trained == {FULL: None, "stream": Chunk(6, 12)}
+    assert net.nets == 2 and seen(net.validation_draws()) == trained
+    net.updates.fill_(9)
+    assert seen(net.training_draws()) == {FULL: Chunk(6, 12)}  # still the warm start
+
+
+def test_methods_that_train_the_full_net_alone_refuse_a_whole_size():
+    sizes = {"small": 4, "stream": {"chunk": OWN}}
+    with pytest.raises(UserError, match="sizes.stream, which drops nothing: choose"):
+        supernet(method="layerdrop", sizes=sizes, chunks=["full", OWN])
 
 
 def test_in_validation_the_full_net_sees_the_first_and_sizes_their_own():
