@@ -126,7 +126,6 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
     Raises:
         UserError: If the recipe fails.
     """
-    experiment = comparison.experiment(name, seed)
     log = Path(comparison.expdir) / f"asr_{name}_seed{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = command_of(comparison, name, seed)
@@ -134,6 +133,17 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
         status = subprocess.run(command, stdout=output, stderr=output).returncode
     if status != 0:
         raise UserError(f"{name} with seed {seed} failed: see {log}, then run again.")
+    return result_lines(comparison, name, seed)
+
+
+def result_lines(comparison: Comparison, name: str, seed: int) -> list[dict[str, Any]]:
+    """What a variant's run has left on disk, a line per size.
+
+    Raises:
+        UserError: If a size is not there or has not been scored.
+    """
+    experiment = comparison.experiment(name, seed)
+    command = command_of(comparison, name, seed)
     epochs = read_log(experiment)
     lines = []
     for size in comparison.variants[name].sizes:

@@ -15,14 +15,17 @@ class UserError(Exception):
 def one_sentence() -> Iterator[None]:
     """Turns a `UserError` into a line on stderr and exit status 1, no traceback.
 
-    Every command of the package runs inside it; anything else that goes wrong is a
-    defect of ours and keeps its traceback.
+    Every command of the package runs inside it. So does Ctrl-C, with status 130;
+    anything else that goes wrong is a defect of ours and keeps its traceback.
     """
     try:
         yield
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on or begins again", file=sys.stderr)
+        sys.exit(130)
 
 
 def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:

@@ -382,7 +382,7 @@ class Supernet(torch.nn.Module):
 
     @property
     def _joint(self) -> bool:
-        """Whether sizes that are no masks on weights are trained beside the full net."""
+        """Whether the full net has sizes trained beside it, masks on weights apart."""
         return self.selection.joint or any(size.whole for size in self.sizes.values())
 
     def full(self, **kwargs) -> Draw:

@@ -1,11 +1,18 @@
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from espnet_omnisparse.compare import Comparison, command_of, compare, read_lines
+from espnet_omnisparse.compare import (
+    Comparison,
+    command_of,
+    compare,
+    read_lines,
+    result_lines,
+)
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import write_yaml
 
@@ -91,6 +98,37 @@ def test_every_training_gives_a_line_per_size_and_the_table_is_rewritten(file):
     rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| super")]
     assert rows[0][-1] == "+1.0 |"  # small: against the model trained alone
     assert rows[0][7] == "3.0"  # minutes
+
+
+def test_sizes_that_are_decoded_in_several_ways_have_the_scores_of_each(file):
+    compare(file, [1], 1, only=["supernet"])
+    # another decoding of the same sizes, with more errors
+    for size in ("small", "full"):
+        exp = Path(f"exp/asr_supernet_seed1_{size}")
+        shutil.copytree(exp / "decode", exp / "a_decoding")
+        result = exp / "a_decoding/test/score_wer/result.txt"
+        result.write_text(result.read_text().replace("1.0", "7.0"))
+    values = yaml.safe_load(file.read_text())
+    supernet = values["variants"]["supernet"]
+    for name in ("decode", "a_decoding"):
+        values["variants"][name] = {**supernet, "of": "supernet", "decoding": name}
+    write_yaml(file, values)
+    comparison = Comparison.load(file)
+    ways = ("decode", "a_decoding")
+    lines = {name: result_lines(comparison, name, 1) for name in ways}
+    assert [line["err"] for line in lines["decode"]] == [1.0, 1.0]
+    assert [line["err"] for line in lines["a_decoding"]] == [7.0, 7.0]
+
+
+def test_a_heading_may_name_a_size_of_one_variant(file):
+    values = yaml.safe_load(file.read_text())
+    values["columns"] = {"whole": ["supernet/full"], "any": ["full"]}
+    write_yaml(file, values)
+    compare(file, [3], 2)
+    rows = [r.split(" | ") for r in Path("README.md").read_text().splitlines()]
+    by_title = {row[0]: row for row in reversed(rows) if len(row) == 5}
+    assert by_title["| supernet"][1:3] == ["3.0", "3.0"]
+    assert by_title["| alone"][1:3] == ["", "2.0"]
 
 
 def test_a_failed_comparison_goes_on_where_it_stopped(file, monkeypatch):

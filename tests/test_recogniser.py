@@ -6,8 +6,10 @@ import os
 import random
 import re
 import select
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -17,9 +19,9 @@ import soxr
 import torch
 from training_helpers import REPOSITORY
 
-from espnet_omnisparse import asr_inference_streaming, cli, family
+from espnet_omnisparse import asr_inference_streaming, bench_streaming, cli, family
 from espnet_omnisparse.chunk import Chunk
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import save_tensors, write_yaml
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream
@@ -508,6 +510,49 @@ def test_words_are_printed_while_the_audio_still_comes(size, recogniser):
     words = expected.split()
     assert 0 < len(first.split()) < len(words)
     assert (first + rest).decode() == " ".join(words) + "\n"
+
+
+def test_ctrl_c_ends_a_recording_from_a_pipe_and_its_last_words_come(size, recogniser):
+    wave = speech(3 * RATE)
+    process = started(
+        *("espnet_omnisparse.cli", "stream", "--model", size, "-"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        process.stdin.write((wave * 32768).numpy().astype("<i2").tobytes())
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], 240)
+        assert ready, "no word after 3 s of audio"
+        time.sleep(1.0)  # it waits for more samples now
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and b"Traceback" not in err
+    # what is less than a block still waits in the pipe: 3 s are 9 blocks of 320 ms
+    heard = wave[: 9 * 5120]
+    assert out.decode() == said(recogniser, [heard]) + "\n"
+    assert b"2.88 s of audio" in err
+
+
+def test_ctrl_c_elsewhere_is_told_in_a_word():
+    with pytest.raises(SystemExit) as stopped, one_sentence():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+
+
+def test_sizes_are_timed_as_streams(size, audio, capsys):
+    path = audio(speech(2 * RATE))
+    bench_streaming.main([str(size), "--audio", path, path, "--rounds", "2"])
+    title, head, _, row = capsys.readouterr().out.splitlines()
+    assert title == "4 s of audio, 2 rounds"
+    values = dict(zip(head.split(" | ")[1:], row.split(" | ")[1:], strict=True))
+    assert values["against the first"] == "1.00x"
+    assert values["algorithmic latency (ms)"] == "356"
+    p50, p95 = float(values["chunk p50 (ms)"]), float(values["p95"])
+    # nearly all of the time goes by in whole chunks
+    assert 0.0 < p50 <= p95 and float(values["RTF"]) < p95 / 320 * 1.5
 
 
 def read(path):

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -113,17 +114,23 @@ class _Printer:
         self._written += words
 
 
+def _until_interrupted(blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The blocks before Ctrl-C, the usual way to end what a microphone says."""
+    with suppress(KeyboardInterrupt):
+        yield from blocks
+
+
 def run(recogniser: Recogniser, source: str, as_json: bool = False) -> None:
     """Recognises a file, or raw PCM on stdin, and prints words and latency.
 
     Args:
         recogniser: With what.
-        source: An audio file, or `-`.
+        source: An audio file, or `-`, which Ctrl-C ends as its end does.
         as_json: Print one JSON object instead.
     """
     seconds, rate = recogniser.chunk_seconds, recogniser.sample_rate
     if source == "-":
-        blocks = pcm_blocks(sys.stdin.buffer, rate, seconds)
+        blocks = _until_interrupted(pcm_blocks(sys.stdin.buffer, rate, seconds))
     else:
         blocks = file_blocks(source, rate, seconds)
     text, latency = recognise(recogniser, blocks, None if as_json else sys.stdout)
