@@ -75,6 +75,41 @@ def run(asr1: Path, *options: str, **variables: str) -> subprocess.CompletedProc
     )
 
 
+STREAMING = ("--use_streaming", "true")
+TRANSDUCER = ("--asr_task", "asr_transducer")
+
+
+@pytest.mark.parametrize(
+    "given, config, arguments",
+    [
+        ((), "conf/decode_ctc.yaml", None),
+        (STREAMING, "conf/decode_streaming.yaml", None),
+        (TRANSDUCER, "conf/decode_transducer.yaml", None),
+        (TRANSDUCER + STREAMING, "conf/decode_transducer.yaml", "--streaming true"),
+        (
+            (*TRANSDUCER, *STREAMING, "--inference_args", "--beam_size 2"),
+            "conf/decode_transducer.yaml",
+            "--beam_size 2 --streaming true",
+        ),
+    ],
+)
+def test_sizes_of_either_task_are_decoded_as_streams(
+    monkeypatch, given, config, arguments
+):
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(recipe.subprocess, "run", run)
+    recipe.asr_sh(recipe.parse(given), stage="12", stop_stage="12")
+    ((script, *options),) = commands
+    options = dict(zip(options[::2], options[1::2], strict=True))
+    assert script == "./asr.sh" and options["--inference_config"] == config
+    assert options.get("--inference_args") == arguments
+
+
 def refusal(asr1: Path, *options: str, **variables: str) -> str:
     """The one sentence with which run.sh refuses, having written nothing."""
     work = asr1.parents[2]
