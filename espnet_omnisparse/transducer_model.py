@@ -139,15 +139,23 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
         lattice, predicted = self.lattice(encoded, lengths, part.text)
         joint, target, t_len, u_len = lattice
         stats: dict[str, Any] = {}
-        loss = self.transducer_weight * self._calc_transducer_loss(
-            encoded, joint, target, t_len, u_len
+
+        def weighted(name: str, weight: float, part_loss: torch.Tensor) -> torch.Tensor:
+            # as ESPnet logs them: the mean over utterances
+            stats[self._stat(name, size)] = part_loss.detach()
+            return weight * part_loss
+
+        loss = weighted(
+            "loss_transducer",
+            self.transducer_weight,
+            self._calc_transducer_loss(encoded, joint, target, t_len, u_len),
         )
         if self.use_auxiliary_ctc:
             ctc = self._calc_ctc_loss(encoded, target, t_len, u_len)
-            loss = loss + self.auxiliary_ctc_weight * ctc
+            loss = loss + weighted("loss_aux_ctc", self.auxiliary_ctc_weight, ctc)
         if self.use_auxiliary_lm_loss:
             lm = self._calc_lm_loss(predicted, target)
-            loss = loss + self.auxiliary_lm_loss_weight * lm
+            loss = loss + weighted("loss_aux_lm", self.auxiliary_lm_loss_weight, lm)
         if teacher is not None:
             stats["taught"] = lattice_loss(
                 joint,
