@@ -19,7 +19,7 @@ from typing import Any
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.journal import read_log
-from espnet_omnisparse.results import Score, SizeResult, read_size
+from espnet_omnisparse.results import Score, read_size
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,13 @@ def result_lines(comparison: Comparison, name: str, seed: int) -> list[dict[str,
     lines = []
     for size in comparison.variants[name].sizes:
         result = read_size(Path(f"{experiment}_{size}"))
-        score = _score(result, comparison, name)
+        score = _score(result.wer, comparison, name)
+        if score is None:
+            raise UserError(
+                f"{result.folder} has no score on {comparison.test_set}: run stages "
+                "12-13."
+            )
+        characters = _score(result.cer, comparison, name)
         lines.append(
             {
                 "variant": name,
@@ -158,6 +164,7 @@ def result_lines(comparison: Comparison, name: str, seed: int) -> list[dict[str,
                 "sub": score.sub,
                 "del": score.del_,
                 "ins": score.ins,
+                "cer": None if characters is None else characters.err,
                 **result.cost,
                 "updates": epochs[-1]["update"],
                 "train_seconds": round(sum(one["train_seconds"] for one in epochs)),
@@ -167,14 +174,16 @@ def result_lines(comparison: Comparison, name: str, seed: int) -> list[dict[str,
     return lines
 
 
-def _score(result: SizeResult, comparison: Comparison, variant: str) -> Score:
-    """A size's word errors on the test set; ESPnet names it after the decoding too."""
-    decoding, test_set = comparison.variants[variant].decoding, comparison.test_set
-    for name, score in result.wer.items():
+def _score(
+    scores: Mapping[str, Score], comparison: Comparison, variant: str
+) -> Score | None:
+    """A size's errors on the test set; ESPnet names it after the decoding too."""
+    decoding = comparison.variants[variant].decoding
+    for name, score in scores.items():
         *_, tag, found = name.split("/")
-        if found == test_set and decoding in ("", tag):
+        if found == comparison.test_set and decoding in ("", tag):
             return score
-    raise UserError(f"{result.folder} has no score on {test_set}: run stages 12-13.")
+    return None
 
 
 def run_all(

@@ -49,10 +49,10 @@ def _table(comparison: Comparison, source: Path) -> Iterator[str]:
         yield ""
     yield (
         "| training | size | parameters (M) | non-zero (M) | MACs 10 s (G) | file (MB) "
-        "| updates | training (min) | WER per seed | mean WER | spread | difference to "
-        "individual |"
+        "| updates | training (min) | WER per seed | mean WER | spread | mean CER "
+        "| difference to individual |"
     )
-    yield "|---" * 12 + "|"
+    yield "|---" * 13 + "|"
     for name, variant in comparison.variants.items():
         for size in variant.sizes:
             group = [x for x in lines if (x["variant"], x["size"]) == (name, size)]
@@ -96,6 +96,8 @@ def _row(
         difference = f"{statistics.mean(pairs):+.1f}" if pairs else ""
     # null where a training was suspended, so that its time means nothing
     times = [line["train_seconds"] for line in group if line["train_seconds"]]
+    # null, or not there in lines of earlier versions
+    characters = [x["cer"] for x in group if x.get("cer") is not None]
     cells = [
         comparison.variants[name].title or name,
         size,
@@ -108,6 +110,7 @@ def _row(
         " / ".join(f"{error:.1f}" for error in errors),
         f"{mean:.1f}",
         f"{max(errors) - min(errors):.1f}" if len(errors) > 1 else "",
+        f"{statistics.mean(characters):.1f}" if characters else "",
         difference,
     ]
     return "| " + " | ".join(cells) + " |"
