@@ -26,9 +26,23 @@ def main(cmd: Sequence[str] | None = None) -> None:
     with one_sentence():
         args = stock.get_parser().parse_args(cmd)
         config = read_yaml(args.asr_train_config)
-        if config["encoder"] in STOCK_ENCODERS:
+        if config.get("encoder") in STOCK_ENCODERS:
             stock.main(cmd)
             return
+        if "encoder" not in config:
+            raise UserError(
+                f"{args.asr_train_config} is not of the task asr: decode it with "
+                "--asr_task asr_transducer."
+            )
+        if args.ngpu:
+            raise UserError(
+                "Streams are decoded on the CPU: leave gpu_inference false."
+            )
+        if args.penalty or args.maxlenratio or args.minlenratio:
+            raise UserError(
+                "penalty, maxlenratio and minlenratio are not used in streams: set "
+                "them to 0."
+            )
         if args.nbest != 1 or args.lm_train_config or args.word_lm_train_config:
             raise UserError(
                 "Streaming here gives the best hypothesis without a language model: "

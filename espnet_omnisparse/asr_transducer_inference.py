@@ -24,6 +24,7 @@ from espnet2.asr_transducer.beam_search_transducer import Hypothesis
 
 from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.streaming.audio import checked
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream
 from espnet_omnisparse.tasks import OmniASRTransducerTask
@@ -77,8 +78,11 @@ class Speech2Text(_script.Speech2Text):
 
         Returns:
             The best hypotheses so far.
+
+        Raises:
+            UserError: If the samples are no finite floating-point numbers.
         """
-        speech = torch.as_tensor(speech).to(self.device)
+        speech = checked(speech).to(self.device)
         encoded = [self._encoder.push(self._features.push(speech))]
         if is_final:
             encoded.append(self._encoder.push(self._features.finish()))

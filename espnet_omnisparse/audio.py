@@ -57,8 +57,7 @@ def check_audio(path: Path) -> float:
                 raise _broken(path, "is empty")
             if path.suffix == ".sph":
                 _refuse_compressed(path, file)
-            is_cut = {".wav": _wav_is_cut, ".opus": _ogg_is_cut, ".sph": _sphere_is_cut}
-            if path.suffix in is_cut and is_cut[path.suffix](file):
+            if path.suffix in _IS_CUT and _IS_CUT[path.suffix](file):
                 raise _broken(path, "is truncated")
         with soundfile.SoundFile(path) as sound:
             if sound.frames == 0:
@@ -69,6 +68,14 @@ def check_audio(path: Path) -> float:
     except (OSError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         raise _broken(path, f"cannot be read ({reason})") from error
+
+
+def is_cut(path: Path) -> bool:
+    """Whether a WAV or Ogg Opus file ends before its own end; others: not known."""
+    if path.suffix not in (".wav", ".opus"):
+        return False
+    with path.open("rb") as file:
+        return _IS_CUT[path.suffix](file)
 
 
 def _broken(path: Path, what: str) -> UserError:
@@ -168,3 +175,6 @@ def _sphere_header(file: BinaryIO) -> dict[str, str]:
         name, _, value = (*line.split(None, 2), "", "", "")[:3]
         header[name] = value
     return header
+
+
+_IS_CUT = {".wav": _wav_is_cut, ".opus": _ogg_is_cut, ".sph": _sphere_is_cut}

@@ -253,10 +253,9 @@ def _version(package: str) -> str:
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, not {text}")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:

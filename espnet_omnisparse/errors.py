@@ -1,6 +1,8 @@
 """How a user's mistake is told: one sentence that says what to do."""
 
 import difflib
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +17,10 @@ class UserError(Exception):
 def one_sentence() -> Iterator[None]:
     """Turns a `UserError` into a line on stderr and exit status 1, no traceback.
 
-    Every command of the package runs inside it. So does Ctrl-C, with status 130;
-    anything else that goes wrong is a defect of ours and keeps its traceback.
+    Every command of the package runs inside it. Ctrl-C is told in a word, with status
+    130, and a reader of our output that has gone away ends us without one, as it ends
+    other programs. Anything else that goes wrong is a defect of ours and keeps its
+    traceback.
     """
     try:
         yield
@@ -24,8 +28,12 @@ def one_sentence() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on or begins again", file=sys.stderr)
-        sys.exit(130)
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # or Python would fail once more when it flushes at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import shutil
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from espnet_omnisparse.subnet import SubnetSpec, fingerprint
 from espnet_omnisparse.tasks import task_of
 
 MODEL, CONFIG, SPEC, COST = "model.pth", "config.yaml", "subnet.yaml", "cost.json"
+WRITTEN = ("token_list", "encoder_conf", "model_conf")  # into every config.yaml
 FORMS = {
     "slim": "with espnet_omnisparse",  # physically small, needs our encoder class
     "stock": "yes",  # physically small or full, an ESPnet alone loads it
@@ -47,7 +49,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """An experiment's `config.yaml`.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none, or it is not what a training has written.
     """
     path = Path(folder) / CONFIG
     if not path.exists():
@@ -55,7 +57,14 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not an experiment folder (it has no {CONFIG}): train first "
             "(stage 11), or check --asr_exp and --asr_tag."
         )
-    return read_yaml(path)
+    config = read_yaml(path)
+    lacking = [k for k in WRITTEN if not isinstance(config, dict) or k not in config]
+    if lacking:
+        raise UserError(
+            f"{path} is not the configuration of a training (it has no {lacking[0]}): "
+            "extract this size again (stage 12)."
+        )
+    return config
 
 
 def build(
@@ -64,17 +73,24 @@ def build(
     """Builds a model on the CPU and fills it, strictly.
 
     Raises:
-        UserError: If the tensors do not fit the configuration.
+        UserError: If the tensors do not fit the configuration, or the feature
+            statistics that it names are not there.
     """
+    statistics = (config.get("normalize_conf") or {}).get("stats_file")
+    if statistics and not Path(statistics).exists():
+        raise UserError(
+            f"The model's feature statistics {statistics} are not there: run in the "
+            "recipe's folder, or restore them."
+        )
     model = task_of(config).build_model(argparse.Namespace(**config))
     if state is not None:
         try:
             model.load_state_dict(state)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
+            found = textwrap.shorten(str(error).splitlines()[-1], 120)
             raise UserError(
-                "The checkpoint does not fit its config.yaml "
-                f"({str(error).splitlines()[-1].strip()}): they come from different "
-                "trainings."
+                f"The checkpoint does not fit its config.yaml ({found}): they come "
+                "from different trainings."
             ) from error
     return model.eval()
 

@@ -51,24 +51,33 @@ def rnnt_loss(
 
     Returns:
         A scalar: warprnnt's `mean`, which divides by the number of utterances and not,
-        as it documents, by the labels.
+        as it documents, by the labels. Utterances without a frame, for which there is
+        no loss, count as 0.
 
     >>> even = torch.zeros(1, 2, 1, 4)  # two frames, no label: blank twice
     >>> none, one = torch.zeros(1, 0), torch.ones(1)
     >>> round(rnnt_loss(even, none, 2 * one, 0 * one, blank=0).item(), 4)  # 2 log 4
     2.7726
     """
+    heard = t_len > 0  # of others torchaudio reads what is not theirs
+    utterances = len(heard)
+    if not heard.all():
+        joint_logits, labels = joint_logits[heard], labels[heard]
+        t_len, u_len = t_len[heard], u_len[heard]
+    if not len(t_len):
+        return 0.0 * joint_logits.float().sum()
     with torch.autocast(joint_logits.device.type, enabled=False):
         # torchaudio refuses padding that no utterance of the batch needs
         frames, states = int(t_len.max()), int(u_len.max()) + 1
-        return torchaudio.functional.rnnt_loss(
+        total = torchaudio.functional.rnnt_loss(
             joint_logits[:, :frames, :states].float().contiguous(),
             labels[:, : states - 1].int().contiguous(),
             t_len.int().contiguous(),
             u_len.int().contiguous(),
             blank=blank,
-            reduction="mean",
+            reduction="sum",
         )
+    return total / utterances
 
 
 class TorchaudioRNNTLoss(torch.nn.Module):

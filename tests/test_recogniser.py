@@ -23,6 +23,7 @@ from espnet_omnisparse import asr_inference_streaming, bench_streaming, cli, fam
 from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import save_tensors, write_yaml
+from espnet_omnisparse.streaming.audio import pcm_blocks
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream
 from espnet_omnisparse.streaming.live import recognise
@@ -199,6 +200,8 @@ def test_another_chunk_is_another_mask(size, given):
 class Heard:
     """A search that keeps what it is given."""
 
+    revises = False
+
     def __init__(self):
         self.frames, self.finished = [], False
 
@@ -280,7 +283,20 @@ def test_numbers_of_latency_add_up(recogniser):
     assert found["lookahead_ms"] == 36.0
     assert found["latency_ms"] == 356.0
     assert found["audio_s"] == 1.0
-    assert len(latency.chunks) == 4 + 1  # the end is one as well
+    assert len(latency.chunks) == 4  # the end is part of the last
+
+    # as the command reads: every block but the last gives a chunk, and not one later
+    first = round(RATE * (recogniser.chunk_seconds + recogniser.lookahead_seconds))
+    pcm = (wave * 32768).numpy().astype("<i2").tobytes()
+    seconds = first / RATE
+    blocks = list(pcm_blocks(io.BytesIO(pcm), RATE, 0.32, first=seconds))
+    assert [len(block) for block in blocks] == [5696, 5120, 5120, 64]
+    stream, heard = listening(recogniser)
+    counts = []
+    for block in blocks:
+        stream.push(block)
+        counts.append(sum(map(len, heard.frames)))
+    assert counts == [8, 16, 24, 24]
     assert found["rtf"] == pytest.approx(sum(latency.chunks), abs=1e-3)
     assert 0 < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
     assert "algorithmic latency 356 ms = chunk 320 + look-ahead 36" in str(latency)
@@ -369,6 +385,73 @@ def test_a_model_that_cannot_stream_gets_one_sentence(
     assert end.value.code == 1 and out == ""
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in err
+
+
+def test_parts_that_a_stream_has_not_are_refused(default_config, recogniser, size):
+    config = family.read_config(size)
+    loud = {**config, "speech_volume_normalize": 0.5}
+    with pytest.raises(UserError, match="speech_volume_normalize, which needs whole"):
+        Recogniser(recogniser.model, loud)
+    linear = {"input_size": 20, "output_size": 20}
+    changes = {"preencoder": "linear", "preencoder_conf": linear}
+    config, model = unfit(default_config, changes=changes)
+    with pytest.raises(UserError, match="has a preencoder, which has no equal"):
+        Recogniser(model, config)
+    with pytest.raises(UserError, match="at least 1 hypothesis, not 0"):
+        Recogniser.load(size, beam=0)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_a_sample_far_beyond_full_scale_ends_the_stream(size, beam):
+    stream = Recogniser.load(size, beam=beam).stream()
+    wave = speech(RATE)
+    wave[5000] = 1e30
+    with pytest.raises(UserError, match="not finite: the audio has samples far beyond"):
+        stream.push(wave)
+
+
+def test_damaged_weights_are_told(size):
+    recogniser = Recogniser.load(size)
+    with torch.no_grad():
+        recogniser.model.encoder.embed.conv[0].bias[0] = torch.nan
+    with pytest.raises(UserError, match="not finite: the model's weights are damaged"):
+        recogniser.stream().push(speech(RATE))
+
+
+def test_samples_may_be_an_array_but_no_integers(recogniser):
+    wave = speech(RATE)
+    assert said(recogniser, [wave.float().numpy()]) == said(recogniser, [wave.float()])
+    with pytest.raises(UserError, match="1.0, not torch.int16: divide 16-bit ones by"):
+        recogniser.stream().push((wave * 32768).short())
+
+
+@pytest.mark.parametrize(
+    "name, value, sentence",
+    [
+        (family.CONFIG, "", "it has no token_list"),
+        (family.CONFIG, "[1, 2]", "it has no token_list"),
+        (family.CONFIG, "token_list: [a]", "it has no encoder_conf"),
+        (family.MODEL, [1, 2], "does not fit its config.yaml"),
+        (family.MODEL, {"other": torch.ones(1)}, "does not fit its config.yaml"),
+    ],
+)
+def test_a_broken_size_gets_a_sentence(size, tmp_path, name, value, sentence):
+    for part in (family.CONFIG, family.MODEL):
+        (tmp_path / part).write_bytes((size / part).read_bytes())
+    if isinstance(value, str):
+        (tmp_path / name).write_text(value)
+    else:
+        save_tensors(tmp_path / name, value)
+    with pytest.raises(UserError, match=sentence) as told:
+        Recogniser.load(tmp_path)
+    assert len(str(told.value)) < 400
+
+
+def test_absent_statistics_are_told(size, default_config, tmp_path):
+    config = family.read_config(size)
+    config |= {"normalize": "global_mvn", "normalize_conf": {"stats_file": "no.npz"}}
+    with pytest.raises(UserError, match="statistics no.npz are not there: run in the"):
+        family.build(config)
 
 
 def test_a_folder_without_a_model_is_refused(size, tmp_path):
@@ -530,10 +613,67 @@ def test_ctrl_c_ends_a_recording_from_a_pipe_and_its_last_words_come(size, recog
     finally:
         process.kill()
     assert process.returncode == 0 and b"Traceback" not in err
-    # what is less than a block still waits in the pipe: 3 s are 9 blocks of 320 ms
-    heard = wave[: 9 * 5120]
-    assert out.decode() == said(recogniser, [heard]) + "\n"
-    assert b"2.88 s of audio" in err
+    # 3 s are no whole number of chunks: what waits for the rest of its own is there
+    assert out.decode() == said(recogniser, [wave]) + "\n"
+    assert b"3.00 s of audio" in err
+
+
+def test_a_reader_that_goes_away_ends_the_command_without_a_word(size, audio):
+    process = started(
+        *("espnet_omnisparse.cli", "stream", "--model", size, audio(speech(4 * RATE))),
+        stdout=subprocess.PIPE,
+    )
+    process.stdout.close()
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert b"Traceback" not in err and b"BrokenPipe" not in err
+
+
+def test_without_standard_input_a_file_is_asked_for(size, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit):
+        run(capsys, "--model", size, "-")
+    assert (
+        "no standard input to read audio from: name a file" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_text_is_printed_as_it_grows(size, beam):
+    recogniser, wave = Recogniser.load(size, beam=beam), speech(20 * RATE)
+    out, printed, known = io.StringIO(), [], []
+    stream = recogniser.stream()
+
+    def blocks():
+        for block in wave.split(5120):
+            printed.append(out.getvalue())
+            known.append(" ".join(stream.text.split()))
+            yield block
+            stream.push(block)
+
+    text, _ = recognise(recogniser, blocks(), out)
+    text = " ".join(text.split())
+    first, *whole = out.getvalue().splitlines()
+    # a beam may have thought better of it; then all of it follows
+    assert whole in ([], [text]) and (first == text) == (whole == [])
+    assert all(first.startswith(moment) for moment in printed)
+    assert len(set(printed)) > 20
+    if beam == 1:  # letter by letter, or text without spaces would come at the end
+        assert printed == known and first == text
+    else:  # but for the last word
+        pairs = zip(known[1:], printed[1:], strict=True)
+        assert max(len(k.split()) - len(p.split()) for k, p in pairs) <= 1
+
+
+def test_a_beam_without_words_holds_two_characters_back(recogniser):
+    stream = recogniser.stream()
+    for search, expected in (
+        (types.SimpleNamespace(revises=True, best=lambda: [2, 3, 4, 2]), "AB"),
+        (types.SimpleNamespace(revises=False, best=lambda: [2, 3, 4, 2]), "ABCA"),
+        (types.SimpleNamespace(revises=True, best=lambda: [2, 3, 5, 2]), "AB"),
+    ):
+        stream._search = search
+        assert stream.likely_text == expected
 
 
 def test_ctrl_c_elsewhere_is_told_in_a_word():

@@ -197,7 +197,7 @@ def test_pcm_in_crumbs_is_put_together():
     assert torch.equal(torch.cat(blocks) * 32768, torch.arange(50.0))
 
 
-@pytest.mark.parametrize("length", [1, 401, 301])
+@pytest.mark.parametrize("length", [3, 401, 301])
 def test_half_a_sample_at_the_end_is_dropped_with_a_notice(length, capsys):
     blocks = list(pcm_blocks(io.BytesIO(bytes(length)), 1000, 0.1))
     assert sum(map(len, blocks)) == length // 2
@@ -205,5 +205,61 @@ def test_half_a_sample_at_the_end_is_dropped_with_a_notice(length, capsys):
     assert "its last byte is dropped" in capsys.readouterr().err
 
 
-def test_no_pcm_has_no_block():
-    assert list(pcm_blocks(io.BytesIO(), 16000, 0.1, refuse_notice)) == []
+def test_no_pcm_is_told():
+    for nothing in (b"", b"\x01"):
+        with pytest.raises(
+            UserError, match="No audio came on standard input: pipe raw"
+        ):
+            list(pcm_blocks(io.BytesIO(nothing), 16000, 0.1, refuse_notice))
+
+
+def test_a_wav_file_on_the_pipe_is_told():
+    wav = io.BytesIO()
+    soundfile.write(wav, np.zeros(16000), 16000, format="WAV")
+    wav.seek(0)
+    with pytest.raises(UserError, match="is a WAV file, but - takes raw .* 16000 Hz"):
+        list(pcm_blocks(wav, 16000, 0.1, refuse_notice))
+
+
+class Interrupted(io.RawIOBase):
+    """A pipe on which somebody presses Ctrl-C after some bytes."""
+
+    def __init__(self, *reads):
+        self.reads = list(reads)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        if not self.reads:
+            raise KeyboardInterrupt
+        data, rest = self.reads[0][: len(buffer)], self.reads[0][len(buffer) :]
+        self.reads[:1] = [rest] if rest else []
+        memoryview(buffer).cast("B")[: len(data)] = data
+        return len(data)
+
+
+def test_ctrl_c_loses_nothing_that_has_come():
+    samples = np.arange(1000, dtype="<i2")
+    data = samples.tobytes()
+    pipe = io.BufferedReader(Interrupted(data[:300], data[300:1101], data[1101:]))
+    blocks = list(pcm_blocks(pipe, 1000, 0.3, refuse_notice, first=0.4))
+    assert [len(block) for block in blocks] == [400, 300, 300]
+    pipe = io.BufferedReader(Interrupted(data[:300], data[300:1100]))
+    blocks = list(pcm_blocks(pipe, 1000, 0.3, refuse_notice))
+    assert [len(block) for block in blocks] == [300, 250]
+    assert torch.cat(blocks).mul(32768).tolist() == list(range(550))
+
+
+@pytest.mark.parametrize("name", ["cut.wav", "cut.opus"])
+def test_a_truncated_file_is_told_and_recognised_to_its_end(tmp_path, name):
+    path = tmp_path / name
+    wave = np.random.default_rng(0).normal(0.0, 0.1, 32000)
+    options = {"format": "OGG", "subtype": "OPUS"} if name.endswith("opus") else {}
+    soundfile.write(path, wave, 16000, **options)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    notices = []
+    blocks = list(file_blocks(path, 16000, 0.5, notices.append))
+    assert 0 < sum(map(len, blocks)) < 32000
+    assert any("ends before its header says: it may be truncated" in n for n in notices)

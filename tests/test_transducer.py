@@ -133,6 +133,28 @@ def test_padding_does_not_matter(lattices):
     assert gradient[~real].eq(0).all() and gradient[real].abs().amax(-1).gt(0).all()
 
 
+def test_an_utterance_without_frames_has_no_loss(lattices):
+    joint, labels, t_len, u_len = lattices
+    none = t_len.clone()
+    none[1] = 0
+    joint = joint.detach().requires_grad_()
+    loss = rnnt_loss(joint, labels, none, u_len, 0)
+    loss.backward()
+    rest = torch.arange(len(t_len)) != 1
+    alone = joint.detach()[rest].requires_grad_()
+    others = rnnt_loss(alone, labels[rest], t_len[rest], u_len[rest], 0)
+    others.backward()
+    share = (len(t_len) - 1) / len(t_len)
+    torch.testing.assert_close(loss, share * others)
+    torch.testing.assert_close(joint.grad[rest], share * alone.grad)
+    assert not joint.grad[1].any()
+
+    joint = joint.detach().requires_grad_()
+    loss = rnnt_loss(joint, labels, 0 * t_len, u_len, 0)
+    loss.backward()
+    assert loss == 0.0 and not joint.grad.any()
+
+
 def test_padding_that_no_utterance_needs_is_accepted(lattices):
     joint, labels, t_len, u_len = lattices
     some = [2, 3]  # 1 of 6 frames and 3 of 6, 1 label of 3 and none

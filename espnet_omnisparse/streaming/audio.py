@@ -1,6 +1,7 @@
 """Audio as it comes: block by block, from a file or from a pipe."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import BinaryIO
 
@@ -9,8 +10,32 @@ import soundfile
 import soxr
 import torch
 
+from espnet_omnisparse.audio import is_cut
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.progress import say
+
+
+def checked(samples: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Samples `[n]`, if they are what a stream takes.
+
+    Args:
+        samples: Full scale being 1.
+
+    Raises:
+        UserError: If they are integers, or one is not a finite number.
+    """
+    samples = torch.as_tensor(samples)
+    if not samples.is_floating_point():
+        raise UserError(
+            f"A stream takes samples whose full scale is 1.0, not {samples.dtype}: "
+            "divide 16-bit ones by 32768.0."
+        )
+    if not samples.isfinite().all():
+        raise UserError(
+            "The audio has a sample that is not a finite number: check where it comes "
+            "from."
+        )
+    return samples
 
 
 def file_blocks(
@@ -18,6 +43,7 @@ def file_blocks(
     rate: int,
     seconds: float,
     notice: Callable[[str], None] = say,
+    first: float | None = None,
 ) -> Iterator[torch.Tensor]:
     """Reads an audio file block by block, as one channel at the wanted rate.
 
@@ -31,6 +57,7 @@ def file_blocks(
             by the filter's delay.
         notice: Is told, in a sentence, of channels mixed down, of resampling and of an
             end that comes too early.
+        first: Length of the first block, if it is another.
 
     Yields:
         Samples `[n]`, float32, full scale being 1.
@@ -48,7 +75,10 @@ def file_blocks(
                 notice(f"{path} has {sound.channels} channels: their mean is taken.")
             if sound.samplerate != rate:
                 notice(f"{path} is resampled from {sound.samplerate} to {rate} Hz.")
-            blocks = _mono_blocks(path, sound, seconds, notice)
+            if is_cut(path):
+                notice(f"{path} ends before its header says: it may be truncated.")
+            sizes = _block_sizes(sound.samplerate, seconds, first)
+            blocks = _mono_blocks(path, sound, sizes, notice)
             yield from _resampled(blocks, sound.samplerate, rate)
     except (OSError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
@@ -61,13 +91,12 @@ def file_blocks(
 def _mono_blocks(
     path: Path,
     sound: soundfile.SoundFile,
-    seconds: float,
+    sizes: Iterator[int],
     notice: Callable[[str], None],
 ) -> Iterator[np.ndarray]:
     """The file's blocks `[n]` at its own rate."""
-    size = _block_size(sound.samplerate, seconds)
     position = 0
-    while len(block := sound.read(size, dtype="float32", always_2d=True)):
+    while len(block := sound.read(next(sizes), dtype="float32", always_2d=True)):
         finite = np.isfinite(block).all(axis=1)
         if not finite.all():
             second = (position + int(finite.argmin())) / sound.samplerate
@@ -107,26 +136,51 @@ def pcm_blocks(
     rate: int,
     seconds: float,
     notice: Callable[[str], None] = say,
+    first: float | None = None,
 ) -> Iterator[torch.Tensor]:
     """Reads raw audio from a pipe and hands on each block as soon as it is full.
+
+    Ctrl-C, while it waits for samples, ends the audio as the pipe's end does: what has
+    come until then is handed on.
 
     Args:
         stream: 16-bit little-endian PCM of one channel, such as `sys.stdin.buffer`.
         rate: Its samples per second.
         seconds: Length of a block; the last may be shorter.
         notice: Is told, in a sentence, of an input that ends in the middle of a sample.
+        first: Length of the first block, if it is another.
 
     Yields:
         Samples `[n]`, float32, in [-1, 1).
+
+    Raises:
+        UserError: If there is no sample at all, or a WAV file's header before them.
     """
-    size = 2 * _block_size(rate, seconds)
-    pending = b""
-    # a pipe may return less than is asked for; only nothing is its end
-    while read := stream.read(size - len(pending)):
-        pending += read
-        if len(pending) == size:
-            yield _from_pcm(pending)
-            pending = b""
+    # as much as there is: what a longer read holds back, Ctrl-C would lose
+    read = getattr(stream, "read1", stream.read)
+    beginning = pending = b""
+    for samples in _block_sizes(rate, seconds, first):
+        size = 2 * samples
+        try:
+            while len(pending) < size and (more := read(size - len(pending))):
+                pending += more
+        except KeyboardInterrupt:
+            break
+        beginning = beginning or pending[:4]
+        if beginning == b"RIFF":
+            raise UserError(
+                "Standard input is a WAV file, but - takes raw 16-bit PCM at "
+                f"{rate} Hz, one channel: give the file's name instead."
+            )
+        if len(pending) < size:
+            break
+        yield _from_pcm(pending)
+        pending = b""
+    if len(beginning) < 2 and len(pending) < 2:
+        raise UserError(
+            "No audio came on standard input: pipe raw 16-bit PCM into it, as arecord "
+            f"-f S16_LE -r {rate} -t raw writes it."
+        )
     if len(pending) % 2:
         notice("The input ends in the middle of a sample: its last byte is dropped.")
         pending = pending[:-1]
@@ -138,5 +192,7 @@ def _from_pcm(data: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(data, "<i2").astype(np.float32) / 32768)
 
 
-def _block_size(rate: int, seconds: float) -> int:
-    return max(1, round(rate * seconds))
+def _block_sizes(rate: int, seconds: float, first: float | None) -> Iterator[int]:
+    """Samples of each block, for ever."""
+    lengths = chain([] if first is None else [first], repeat(seconds))
+    return (max(1, round(rate * length)) for length in lengths)

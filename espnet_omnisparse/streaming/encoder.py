@@ -205,12 +205,13 @@ def _chunk_of(encoder: PrunableEncoder, chunk: Chunk | None) -> Chunk:
     if not isinstance(encoder, PrunableEncoder) or not encoder.causal:
         raise UserError(
             "This model cannot stream, since its Conv modules see the future: train it "
-            "with encoder_conf.causal: true."
+            "with encoder_conf.causal: true (of the task asr_transducer: "
+            "main_conf.dynamic_chunk_training: true)."
         )
     chunk = chunk or encoder.chunk
     if chunk is None:
         raise UserError(
-            "This model was trained on whole recordings: give a chunk to stream with, "
-            "such as --chunk 16 --left 32."
+            "This model has no chunk of its own: give a chunk to stream with, such as "
+            "--chunk 16 --left 32 of omnisparse stream, or extract a size with one."
         )
     return chunk

@@ -1,16 +1,17 @@
 """`omnisparse stream`: words printed as they come, and how long they took."""
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TextIO
 
 import numpy as np
 import torch
 
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.streaming.audio import file_blocks, pcm_blocks
 from espnet_omnisparse.streaming.recogniser import Recogniser
 
@@ -23,7 +24,8 @@ class Latency:
         chunk: Seconds of audio in a chunk.
         lookahead: Seconds of audio after it that its features need.
         audio: Seconds of audio.
-        chunks: Seconds of computation for each chunk.
+        chunks: Seconds of computation for each chunk; the end of the recording counts
+            to the last.
     """
 
     chunk: float
@@ -64,8 +66,9 @@ def recognise(
 
     Args:
         recogniser: With what.
-        blocks: Samples; blocks as long as a chunk give its time of computation.
-        out: Where words are written to as they come; `None`: nowhere.
+        blocks: Samples; a first block as long as a chunk and its look-ahead, and others
+            as long as a chunk, give the time of each chunk.
+        out: Where text is written to as it comes; `None`: nowhere.
 
     Returns:
         The text, and how fast it came.
@@ -78,46 +81,66 @@ def recognise(
         stream.push(block)
         latency.chunks.append(time.perf_counter() - start)
         latency.audio += len(block) / recogniser.sample_rate
-        printer.show(stream.text)
+        printer.show(stream.likely_text)
     start = time.perf_counter()
     text = stream.finish()
-    latency.chunks.append(time.perf_counter() - start)
+    last = latency.chunks.pop() if latency.chunks else 0.0
+    latency.chunks.append(last + time.perf_counter() - start)
     printer.end(text)
     return text, latency
 
 
 class _Printer:
-    """Writes words once they are followed by others, which rarely change them."""
+    """Writes text as it grows; if a beam revises it, all of it again at the end."""
 
     def __init__(self, out: TextIO | None):
         self._out = out
-        self._written: list[str] = []
+        self._written = ""
 
     def show(self, text: str) -> None:
-        words = text.split()
-        self._write(words[len(self._written) : -1])
+        if self._out is None:
+            return
+        new = text.removeprefix(self._written)
+        if new == text and self._written:  # another beginning: the words after it
+            words = text.split()[len(self._written.split()) :]
+            new = "".join(f" {word}" for word in words)
+        if new:
+            self._out.write(new)
+            self._out.flush()
+            self._written += new
 
     def end(self, text: str) -> None:
-        words = text.split()
-        # a beam may have thought better of a word
-        revised = words[: len(self._written)] != self._written
-        self._write(words[len(self._written) :])
+        text = " ".join(text.split())
+        self.show(text)
         if self._out is not None:
-            self._out.write("\n" + (f"{text}\n" if revised else ""))
+            self._out.write("\n" if self._written == text else f"\n{text}\n")
             self._out.flush()
 
-    def _write(self, words: list[str]) -> None:
-        if self._out is None or not words:
-            return
-        self._out.write((" " if self._written else "") + " ".join(words))
-        self._out.flush()
-        self._written += words
 
+def _until_ctrl_c(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The blocks before Ctrl-C, the usual way to end what a microphone says.
 
-def _until_interrupted(blocks: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The blocks before Ctrl-C, the usual way to end what a microphone says."""
-    with suppress(KeyboardInterrupt):
-        yield from blocks
+    It breaks into the wait for a block, not into the recognition of one.
+    """
+    waiting = stopped = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopped
+        stopped = True
+        if waiting:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        while not stopped:
+            waiting = True
+            block = next(blocks, None)
+            waiting = False
+            if block is None:
+                break
+            yield block
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(recogniser: Recogniser, source: str, as_json: bool = False) -> None:
@@ -127,12 +150,20 @@ def run(recogniser: Recogniser, source: str, as_json: bool = False) -> None:
         recogniser: With what.
         source: An audio file, or `-`, which Ctrl-C ends as its end does.
         as_json: Print one JSON object instead.
+
+    Raises:
+        UserError: If there is no audio, or none that can be recognised.
     """
     seconds, rate = recogniser.chunk_seconds, recogniser.sample_rate
-    if source == "-":
-        blocks = _until_interrupted(pcm_blocks(sys.stdin.buffer, rate, seconds))
+    # the first chunk is complete when its look-ahead has come
+    first = seconds + recogniser.lookahead_seconds
+    if source != "-":
+        blocks = file_blocks(source, rate, seconds, first=first)
+    elif sys.stdin is None:
+        raise UserError("There is no standard input to read audio from: name a file.")
     else:
-        blocks = file_blocks(source, rate, seconds)
+        said = pcm_blocks(sys.stdin.buffer, rate, seconds, first=first)
+        blocks = _until_ctrl_c(said)
     text, latency = recognise(recogniser, blocks, None if as_json else sys.stdout)
     if as_json:
         print(json.dumps({"text": text, **latency.as_dict()}))

@@ -12,6 +12,7 @@ from espnet2.text.token_id_converter import TokenIDConverter
 from espnet_omnisparse import family
 from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.streaming.audio import checked
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream
 from espnet_omnisparse.streaming.search import Search, beam_search, greedy_search
@@ -44,6 +45,9 @@ class Recogniser:
         chunk: Chunk | None = None,
         beam: int = 1,
     ):
+        _refuse_what_streams_have_not(model, config)
+        if beam < 1:
+            raise UserError(f"A beam has at least 1 hypothesis, not {beam}.")
         self.model = model.eval()
         self._chunk = chunk
         self._beam = beam
@@ -132,17 +136,12 @@ class Stream:
         """Takes the next samples `[n]`, full scale being 1.
 
         Raises:
-            UserError: If a sample is no number.
+            UserError: If a sample is no number, or none that audio has, or an integer.
             RuntimeError: If the recording has ended.
         """
         if self._ended:
             raise RuntimeError("this stream has ended: make another one")
-        if not samples.isfinite().all():
-            raise UserError(
-                "The audio has a sample that is not a finite number: check where it "
-                "comes from."
-            )
-        self._search.push(self.encoder.push(self.features.push(samples)))
+        self._recognise(self.features.push(checked(samples)))
 
     def finish(self) -> str:
         """Ends the recording.
@@ -151,10 +150,20 @@ class Stream:
             Its text.
         """
         self._ended = True
-        self._search.push(self.encoder.push(self.features.finish()))
+        self._recognise(self.features.finish())
         self._search.push(self.encoder.finish())
         self._search.finish()
         return self.text
+
+    def _recognise(self, feats: torch.Tensor) -> None:
+        encoded = self.encoder.push(feats)
+        # a search would go on with it, and find nothing any more
+        if not encoded.isfinite().all():
+            what = "the model's weights are damaged"
+            if not feats.isfinite().all():
+                what = "the audio has samples far beyond full scale, which is 1.0"
+            raise UserError(f"The encoder's output is not finite: {what}.")
+        self._search.push(encoded)
 
     @property
     def ids(self) -> list[int]:
@@ -162,9 +171,36 @@ class Stream:
         return self._search.best()
 
     @property
+    def likely_text(self) -> str:
+        """The text so far without what the next chunks may well change.
+
+        Of a greedy search all of it; of a beam what comes before the last word, or,
+        where nothing tells words apart, before the last two characters.
+        """
+        text = " ".join(self.text.split())
+        if not self._search.revises:
+            return text
+        before, space, _ = text.rpartition(" ")
+        return before if space else text[:-2]
+
+    @property
     def text(self) -> str:
         """The best hypothesis so far."""
         return self._recogniser.text(self.ids)
+
+
+def _refuse_what_streams_have_not(model: Any, config: Mapping[str, Any]) -> None:
+    for part in ("preencoder", "postencoder"):
+        if getattr(model, part, None) is not None:
+            raise UserError(
+                f"This model has a {part}, which has no equal in a stream: train one "
+                "without."
+            )
+    if config.get("speech_volume_normalize"):
+        raise UserError(
+            "This model was trained with speech_volume_normalize, which needs whole "
+            "recordings: train one without it to stream."
+        )
 
 
 def _tokenizer(config: Mapping[str, Any]) -> Any:

@@ -39,7 +39,13 @@ CACHED_STEPS = 256
 
 
 class Search(Protocol):
-    """The search for the text of one stream."""
+    """The search for the text of one stream.
+
+    Attributes:
+        revises: Whether the best hypothesis may change what it once began with.
+    """
+
+    revises: bool = False
 
     def push(self, encoded: torch.Tensor) -> None:
         """Takes the encoder's next frames `[T, D]`; T may be 0."""
@@ -105,6 +111,8 @@ class PrefixBeamCTC(Search):
         prune: Tokens that may extend a text in a frame, the most probable ones. Blank
             and a repeat of the last token extend nothing and are always scored.
     """
+
+    revises = True
 
     def __init__(self, ctc: CTC, beam: int = 8, prune: int = 8):
         self._ctc = ctc
@@ -268,6 +276,8 @@ class BeamTransducer(Search):
             not in total, as in `asr_transducer`.
     """
 
+    revises = True
+
     def __init__(
         self,
         decoder: AbsDecoder | TransducerDecoder,
@@ -327,6 +337,7 @@ def beam_search(model: Any, beam: int) -> Search:
         UserError: If it has attention alone.
     """
     if getattr(model, "joint_network", None) is not None:
+        beam = min(beam, model.decoder.embed.num_embeddings)  # ESPnet takes no larger
         # ESPnet's default may find no end of a frame; this one is bounded
         return BeamTransducer(model.decoder, model.joint_network, beam, "maes")
     return PrefixBeamCTC(_ctc_of(model), beam)
