@@ -1,5 +1,6 @@
 """A tiny corpus, and real trainings on it in processes of their own."""
 
+import hashlib
 import io
 import multiprocessing
 import os
@@ -81,11 +82,13 @@ class Corpus:
 
     folder: Path
 
-    def command(self, output: Path, **changes: Any) -> list[str]:
+    def command(
+        self, output: Path, base: Mapping[str, Any] = CONFIG, **changes: Any
+    ) -> list[str]:
         """The arguments of a training; the configuration is written beside `output`."""
         config = output.with_suffix(".yaml")
         output.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(yaml.safe_dump(changed(CONFIG, changes)))
+        config.write_text(yaml.safe_dump(changed(base, changes)))
         command = ["--config", str(config), "--output_dir", str(output)]
         for part in ("train", "valid"):
             for name, kind in (("speech", "sound"), ("text", "text")):
@@ -180,18 +183,21 @@ def start(
     kill_at_update: int | None = None,
     kill_in_save: tuple[str, int] | None = None,
     print_draws: bool = False,
+    one_backward: bool = False,
     spawn: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Process:
     """Starts a training in a process of its own.
 
     Args:
-        command: The arguments of `asr_train`.
+        command: The arguments of `asr_train`; with `-m` those of the launcher.
         log: File for its output.
         kill_at_update: Ends it by SIGKILL right after this update, mid-epoch.
         kill_in_save: A file's name and a number: ends it by SIGKILL when that file is
             half written for the time of this number.
-        print_draws: Prints the subnets of each update; see `draws`.
+        print_draws: Prints the subnets of each update, and what each epoch has made of
+            the weights; see `draws` and `checksums`.
+        one_backward: Leaves the gradients of all subnets to the trainer's backward.
         spawn: Trains in a spawned child, as multi-GPU training does.
         environment: Variables to set.
     """
@@ -205,7 +211,9 @@ def start(
     if kill_in_save is not None:
         changes.append((_kill_in_save, *kill_in_save))
     if print_draws:
-        changes.append((_print_draws,))
+        changes += [(_print_draws,), (_print_checksums,)]
+    if one_backward:
+        changes.append((_keep_graphs,))
     process = _context().Process(
         target=_train, args=(list(command), log, changes, spawn, environment or {})
     )
@@ -233,7 +241,7 @@ def _train(
 
     import torch
 
-    from espnet_omnisparse import asr_train
+    from espnet_omnisparse import asr_train, launch
 
     torch.set_num_threads(1)
     for change, *arguments in changes:
@@ -241,6 +249,8 @@ def _train(
     try:
         if spawn:
             _train_in_spawned_child(command)
+        elif command[0] == "-m":
+            launch.main(command)
         else:
             asr_train.main(command)
     except Exception:
@@ -310,18 +320,46 @@ def _print_draws() -> None:
         kept = [[gate is not None for gate in draw.gates] for draw in draws]
         names = [draw.size for draw in draws]
         sparsity = [draw.sparsity for draw in draws]
-        print(_DRAWS, int(supernet.updates), names, kept, sparsity, flush=True)
+        chunks = [draw.chunk for draw in draws]
+        print(_DRAWS, int(supernet.updates), names, kept, sparsity, chunks, flush=True)
         return draws
 
     Supernet.training_draws = training_draws
 
 
+def _print_checksums() -> None:
+    from espnet_omnisparse.trainer import OmniTrainer
+
+    plain = OmniTrainer.train_one_epoch
+
+    def train_one_epoch(*, model: Any, **others: Any) -> bool:
+        invalid = plain(model=model, **others)
+        state = getattr(model, "module", model).state_dict()
+        values = b"".join(tensor.numpy().tobytes() for tensor in state.values())
+        print(_CHECKSUM, hashlib.sha256(values).hexdigest(), flush=True)
+        return invalid
+
+    OmniTrainer.train_one_epoch = train_one_epoch
+
+
+def _keep_graphs() -> None:
+    from espnet_omnisparse import update
+
+    update._in_float16 = lambda: True
+
+
 _DRAWS = "drawn subnets:"
+_CHECKSUM = "checksum of all weights:"
 
 
 def draws(output: str) -> list[str]:
     """What `print_draws` printed: a line per update."""
     return [line for line in output.splitlines() if line.startswith(_DRAWS)]
+
+
+def checksums(output: str) -> list[str]:
+    """What `print_draws` printed: a line per epoch."""
+    return [line for line in output.splitlines() if line.startswith(_CHECKSUM)]
 
 
 def files_below(folder: Path) -> list[str]:
