@@ -717,6 +717,11 @@ def test_a_folder_that_is_no_experiment_gets_a_sentence(tmp_path):
     with pytest.raises(UserError, match="is not an experiment folder"):
         family.read_config(tmp_path)
     (tmp_path / "config.yaml").write_text("model: omni\n")
+    with pytest.raises(UserError, match="not the configuration of a training .it has"):
+        family.read_config(tmp_path)
+    (tmp_path / "config.yaml").write_text(
+        "{token_list: [], encoder_conf: {}, model_conf: {}}\n"
+    )
     with pytest.raises(UserError, match="has no sizes yet: training must pass step 1"):
         family.selected_specs(tmp_path)
 

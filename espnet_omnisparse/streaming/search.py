@@ -2,8 +2,7 @@
 
 A search holds all the state of one stream. The modules it is given are shared: any
 number of searches may run interleaved over one model. How the frames are divided into
-pushes does not matter. Nothing grows with the stream but the text, and the texts that
-a beam has not decided between.
+pushes does not matter. Nothing grows with the stream but the text.
 
 >>> ctc = CTC(odim=3, encoder_output_size=3).requires_grad_(False)
 >>> _ = ctc.ctc_lo.weight.copy_(torch.eye(3)), ctc.ctc_lo.bias.zero_()
@@ -36,6 +35,9 @@ BLANK = 0
 #: Steps of the prediction network that a beam search remembers; it asks for some
 #: dozens of them in a frame, and mostly for the same ones in the next.
 CACHED_STEPS = 256
+#: Labels that a beam may leave undecided. Two texts that differ in one old label can
+#: stay in a beam for ever, and all that follows would be held, and copied, with both.
+UNDECIDED = 128
 
 
 class Search(Protocol):
@@ -91,12 +93,15 @@ class _Prefix:
         self.parent = parent
         self.token = token
 
+    def path(self) -> "list[_Prefix]":
+        """The texts that it grew from, the first one and itself included."""
+        path = [self]
+        while path[-1].parent is not None:
+            path.append(path[-1].parent)
+        return path[::-1]
+
     def tokens(self) -> list[int]:
-        tokens, prefix = [], self
-        while prefix.parent is not None:
-            tokens.append(prefix.token)
-            prefix = prefix.parent
-        return tokens[::-1]
+        return [prefix.token for prefix in self.path()[1:]]
 
 
 class PrefixBeamCTC(Search):
@@ -118,6 +123,7 @@ class PrefixBeamCTC(Search):
         self._ctc = ctc
         self._beam = beam
         self._prune = prune
+        self._settled: list[int] = []
         # log probabilities of the alignments that end in blank, and in a token
         self._beams = {_Prefix(None, BLANK): (0.0, -math.inf)}
         # One object per text, so that the ways to it meet. Weak: what no text in the
@@ -134,6 +140,7 @@ class PrefixBeamCTC(Search):
         top = tokens.topk(min(self._prune, tokens.shape[1])).indices + 1
         for frame, candidates in zip(log_probs.numpy(), top.tolist(), strict=True):
             self._advance(frame.item, candidates)
+        self._settle()
 
     def _advance(self, log_prob, candidates: list[int]) -> None:
         grown: dict[_Prefix, tuple[float, float]] = {}
@@ -161,9 +168,25 @@ class PrefixBeamCTC(Search):
             child = self._children[prefix, token] = _Prefix(prefix, token)
         return child
 
+    def _settle(self) -> None:
+        """Goes with the best text, where the beam has been undecided for long."""
+        path = next(iter(self._beams)).path()
+        decided = len(path) - 1 - UNDECIDED
+        if decided <= UNDECIDED:
+            return
+        root = path[decided]
+        self._settled += [prefix.token for prefix in path[1 : decided + 1]]
+        self._beams = {
+            prefix: scores
+            for prefix, scores in self._beams.items()
+            if root in prefix.path()
+        }
+        del self._children[root.parent, root.token]
+        root.parent = None
+
     def best(self) -> list[int]:
         """Token ids of the best text so far."""
-        return next(iter(self._beams)).tokens()
+        return self._settled + next(iter(self._beams)).tokens()
 
     def log_probability(self) -> float:
         """Of the best text so far, over those of its alignments that were searched."""
@@ -267,7 +290,8 @@ class BeamTransducer(Search):
     Args:
         decoder: The prediction network, of `asr_transducer` or `asr`.
         joint: The joint network.
-        beam: Hypotheses kept after each frame, the vocabulary's size at most.
+        beam: Hypotheses kept after each frame, at most the vocabulary's size, and two
+            less for `maes`.
         search_type: `default`, `tsd` or `maes`, as ESPnet calls them. The first one is
             done with a frame when the beam's hypotheses are better than all that might
             still be extended, and never, where the model repeats a token for ever; the
@@ -305,6 +329,15 @@ class BeamTransducer(Search):
         # them begin with decides nothing any more, save for the last label of each.
         labels = zip(*(hyp.yseq[:-1] for hyp in self._hyps), strict=False)
         common = [same[0] for same in takewhile(lambda x: len(set(x)) == 1, labels)]
+        best = max(self._hyps, key=self._rank).yseq
+        if len(best) - len(common) > 2 * UNDECIDED:
+            common = best[:-UNDECIDED]
+            # in place: it is the list that the search goes on with
+            self._hyps[:] = [
+                hyp
+                for hyp in self._hyps
+                if hyp.yseq[: len(common)] == common and len(hyp.yseq) > len(common)
+            ]
         self._settled += common
         for hyp in self._hyps:
             hyp.yseq = hyp.yseq[len(common) :]
@@ -337,8 +370,9 @@ def beam_search(model: Any, beam: int) -> Search:
         UserError: If it has attention alone.
     """
     if getattr(model, "joint_network", None) is not None:
-        beam = min(beam, model.decoder.embed.num_embeddings)  # ESPnet takes no larger
-        # ESPnet's default may find no end of a frame; this one is bounded
+        # ESPnet's default may find no end of a frame; this one is bounded, and takes no
+        # larger beam: it looks at two labels more
+        beam = max(1, min(beam, model.decoder.embed.num_embeddings - 2))
         return BeamTransducer(model.decoder, model.joint_network, beam, "maes")
     return PrefixBeamCTC(_ctc_of(model), beam)
 
