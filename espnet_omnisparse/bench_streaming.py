@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from espnet_omnisparse.cost import measure_paired, paired_ratio
-from espnet_omnisparse.errors import one_sentence
+from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.streaming.audio import file_blocks
 from espnet_omnisparse.streaming.live import Latency, recognise
 from espnet_omnisparse.streaming.recogniser import Recogniser
@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with one_sentence():
+        if args.rounds < 1:
+            raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
         models = {
             folder.name: Recogniser.load(folder, beam=args.beam)
             for folder in args.folders

@@ -62,7 +62,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if lacking:
         raise UserError(
             f"{path} is not the configuration of a training (it has no {lacking[0]}): "
-            "extract this size again (stage 12)."
+            "train again (stage 11), or extract this size again (stage 12)."
         )
     return config
 
