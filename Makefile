@@ -29,13 +29,13 @@ lint: setup ## ruff, black and, where present, shellcheck
 	$(run) python -m ruff check .
 	$(run) python -m black --check .
 	@if command -v shellcheck >/dev/null; then \
-	    git ls-files -co --exclude-standard '*.sh' .ci/run espnet_omnisparse/bin \
+	    git ls-files -co --exclude-standard '*.sh' .ci/run espnet_omnisparse/recipe/bin \
 	        | xargs shellcheck --severity=warning; \
 	else echo "shellcheck is not installed: the shell scripts were not checked"; fi
 
 bench: setup ## paired times: supernet, stock Conformer and each size
 	$(run) python -m espnet_omnisparse.bench
-	$(run) python -m espnet_omnisparse.bench_memory
+	$(run) python -m espnet_omnisparse.bench.memory
 
 clean: ## remove caches and build leftovers; environment and experiments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.12,<3.14",
     packages=find_packages(include=["espnet_omnisparse", "espnet_omnisparse.*"]),
-    package_data={"espnet_omnisparse": ["bin/*"]},
+    package_data={"espnet_omnisparse.recipe": ["bin/*"]},
     install_requires=[
         # one release: the template is pinned to it and others have other import paths
         "espnet[asr,train]>=202611,<202612",

@@ -107,5 +107,5 @@ if ! flock --nonblock 9; then
 fi
 install
 if "${template}"; then
-    "${VENV}/bin/python" -m espnet_omnisparse.template egs2/librispeech/asr1
+    "${VENV}/bin/python" -m espnet_omnisparse.recipe.template egs2/librispeech/asr1
 fi

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import espnet_omnisparse
-from espnet_omnisparse import recipe
 from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.recipe import run as recipe
 
 CHECKPOINT = recipe.STOCK_DEFAULTS["inference_asr_model"]
 TABLE = {
@@ -37,7 +37,7 @@ TABLE = {
 
 def extract(args: argparse.Namespace) -> None:
     """Writes sizes of a supernet as experiment folders of their own."""
-    from espnet_omnisparse.family import extract_size, wanted_specs
+    from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
 
     specs = wanted_specs(args.exp, args.subnets, args.sizes or ())
     prefix = args.out or str(args.exp)
@@ -56,7 +56,7 @@ def extract(args: argparse.Namespace) -> None:
 
 def profile(args: argparse.Namespace) -> None:
     """Prints the costs of sizes and of models, their times measured in turn."""
-    from espnet_omnisparse.cost import measure_rtf
+    from espnet_omnisparse.cost.count import measure_rtf
 
     models: dict[str, Any] = {}
     costs: dict[str, dict[str, float]] = {}
@@ -75,12 +75,12 @@ def _models(
     folder: Path, checkpoint: str, spec_path: Path | None
 ) -> dict[str, tuple[Any, dict[str, float]]]:
     """What a folder holds: name -> model and its costs."""
-    from espnet_omnisparse import family
-    from espnet_omnisparse.cost import count_cost
+    from espnet_omnisparse.core.subnet import FULL, SubnetSpec, fingerprint
+    from espnet_omnisparse.cost.count import count_cost
+    from espnet_omnisparse.extract import experiment as family
     from espnet_omnisparse.files import load_tensors
-    from espnet_omnisparse.journal import SUBNETS, read_specs
-    from espnet_omnisparse.subnet import FULL, SubnetSpec, fingerprint
     from espnet_omnisparse.tasks import is_supernet
+    from espnet_omnisparse.train.journal import SUBNETS, read_specs
 
     config = family.read_config(folder)
     if (folder / family.COST).exists() and not spec_path:
@@ -145,9 +145,9 @@ def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
 
 def search(args: argparse.Namespace) -> None:
     """Searches the sparsities that are best within budgets; goes on if interrupted."""
-    from espnet_omnisparse import search_run
-    from espnet_omnisparse.search import SearchOptions
-    from espnet_omnisparse.spec_cost import parse_budget
+    from espnet_omnisparse.search import run as search_run
+    from espnet_omnisparse.search.evolution import SearchOptions
+    from espnet_omnisparse.search.spec_costs import parse_budget
 
     budgets = [parse_budget(one) for one in args.budgets.split()]
     if not budgets:
@@ -163,7 +163,7 @@ def search(args: argparse.Namespace) -> None:
         problem, options, args.objective, args.utterances, args.calibration
     )
     if found is not None:
-        from espnet_omnisparse.search_report import write_found
+        from espnet_omnisparse.search.report import write_found
 
         command = shlex.join(["omnisparse", *args.argv])
         print(write_found(problem, found, args.objective, command))
@@ -173,7 +173,7 @@ def stream(args: argparse.Namespace) -> None:
     """Recognises a file, or raw 16-bit PCM on stdin, printing words as they come."""
     import torch
 
-    from espnet_omnisparse.chunk import Chunk
+    from espnet_omnisparse.core.chunk import Chunk
     from espnet_omnisparse.streaming import live
     from espnet_omnisparse.streaming.recogniser import Recogniser
 
@@ -189,7 +189,7 @@ def stream(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Writes RESULTS.md and the plots of a supernet's scored sizes."""
-    from espnet_omnisparse.report import summary, write_family
+    from espnet_omnisparse.report.family import summary, write_family
 
     baselines = []
     for given in args.baseline:
@@ -205,7 +205,7 @@ def report(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Runs the trainings of a comparison file and writes their table."""
-    from espnet_omnisparse import compare
+    from espnet_omnisparse.report import compare
 
     seeds = [int(seed) for seed in args.seeds.split()]
     compare.compare(args.file, seeds, args.jobs, args.only.split())
@@ -213,7 +213,7 @@ def compare(args: argparse.Namespace) -> None:
 
 def template(args: argparse.Namespace) -> None:
     """Links ESPnet's recipe template into recipe folders, fetching it when needed."""
-    from espnet_omnisparse import template
+    from espnet_omnisparse.recipe import template
 
     template.require_versions()
     root = template.locate()
@@ -238,7 +238,7 @@ def info(args: argparse.Namespace) -> None:
 
 def _sclite() -> str:
     found = shutil.which("sclite")
-    ours = Path(espnet_omnisparse.__file__).parent / "bin"
+    ours = Path(espnet_omnisparse.__file__).parent / "recipe/bin"
     # the recipe puts the stand-in on PATH under the same name
     if found is None or Path(found).resolve().parent == ours.resolve():
         return "the stand-in of espnet-omnisparse"

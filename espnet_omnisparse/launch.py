@@ -17,7 +17,7 @@ from espnet_omnisparse.errors import UserError, one_sentence
 
 #: ESPnet's module -> ours
 REMAPPED = {
-    f"espnet2.bin.{name}": f"espnet_omnisparse.{name}"
+    f"espnet2.bin.{name}": f"espnet_omnisparse.bin.{name}"
     for name in (
         "asr_train",
         "asr_inference_streaming",

@@ -14,19 +14,22 @@ from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerMo
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 from espnet2.tasks.asr_transducer import ASRTransducerTask
 
-from espnet_omnisparse.conformer import (
+from espnet_omnisparse.errors import UserError, check_keys
+from espnet_omnisparse.extract.cut import is_standalone
+from espnet_omnisparse.files import load_tensors
+from espnet_omnisparse.nn.conformer import (
     LayerPrunableConformerEncoder,
     OmniSparseConformerEncoder,
 )
-from espnet_omnisparse.errors import UserError, check_keys
-from espnet_omnisparse.extract import is_standalone
-from espnet_omnisparse.files import load_tensors
-from espnet_omnisparse.model import OmniASRModel
-from espnet_omnisparse.trainer import OmniTrainer
-from espnet_omnisparse.transducer import TransducerASRModel
-from espnet_omnisparse.transducer_encoder import OmniTransducerEncoder
-from espnet_omnisparse.transducer_model import OmniTransducerModel, TransducerModel
-from espnet_omnisparse.update import SupernetModel
+from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
+from espnet_omnisparse.train.asr_model import OmniASRModel
+from espnet_omnisparse.train.trainer import OmniTrainer
+from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
+from espnet_omnisparse.train.transducer_model import (
+    OmniTransducerModel,
+    TransducerModel,
+)
+from espnet_omnisparse.train.update import SupernetModel
 
 encoder_choices.classes["layer_prunable_conformer"] = LayerPrunableConformerEncoder
 encoder_choices.classes["omni_sparse_conformer"] = OmniSparseConformerEncoder

@@ -94,7 +94,7 @@ def build():
     """Builds a configuration's model with nothing left at its neutral initial value."""
     import torch
 
-    from espnet_omnisparse import family
+    from espnet_omnisparse.extract import experiment as family
 
     def make(config, run_length=100, update=0):
         torch.manual_seed(0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from espnet_omnisparse.librispeech import Utterance, read_part
+from espnet_omnisparse.data.librispeech import Utterance, read_part
 
 RATE = 16000
 GAP = 0.5  # seconds of silence before, between and after utterances

@@ -3,8 +3,10 @@ import re
 import pytest
 import torch
 
-from espnet_omnisparse import cost, family
-from espnet_omnisparse.budget import (
+from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.cost import count as cost
+from espnet_omnisparse.cost.count import cost_table, count_cost
+from espnet_omnisparse.cost.size import (
     KINDS,
     CostTable,
     Size,
@@ -12,12 +14,11 @@ from espnet_omnisparse.budget import (
     parse_number,
     parse_size,
 )
-from espnet_omnisparse.cost import cost_table, count_cost
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.journal import settled_specs
+from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.selection import build_selection
-from espnet_omnisparse.subnet import SearchSpace, SubnetSpec, fingerprint
-from espnet_omnisparse.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.train.journal import settled_specs
 
 FEATURES = 20
 # no two numbers alike

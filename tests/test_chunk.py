@@ -9,14 +9,15 @@ import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr_transducer.utils import make_chunk_mask
 
-from espnet_omnisparse import extract, family
-from espnet_omnisparse.chunk import Chunk
-from espnet_omnisparse.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.mask import Pattern
-from espnet_omnisparse.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
-from espnet_omnisparse.supernet import Supernet, SupernetConfig
-from espnet_omnisparse.transducer_encoder import OmniTransducerEncoder
+from espnet_omnisparse.extract import cut as extract
+from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
+from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
 
 FEATURES = 20
 CONF = {

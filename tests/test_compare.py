@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from espnet_omnisparse.compare import (
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import write_yaml
+from espnet_omnisparse.report.compare import (
     Comparison,
     command_of,
     compare,
     read_lines,
     result_lines,
 )
-from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import write_yaml
 
 # leaves what a recipe leaves, for a net as good as its seed; fails when told to
 RECIPE = f"""#!{sys.executable}
@@ -38,7 +38,7 @@ for size in ("small", "full") if tag.startswith("supernet") else ("full",):
     (scored / "ref.trn").write_text(" ".join(words) + " (s-u)\\n")
     words[:wrong] = ["b"] * wrong
     (scored / "hyp.trn").write_text(" ".join(words) + " (s-u)\\n")
-    command = [sys.executable, "-m", "espnet_omnisparse.sclite"]
+    command = [sys.executable, "-m", "espnet_omnisparse.recipe.sclite"]
     command += ["-r", scored / "ref.trn", "trn", "-h", scored / "hyp.trn", "trn"]
     command += ["-i", "rm", "-o", "all", "stdout"]
     table = subprocess.run(command, capture_output=True, check=True).stdout

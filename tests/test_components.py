@@ -7,8 +7,7 @@ import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import ABSOLUTE, FEATURES, prunable
 
-from espnet_omnisparse import extract, family
-from espnet_omnisparse.components import (
+from espnet_omnisparse.core.components import (
     ASR_LAYOUT,
     BRANCHES,
     narrowed,
@@ -17,9 +16,11 @@ from espnet_omnisparse.components import (
     scatter,
     select,
 )
+from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.subnet import SearchSpace, SubnetSpec, fingerprint
-from espnet_omnisparse.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.extract import cut as extract
+from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
 
 # 4 heads of 6 channels, FFN chunks of 10: no two numbers alike
 WIDE = {"output_size": 24, "attention_heads": 4, "linear_units": 40}

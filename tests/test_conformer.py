@@ -2,10 +2,10 @@ import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
-from espnet_omnisparse.components import ASR_LAYOUT, BRANCHES
-from espnet_omnisparse.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.core.components import ASR_LAYOUT, BRANCHES
+from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import mask_gates
+from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
 
 FEATURES = 20
 CONF = {

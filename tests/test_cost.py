@@ -4,8 +4,9 @@ import dataclasses
 import pytest
 import torch
 
-from espnet_omnisparse import family
-from espnet_omnisparse.cost import (
+from espnet_omnisparse.core.mask import Pattern, kept_groups
+from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.cost.count import (
     count_cost,
     count_macs,
     count_packed_bytes,
@@ -15,8 +16,7 @@ from espnet_omnisparse.cost import (
     paired_ratio,
 )
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.mask import Pattern, kept_groups
-from espnet_omnisparse.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.extract import experiment as family
 
 # the tiny Conformer of conftest.py
 FEATURES, D, FFN, KERNEL, TOKENS = 20, 16, 32, 7, 6
@@ -249,7 +249,7 @@ def test_the_real_time_factor_is_per_second_of_audio(size, tiny_config, build):
 @pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["branch", "component"])
 def test_an_extracted_size_is_within_ten_per_cent_of_its_latency_budget(granularity):
-    from espnet_omnisparse.bench import latency_budgets
+    from espnet_omnisparse.bench.training import latency_budgets
 
     shape = argparse.Namespace(blocks=12, size=144, rounds=9)
     worst = []

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from espnet_omnisparse.distillation import (
+from espnet_omnisparse.losses.distillation import (
     KINDS,
     MAX_RATIO,
     NO_MASS,

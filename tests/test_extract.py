@@ -14,13 +14,16 @@ import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import ABSOLUTE
 
-from espnet_omnisparse import batch_norm, extract, family, files
-from espnet_omnisparse.components import ASR_LAYOUT
-from espnet_omnisparse.cost import count_packed_bytes
+from espnet_omnisparse import files
+from espnet_omnisparse.core.components import ASR_LAYOUT
+from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.cost.count import count_packed_bytes
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.journal import read_specs, settled_specs, write_specs
-from espnet_omnisparse.mask import Pattern
-from espnet_omnisparse.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.extract import batch_norm
+from espnet_omnisparse.extract import cut as extract
+from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.train.journal import read_specs, settled_specs, write_specs
 
 BRANCH_MASKS = {
     "scattered": (1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 1, 0),
@@ -255,8 +258,9 @@ def test_an_espnet_without_this_package_loads_the_stock_forms(
 
 
 def test_the_core_knows_only_torch():
-    core = "mask gate schedule subnet supernet selection selection.simple_topk extract"
-    core += " cost batch_norm journal files"
+    core = "core.mask core.gate core.schedule core.subnet supernet.supernet selection"
+    core += " selection.simple_topk extract.cut cost.count extract.batch_norm files"
+    core += " train.journal"
     code = "import sys\n"
     code += "".join(f"import espnet_omnisparse.{name}\n" for name in core.split())
     code += "assert 'espnet2' not in sys.modules"

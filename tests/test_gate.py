@@ -3,13 +3,13 @@ import math
 import pytest
 import torch
 
-from espnet_omnisparse.gate import (
+from espnet_omnisparse.core.gate import (
     layer_dropout_gates,
     mask_gates,
     relaxed_top_k,
     straight_through,
 )
-from espnet_omnisparse.mask import top_k_mask
+from espnet_omnisparse.core.mask import top_k_mask
 
 
 def slow_relaxed_top_k(scores, k):

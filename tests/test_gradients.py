@@ -6,8 +6,8 @@ import torch
 from test_model import assert_same_gradients, gradients
 from test_transducer_task import build, transducer_config
 
-from espnet_omnisparse import update
-from espnet_omnisparse.gradients import Ledger
+from espnet_omnisparse.train import update
+from espnet_omnisparse.train.gradients import Ledger
 
 
 class Toy(torch.nn.Module):

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_omnisparse import librispeech
+from espnet_omnisparse.data import librispeech
+from espnet_omnisparse.data.librispeech import Archive, check_audio, prepare, read_part
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.librispeech import Archive, check_audio, prepare, read_part
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("OMNISPARSE_TEST_DATA", "unset"))

@@ -5,14 +5,14 @@ import itertools
 import pytest
 import torch
 
-from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.mask import (
+from espnet_omnisparse.core.mask import (
     Pattern,
     group_ranks,
     kept_groups,
     nonzero_groups,
     weight_mask,
 )
+from espnet_omnisparse.errors import UserError
 
 PATTERNS = ["unstructured", "8x1", "1x8", "4x4", "3x5", "n:4", "n:2", "n:3"]
 SHAPES = [(7, 5), (8, 1), (1, 9), (64, 40), (13, 16), (12, 10, 1), (9, 7, 1)]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from espnet_omnisparse import family
+from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import save_tensors, write_yaml
-from espnet_omnisparse.subnet import SearchSpace, SubnetSpec, fingerprint
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -71,8 +71,8 @@ def test_every_module_is_on_the_readmes_map():
 def test_every_option_is_on_the_options_page():
     import dataclasses
 
-    from espnet_omnisparse.recipe import OWN_OPTIONS
-    from espnet_omnisparse.supernet import SupernetConfig
+    from espnet_omnisparse.recipe.run import OWN_OPTIONS
+    from espnet_omnisparse.supernet.supernet import SupernetConfig
 
     page = (REPOSITORY / "docs" / "options.md").read_text()
     options = [field.name for field in dataclasses.fields(SupernetConfig)]

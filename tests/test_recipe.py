@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from espnet_omnisparse import recipe, template
+from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.subnet import SearchSpace, SubnetSpec
+from espnet_omnisparse.recipe import run as recipe
+from espnet_omnisparse.recipe import template
 
 REPOSITORY = Path(__file__).parents[1]
 SIZES = ("small", "medium", "full")
@@ -401,7 +402,7 @@ WITH_OURS = "import espnet_omnisparse.tasks"
 
 def write_small_corpus(folder: Path) -> None:
     """A few of the demo corpus's utterances, in LibriSpeech's layout."""
-    from espnet_omnisparse import synthesis
+    from espnet_omnisparse.data import demo_corpus as synthesis
 
     wanted = {"demo-train": 5, "demo-dev": 1, "demo-test": 1}
     chosen = [one for one in synthesis.plan() if one.number < wanted[one.part]]

@@ -19,9 +19,12 @@ import soxr
 import torch
 from training_helpers import REPOSITORY
 
-from espnet_omnisparse import asr_inference_streaming, bench_streaming, cli, family
-from espnet_omnisparse.chunk import Chunk
+from espnet_omnisparse import cli
+from espnet_omnisparse.bench import streaming as bench_streaming
+from espnet_omnisparse.bin import asr_inference_streaming
+from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import save_tensors, write_yaml
 from espnet_omnisparse.streaming.audio import pcm_blocks
 from espnet_omnisparse.streaming.encoder import EncoderStream

@@ -13,11 +13,14 @@ import torch
 from matplotlib import image
 from test_sclite import run as run_sclite
 
-from espnet_omnisparse import cli, family, plots, report, results
+from espnet_omnisparse import cli
+from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import load_tensors, save_tensors, write_yaml
-from espnet_omnisparse.mask import Pattern
-from espnet_omnisparse.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.report import family as report
+from espnet_omnisparse.report import plots, results
 
 EXP = Path("exp/asr_tiny")
 KEPT = {"small": 4, "medium": 8, FULL: 12}

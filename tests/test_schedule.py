@@ -2,13 +2,13 @@ from fractions import Fraction
 
 import pytest
 
-from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.schedule import (
+from espnet_omnisparse.core.schedule import (
     Timeline,
     cubic_ramp,
     resolve_updates,
     shrinking_k,
 )
+from espnet_omnisparse.errors import UserError
 
 # units, smallest size, updates per shrinking, units lost at a time, step 1
 PUBLISHED = [

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from espnet_omnisparse import sclite
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.recipe import sclite
 
 
 def real_sclite() -> str | None:
@@ -244,12 +244,12 @@ def test_read_trn_raises_for_its_caller(tmp_path):
 
 def test_it_runs_as_a_command_and_starts_light():
     code = (
-        "import sys, espnet_omnisparse.sclite;"
+        "import sys, espnet_omnisparse.recipe.sclite;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'espnet2')))"
     )
     root = Path(__file__).parent.parent
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
-    asked = [sys.executable, "-m", "espnet_omnisparse.sclite"]
+    asked = [sys.executable, "-m", "espnet_omnisparse.recipe.sclite"]
     ended = subprocess.run(asked, cwd=root, capture_output=True, text=True)
     assert ended.returncode == 1
     assert "-r FILE trn is needed once" in ended.stderr

@@ -11,8 +11,8 @@ import sys
 import pytest
 import yaml
 
-from espnet_omnisparse.evaluations import Evaluations, Workers
-from espnet_omnisparse.search import (
+from espnet_omnisparse.search.evaluation_cache import Evaluations, Workers
+from espnet_omnisparse.search.evolution import (
     Candidate,
     Genes,
     Search,
@@ -269,9 +269,9 @@ def experiment(tmp_path, corpus, default_config):
         import torch
         from training_helpers import CONFIG, changed
 
-        from espnet_omnisparse import family
+        from espnet_omnisparse.core.subnet import SubnetSpec, fingerprint
+        from espnet_omnisparse.extract import experiment as family
         from espnet_omnisparse.files import save_tensors, write_yaml
-        from espnet_omnisparse.subnet import SubnetSpec, fingerprint
 
         config = changed({**default_config, **copy.deepcopy(CONFIG)}, more)
         config["encoder"] = "omni_sparse_conformer"
@@ -315,8 +315,8 @@ def run(folder, *more, monkeypatch=None):
 
 
 def test_the_command_writes_sizes_that_meet_their_budgets(experiment, capsys):
-    from espnet_omnisparse import family
-    from espnet_omnisparse.subnet import SubnetSpec
+    from espnet_omnisparse.core.subnet import SubnetSpec
+    from espnet_omnisparse.extract import experiment as family
 
     folder = experiment()
     files = run(folder)
@@ -356,10 +356,11 @@ def test_the_loss_is_that_of_the_extracted_size(experiment, conv_norm, monkeypat
     """What an evaluation in the supernet says is what the deployed size does."""
     import torch
 
-    from espnet_omnisparse import evaluation, family
-    from espnet_omnisparse.batch_norm import reestimate
-    from espnet_omnisparse.evaluation import DevSet, _valid_batches
-    from espnet_omnisparse.subnet import SubnetSpec, fingerprint
+    from espnet_omnisparse.core.subnet import SubnetSpec, fingerprint
+    from espnet_omnisparse.extract import experiment as family
+    from espnet_omnisparse.extract.batch_norm import reestimate
+    from espnet_omnisparse.search import dev_set as evaluation
+    from espnet_omnisparse.search.dev_set import DevSet, _valid_batches
 
     folder = experiment(conv_norm=conv_norm)
     config = family.read_config(folder)
@@ -393,8 +394,8 @@ def test_the_loss_is_that_of_the_extracted_size(experiment, conv_norm, monkeypat
 def test_the_word_error_rate_is_that_of_greedy_search(experiment):
     import torch
 
-    from espnet_omnisparse import family
-    from espnet_omnisparse.evaluation import DevSet
+    from espnet_omnisparse.extract import experiment as family
+    from espnet_omnisparse.search.dev_set import DevSet
 
     folder = experiment()
     config = family.read_config(folder)
@@ -420,8 +421,8 @@ def test_the_word_error_rate_is_that_of_greedy_search(experiment):
 
 
 def test_a_run_goes_on_and_another_objective_has_its_own_file(experiment, monkeypatch):
-    from espnet_omnisparse.evaluation import DevSet
     from espnet_omnisparse.files import load_tensors, save_tensors
+    from espnet_omnisparse.search.dev_set import DevSet
 
     folder = experiment()
     files = run(folder)
@@ -546,8 +547,8 @@ def test_a_net_without_masks_has_nothing_to_search(experiment, capsys):
 
 
 def test_sets_of_branches_are_those_trained_whatever_was_searched(experiment):
-    from espnet_omnisparse.search_run import read_problem
-    from espnet_omnisparse.subnet import SubnetSpec
+    from espnet_omnisparse.core.subnet import SubnetSpec
+    from espnet_omnisparse.search.run import read_problem
 
     folder = experiment()
     problem = read_problem(folder, "valid.loss_sizes.ave.pth", [])

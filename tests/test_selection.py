@@ -5,16 +5,16 @@ import random
 import pytest
 import torch
 
-from espnet_omnisparse import family
-from espnet_omnisparse.budget import CostTable, Size
+from espnet_omnisparse.core.mask import top_k_mask
+from espnet_omnisparse.core.subnet import SearchSpace, fingerprint
+from espnet_omnisparse.cost.size import CostTable, Size
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.journal import settled_specs
-from espnet_omnisparse.mask import top_k_mask
+from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.selection import Selection, build_selection
-from espnet_omnisparse.subnet import SearchSpace, fingerprint
-from espnet_omnisparse.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
 from espnet_omnisparse.tasks import OmniASRTask
-from espnet_omnisparse.trainer import TrainedNet
+from espnet_omnisparse.train.journal import settled_specs
+from espnet_omnisparse.train.trainer import TrainedNet
 
 build_selection("none", SearchSpace(1), {}, {})  # fills the registry
 METHODS = sorted(Selection.registry.keys() - {"none"})

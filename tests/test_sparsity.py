@@ -18,13 +18,13 @@ from test_model import (
 )
 from training_helpers import REPOSITORY
 
-from espnet_omnisparse import loss_guard
+from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.subnet import SearchSpace
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.journal import settled_specs
-from espnet_omnisparse.mask import Pattern
-from espnet_omnisparse.sparsity import NETS, SparsityConfig
-from espnet_omnisparse.subnet import SearchSpace
-from espnet_omnisparse.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.supernet.sparsity import NETS, SparsityConfig
+from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.train import loss_guard
+from espnet_omnisparse.train.journal import settled_specs
 
 SPACE = SearchSpace(3, pattern=Pattern())
 WEIGHTS = 33
@@ -208,9 +208,9 @@ def test_draws_are_a_function_of_seed_and_update(conf):
 
 DRAW_ELSEWHERE = """
 import sys
-from espnet_omnisparse.mask import Pattern
-from espnet_omnisparse.subnet import SearchSpace
-from espnet_omnisparse.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
 conf = SupernetConfig.from_mapping(eval(sys.argv[1]))
 net = Supernet(conf, SearchSpace(3, pattern=Pattern()))
 net.set_run_length(100)

@@ -3,11 +3,11 @@ import dataclasses
 import pytest
 import torch
 
-from espnet_omnisparse.cost import cost_table, count_packed_bytes
+from espnet_omnisparse.core.subnet import SubnetSpec
+from espnet_omnisparse.cost.count import cost_table, count_packed_bytes
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract import cut_state
-from espnet_omnisparse.spec_cost import Budget, SpecCosts, parse_budget
-from espnet_omnisparse.subnet import SubnetSpec
+from espnet_omnisparse.extract.cut import cut_state
+from espnet_omnisparse.search.spec_costs import Budget, SpecCosts, parse_budget
 
 PATTERNS = ("unstructured", "8x1", "5x3", "1x7", "n:4", "n:3")
 # d 16, 2 heads, 32 units: 5x3, 1x7 and n:3 stick out at edges
@@ -100,7 +100,7 @@ def test_masking_saves_bytes_only_where_packing_is_smaller(sparse_model):
 
 @pytest.mark.parametrize("rel_pos_type", ["latest", "legacy"])
 def test_macs_skipped_are_those_that_a_layer_makes(sparse_model, rel_pos_type):
-    from espnet_omnisparse.cost import count_macs
+    from espnet_omnisparse.cost.count import count_macs
 
     # legacy positions have an attention of their own
     options = {"rel_pos_type": rel_pos_type}
@@ -141,7 +141,7 @@ def _half_of_the_macs(model):
 
 
 def test_latency_counts_branches_alone(sparse_model):
-    from espnet_omnisparse.budget import CostTable
+    from espnet_omnisparse.cost.size import CostTable
 
     model = sparse_model()
     table = CostTable("latency_ms", model.encoder.space, 2.0, [0.5] * 12, [0.0] * 12)

@@ -8,13 +8,14 @@ import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
-from espnet_omnisparse import extract, family
-from espnet_omnisparse.chunk import Chunk
-from espnet_omnisparse.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.subnet import SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract import cut as extract
+from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
 from espnet_omnisparse.streaming.encoder import EncoderStream
-from espnet_omnisparse.subnet import SubnetSpec, fingerprint
-from espnet_omnisparse.transducer_encoder import OmniTransducerEncoder
 
 FEATURES = 20
 CHUNKS = [Chunk(4, 6), Chunk(1, 0), Chunk(3, 3), Chunk(5, 12)]

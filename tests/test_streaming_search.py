@@ -28,7 +28,7 @@ from espnet_omnisparse.streaming.search import (
     PrefixBeamCTC,
     beam_search,
 )
-from espnet_omnisparse.transducer import rnnt_loss
+from espnet_omnisparse.train.transducer_asr_model import rnnt_loss
 
 VOCAB, SIZE, UNITS = 6, 5, 8
 DECODERS = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 import yaml
 
+from espnet_omnisparse.core.mask import Pattern, top_k_mask
+from espnet_omnisparse.core.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.mask import Pattern, top_k_mask
-from espnet_omnisparse.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
 
 MASK = (True, True, False, True, False, False, False, False)
 

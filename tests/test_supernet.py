@@ -3,12 +3,12 @@ import random
 import pytest
 import torch
 
+from espnet_omnisparse.core.gate import Gate, mask_gates
+from espnet_omnisparse.core.mask import ranking
+from espnet_omnisparse.core.subnet import SearchSpace
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import Gate, mask_gates
-from espnet_omnisparse.mask import ranking
 from espnet_omnisparse.selection import Selection
-from espnet_omnisparse.subnet import SearchSpace
-from espnet_omnisparse.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
 
 SIZES = {"small": 4, "medium": 6, "large": 8}
 RUN = 100

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from espnet_omnisparse import synthesis
+from espnet_omnisparse.data import demo_corpus as synthesis
+from espnet_omnisparse.data.demo_corpus import UTTERANCES, VOICES, WORDS, plan
+from espnet_omnisparse.data.librispeech import prepare
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.librispeech import prepare
-from espnet_omnisparse.synthesis import UTTERANCES, VOICES, WORDS, plan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -88,7 +88,7 @@ def test_fresh_processes_write_the_same_bytes(tmp_path):
     # espeak starts anew in each fork; a second apart, as it would seed by the clock
     code = """
 import os, sys, time
-from espnet_omnisparse import synthesis
+from espnet_omnisparse.data import demo_corpus as synthesis
 synthesis.UTTERANCES = {"demo-train": 9, "demo-dev": 8, "demo-test": 1}
 for folder in sys.argv[1:]:
     if os.fork() == 0:

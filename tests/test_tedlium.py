@@ -20,10 +20,10 @@ from talks import write_talks
 from test_librispeech import Server, command, contents, refused
 from test_recipe import SIZES, TINY, recipe_environment
 
-from espnet_omnisparse import template
-from espnet_omnisparse.audio import check_audio
-from espnet_omnisparse.download import Archive
-from espnet_omnisparse.tedlium import RELEASE, ensure_release, prepare
+from espnet_omnisparse.data.audio_files import check_audio
+from espnet_omnisparse.data.download import Archive
+from espnet_omnisparse.data.tedlium import RELEASE, ensure_release, prepare
+from espnet_omnisparse.recipe import template
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "egs2" / "tedlium2" / "asr1"

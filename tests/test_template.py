@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from espnet_omnisparse import template
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.recipe import template
 
 REPOSITORY = Path(__file__).parents[1]
 

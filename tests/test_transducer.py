@@ -15,9 +15,9 @@ from espnet2.asr_transducer.joint_network import JointNetwork
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask, model_choices
 
-from espnet_omnisparse.distillation import collapse, lattice_loss
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.transducer import (
+from espnet_omnisparse.losses.distillation import collapse, lattice_loss
+from espnet_omnisparse.train.transducer_asr_model import (
     TorchaudioRNNTLoss,
     TransducerASRModel,
     make_criterion,

@@ -19,17 +19,24 @@ from test_transducer import slow_loss
 from training_helpers import TOKENS as LETTERS
 from training_helpers import Process, _context, write_corpus
 
-from espnet_omnisparse import cli, evaluation, extract, family, files, launch, update
-from espnet_omnisparse.asr_transducer_inference import Speech2Text
-from espnet_omnisparse.chunk import Chunk
-from espnet_omnisparse.components import BRANCHES
-from espnet_omnisparse.distillation import collapse, lattice_loss
+from espnet_omnisparse import cli, files, launch
+from espnet_omnisparse.bin.asr_transducer_inference import Speech2Text
+from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.components import BRANCHES
+from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.core.subnet import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import mask_gates
-from espnet_omnisparse.subnet import FULL, SubnetSpec, fingerprint
+from espnet_omnisparse.extract import cut as extract
+from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.losses.distillation import collapse, lattice_loss
+from espnet_omnisparse.search import dev_set as evaluation
 from espnet_omnisparse.tasks import OmniASRTransducerTask
-from espnet_omnisparse.transducer import TorchaudioRNNTLoss
-from espnet_omnisparse.transducer_model import OmniTransducerModel, TransducerModel
+from espnet_omnisparse.train import update
+from espnet_omnisparse.train.transducer_asr_model import TorchaudioRNNTLoss
+from espnet_omnisparse.train.transducer_model import (
+    OmniTransducerModel,
+    TransducerModel,
+)
 
 BLOCK = {
     "block_type": "conformer",

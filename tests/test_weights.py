@@ -8,13 +8,13 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import ABSOLUTE, CONF, FEATURES, VARIANTS, randomize
 
-from espnet_omnisparse import weights
-from espnet_omnisparse.components import ASR_LAYOUT, Masked, run_narrowed
-from espnet_omnisparse.conformer import OmniSparseConformerEncoder
+from espnet_omnisparse.core import weight_masks as weights
+from espnet_omnisparse.core.components import ASR_LAYOUT, Masked, run_narrowed
+from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.core.mask import Pattern, group_ranks, weight_mask
+from espnet_omnisparse.core.weight_masks import WeightMasks
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import mask_gates
-from espnet_omnisparse.mask import Pattern, group_ranks, weight_mask
-from espnet_omnisparse.weights import WeightMasks
+from espnet_omnisparse.nn.conformer import OmniSparseConformerEncoder
 
 PATTERNS = ["unstructured", "8x1", "1x8", "4x4", "3x5", "n:4", "n:3"]
 FFN, FRAMES = 32, 14

@@ -172,7 +172,7 @@ class Process:
 def _context() -> Any:
     """Processes forked from a server that has imported everything, once for all."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["espnet_omnisparse.asr_train"])
+    context.set_forkserver_preload(["espnet_omnisparse.bin.asr_train"])
     return context
 
 
@@ -241,7 +241,8 @@ def _train(
 
     import torch
 
-    from espnet_omnisparse import asr_train, launch
+    from espnet_omnisparse import launch
+    from espnet_omnisparse.bin import asr_train
 
     torch.set_num_threads(1)
     for change, *arguments in changes:
@@ -277,7 +278,7 @@ def _train_in_spawned_child(command: list[str]) -> None:
 
 
 def _kill_at_update(update: int) -> None:
-    from espnet_omnisparse.supernet import Supernet
+    from espnet_omnisparse.supernet.supernet import Supernet
 
     count = Supernet.count_update
 
@@ -311,7 +312,7 @@ def _kill_in_save(name: str, time: int) -> None:
 
 
 def _print_draws() -> None:
-    from espnet_omnisparse.supernet import Supernet
+    from espnet_omnisparse.supernet.supernet import Supernet
 
     plain = Supernet.training_draws
 
@@ -328,7 +329,7 @@ def _print_draws() -> None:
 
 
 def _print_checksums() -> None:
-    from espnet_omnisparse.trainer import OmniTrainer
+    from espnet_omnisparse.train.trainer import OmniTrainer
 
     plain = OmniTrainer.train_one_epoch
 
@@ -343,7 +344,7 @@ def _print_checksums() -> None:
 
 
 def _keep_graphs() -> None:
-    from espnet_omnisparse import update
+    from espnet_omnisparse.train import update
 
     update._in_float16 = lambda: True
 

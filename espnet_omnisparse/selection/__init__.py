@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Protocol, get_type_hints
 
 import torch
 
-from espnet_omnisparse.budget import Size
+from espnet_omnisparse.core.gate import Gate
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import Gate
-from espnet_omnisparse.subnet import SearchSpace
 
 
 class Net(Protocol):

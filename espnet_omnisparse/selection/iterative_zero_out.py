@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import torch
 
-from espnet_omnisparse.budget import Size
+from espnet_omnisparse.core.gate import Gate
+from espnet_omnisparse.core.mask import ranking, top_k_mask
+from espnet_omnisparse.core.schedule import iteration_ends, resolve_updates
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import Gate
-from espnet_omnisparse.mask import ranking, top_k_mask
-from espnet_omnisparse.schedule import iteration_ends, resolve_updates
 from espnet_omnisparse.selection import Selection
-from espnet_omnisparse.subnet import SearchSpace
 
 OPEN, SHUT = 10.0, -5.0
 PENALTY = 5.0

@@ -8,11 +8,11 @@ that has never been trained at any of them.
 import random
 from collections.abc import Mapping
 
-from espnet_omnisparse.budget import Size
+from espnet_omnisparse.core.gate import Gate
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import Gate
 from espnet_omnisparse.selection.uniform import Uniform
-from espnet_omnisparse.subnet import SearchSpace
 
 
 class LayerDrop(Uniform, name="layerdrop"):

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 import torch
 
-from espnet_omnisparse.budget import Size
-from espnet_omnisparse.mask import ranking
+from espnet_omnisparse.core.mask import ranking
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.selection import Net, Selection
-from espnet_omnisparse.subnet import SearchSpace
 
 
 class Magnitude(Selection, name="magnitude"):

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import torch
 
-from espnet_omnisparse.budget import Size
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Selection
-from espnet_omnisparse.subnet import SearchSpace
 
 
 class NoSelection(Selection, name="none"):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from espnet_omnisparse.budget import Size
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.selection import Selection
-from espnet_omnisparse.subnet import SearchSpace
 
 
 class RandomOrder(Selection, name="random"):

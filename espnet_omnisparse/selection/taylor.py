@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 import torch
 
-from espnet_omnisparse.budget import Size
+from espnet_omnisparse.core.gate import Gate
+from espnet_omnisparse.core.mask import ranking
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.gate import Gate
-from espnet_omnisparse.mask import ranking
 from espnet_omnisparse.selection import Selection
-from espnet_omnisparse.subnet import SearchSpace
 
 
 class Taylor(Selection, name="taylor"):

@@ -9,11 +9,11 @@ import math
 
 import torch
 
-from espnet_omnisparse.block import PrunableBlock
-from espnet_omnisparse.chunk import Chunk
-from espnet_omnisparse.components import SCALES, heads_of
+from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.components import SCALES, heads_of
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.prunable import PrunableEncoder
+from espnet_omnisparse.nn.block import PrunableBlock
+from espnet_omnisparse.nn.encoder import PrunableEncoder
 
 
 class EncoderStream:

@@ -9,9 +9,9 @@ import torch
 from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 
-from espnet_omnisparse import family
-from espnet_omnisparse.chunk import Chunk
+from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.streaming.audio import checked
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream

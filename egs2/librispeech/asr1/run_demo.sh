@@ -27,7 +27,7 @@ options=(
 supernet=(--asr_config conf/demo_supernet.yaml --asr_tag supernet)
 plain=(--asr_config conf/demo_plain.yaml --asr_tag plain)
 
-python3 -m espnet_omnisparse.synthesis --out "${corpus}"
+python3 -m espnet_omnisparse.data.demo_corpus --out "${corpus}"
 
 echo "== stages 1-10: data, tokens, statistics (log: ${exp}/prepare.log)"
 mkdir -p "${exp}"
@@ -51,7 +51,7 @@ trap stop_all EXIT
 pids+=($!)
 ./run.sh "${options[@]}" "${plain[@]}" --stage 11 --stop_stage 11 &> "${exp}/plain.log" &
 pids+=($!)
-python3 -m espnet_omnisparse.progress "${exp}/asr_supernet/train.log" "${exp}/asr_plain/train.log" &
+python3 -m espnet_omnisparse.recipe.progress "${exp}/asr_supernet/train.log" "${exp}/asr_plain/train.log" &
 pids+=($!)
 disown  # it is ended on purpose, which is no news
 wait "${pids[0]}" || { tail -n 20 "${exp}/supernet.log" >&2; exit 1; }

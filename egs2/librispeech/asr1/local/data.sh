@@ -28,7 +28,7 @@ if [ $# -ne 0 ]; then
 fi
 
 # progress and errors go to stderr; what is captured is the folders written
-written=$(python3 -m espnet_omnisparse.librispeech \
+written=$(python3 -m espnet_omnisparse.data.librispeech \
     --corpus "${corpus}" --url "${url}" --data_dir "${data_dir}" \
     --train_set "${train_set}" --train_parts "${train_parts}" \
     --valid_set "${valid_set}" --valid_parts "${valid_parts}" \

@@ -23,7 +23,7 @@ if [ $# -ne 0 ]; then
 fi
 
 # counts and errors go to stderr; what is captured is the folders written
-written=$(python3 -m espnet_omnisparse.tedlium \
+written=$(python3 -m espnet_omnisparse.data.tedlium \
     --corpus "${corpus}" --url "${url}" --data_dir "${data_dir}" \
     --splits "${splits}" --keep_noise_tags "${keep_noise_tags}")
 

@@ -1,0 +1,1 @@
+"""What supernet training and streaming cost, measured."""

@@ -1,0 +1,1 @@
+"""ESPnet's commands of the same names, with our tasks."""

@@ -1,0 +1,1 @@
+"""Masks, gates, schedules and subnets: PyTorch alone, nothing of ESPnet."""

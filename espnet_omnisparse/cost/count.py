@@ -1,0 +1,313 @@
+"""Costs, defined once.
+
+- **parameters**: elements of trainable tensors; BatchNorm statistics are not counted.
+  `total` is the whole model, `encoder` the encoder alone (front end to final norm),
+  `nonzero` those of the total that are not zero.
+- **packed bytes**: of the model's tensors if the maskable weights (linear layers and
+  pointwise convolutions of the encoder's blocks) are stored by groups of a pattern: 4
+  bytes for each element of a group that is not all zero, 2 for the group's column, and
+  4 for each row of groups, and one more, for where it begins. Groups at an edge are
+  padded; a group of N:M is one weight. A weight for which this is no gain, and
+  everything else (parameters and floating buffers), takes 4 bytes per element.
+- **MACs**: multiply-accumulates of matrix products and convolutions, attention
+  included, from log-mel features to CTC log-probabilities, batch 1, for 10 s and 30 s
+  of audio (100 feature frames per second).
+- **file bytes**: of the model's file on disk.
+- **latency**: time from waveform to CTC log-probabilities for 10 s of audio, batch 1,
+  one thread, median of repeated runs.
+- **RTF** (real-time factor): time from waveform to CTC log-probabilities divided by
+  the audio's duration, batch 1, one thread, median of repeated runs.
+"""
+
+import copy
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from espnet_omnisparse.core.components import (
+    ASR_LAYOUT,
+    BRANCHES,
+    PRUNABLE,
+    TRANSDUCER_LAYOUT,
+)
+from espnet_omnisparse.core.mask import Pattern, nonzero_groups
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.cost.size import CostTable
+from espnet_omnisparse.errors import UserError
+
+FRAMES_PER_SECOND = 100
+SAMPLE_RATE = 16_000
+_VALUE, _COLUMN, _BEGIN = 4, 2, 4  # bytes
+_MASKABLE = re.compile(
+    "|".join(
+        rf"encoder\.{layout.blocks}\.\d+\.{layout.parts[branch][1]}\.{layer}\.weight"
+        for layout in (ASR_LAYOUT, TRANSDUCER_LAYOUT)
+        for branch, layers in PRUNABLE.items()
+        for layer in layers
+    )
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs of one model that do not depend on the machine.
+
+    Attributes:
+        parameters: Of the whole model.
+        encoder_parameters: Of the encoder.
+        nonzero_parameters: Of the whole model, not zero.
+        macs_10s: Multiply-accumulates for 10 s of audio.
+        macs_30s: For 30 s of audio.
+        packed_bytes: Of the model, masked weights stored by their non-zero groups.
+    """
+
+    parameters: int
+    encoder_parameters: int
+    nonzero_parameters: int
+    macs_10s: int
+    macs_30s: int
+    packed_bytes: int
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain types, for JSON and YAML."""
+        return asdict(self)
+
+
+def count_cost(model: Any, feature_size: int, pattern: Pattern | None = None) -> Cost:
+    """Counts a model's costs.
+
+    Args:
+        model: Has `encoder(feats, lengths)`, and `ctc` or a joint network.
+        feature_size: Input dimension of the encoder.
+        pattern: By whose groups weights are packed; `None`: all are stored densely.
+    """
+    parameters = dict(model.named_parameters())
+    encoder = [p for name, p in parameters.items() if name.startswith("encoder.")]
+    return Cost(
+        parameters=sum(p.numel() for p in parameters.values()),
+        encoder_parameters=sum(p.numel() for p in encoder),
+        nonzero_parameters=sum(int(p.count_nonzero()) for p in parameters.values()),
+        macs_10s=count_macs(model, feature_size, 10),
+        macs_30s=count_macs(model, feature_size, 30),
+        packed_bytes=count_packed_bytes(model, pattern),
+    )
+
+
+@torch.no_grad()
+def count_packed_bytes(model: Any, pattern: Pattern | None = None) -> int:
+    """Bytes of a model whose blocks' weights are stored by their non-zero groups.
+
+    Args:
+        model: A model or an extracted size.
+        pattern: The groups; `None`: all weights are stored densely.
+    """
+    floating = (buffer for buffer in model.buffers() if buffer.is_floating_point())
+    total = _VALUE * sum(buffer.numel() for buffer in floating)
+    for name, parameter in model.named_parameters():
+        if pattern is not None and _MASKABLE.fullmatch(name):
+            groups = nonzero_groups(parameter, pattern)
+            total += packed_bytes(parameter.shape, groups, pattern)
+        else:
+            total += _VALUE * parameter.numel()
+    return total
+
+
+def packed_bytes(shape: Sequence[int], groups: int, pattern: Pattern) -> int:
+    """Bytes of one weight of which so many groups are stored; never above the dense.
+
+    Args:
+        shape: `[out, in]` or `[out, in, 1]`.
+        groups: How many are stored.
+        pattern: The groups; those of N:M are single weights.
+
+    >>> packed_bytes((16, 10), 5, Pattern(rows=8))
+    182
+    >>> packed_bytes((16, 10), 19, Pattern(rows=8))
+    640
+    """
+    rows = -(-shape[0] // pattern.rows)
+    each = _VALUE * pattern.rows * pattern.cols + _COLUMN
+    return min(groups * each + _BEGIN * (rows + 1), _VALUE * shape[0] * shape[1])
+
+
+@torch.no_grad()
+def count_macs(model: Any, feature_size: int, seconds: int) -> int:
+    """Multiply-accumulates from features to CTC, or to one joint output, per frame."""
+    frames = seconds * FRAMES_PER_SECOND
+    model.eval()
+    feats = torch.zeros(1, frames, feature_size)
+    # the counter does not know the fused attention kernels of the CPU
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        encoded = model.encoder(feats, torch.tensor([frames]))[0]
+        _output(model, encoded)
+    return counter.get_total_flops() // 2  # the counter counts mul and add apart
+
+
+def _output(model: Any, encoded: torch.Tensor) -> torch.Tensor:
+    """What recognition computes of every frame: CTC, or the joint network once."""
+    if getattr(model, "ctc", None) is not None:
+        return model.ctc.log_softmax(encoded)
+    predicted = encoded.new_zeros(1, 1, model.decoder.output_size)
+    return model.joint_network(encoded, predicted)
+
+
+def measure_paired(
+    runs: Mapping[str, Callable[[], Any]], rounds: int = 15, warmup: int = 2
+) -> dict[str, list[float]]:
+    """Times several functions in turn, so that a slow moment hits all alike.
+
+    Args:
+        runs: Name -> function.
+        rounds: How often each is timed.
+        warmup: Untimed rounds before.
+
+    Returns:
+        Name -> seconds of each round; entries of the same round are a pair.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(warmup + rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            elapsed = time.perf_counter() - start
+            if number >= warmup:
+                times[name].append(elapsed)
+    return times
+
+
+def paired_ratio(times: Mapping[str, list[float]], name: str, other: str) -> float:
+    """Median over the rounds of `name`'s time divided by `other`'s."""
+    pairs = zip(times[name], times[other], strict=True)
+    return statistics.median(mine / theirs for mine, theirs in pairs)
+
+
+@torch.no_grad()
+def measure_rtf(
+    models: Mapping[str, Any], seconds: int = 10, rounds: int = 15
+) -> dict[str, list[float]]:
+    """Paired times of several models on the same audio, one thread, batch 1.
+
+    Args:
+        models: Name -> model with ESPnet's `encode` and `ctc`.
+        seconds: Length of the (noise) input.
+        rounds: Timed rounds.
+
+    Returns:
+        Name -> real-time factor of each round.
+    """
+    generator = torch.Generator().manual_seed(0)
+    speech = 0.1 * torch.randn(1, seconds * SAMPLE_RATE, generator=generator)
+    lengths = torch.tensor([speech.size(1)])
+
+    def recogniser(model: Any) -> Callable[[], Any]:
+        model.eval()
+        return lambda: _output(model, model.encode(speech, lengths)[0])
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = measure_paired({n: recogniser(m) for n, m in models.items()}, rounds)
+    finally:
+        torch.set_num_threads(threads)
+    return {name: [t / seconds for t in row] for name, row in times.items()}
+
+
+def cost_table(model: Any, kind: str) -> CostTable:
+    """What each unit of a model's encoder costs, found on physically smaller models.
+
+    A model without any unit gives the rest. For each branch, a model that has one part
+    of it in every block, and one that has all parts, give the cost of a part and of
+    what the branch has once; blocks are alike. Parameters and MACs of any subnet
+    follow exactly, latencies as well as time is additive.
+
+    Args:
+        model: Has ESPnet's `encode`, `ctc` and `encoder`, a supernet's.
+        kind: `params`, `macs_10s` or `latency_ms`.
+    """
+    space: SearchSpace = model.encoder.space
+    was_training = model.training
+    # freshly drawn weights must not change what is drawn after them
+    with torch.random.fork_rng(devices=[]):
+        costs = _measure(dict(_variants(model, space)), kind)
+    model.train(was_training)  # the variants share its modules
+    full = costs["full"]
+    if space.granularity == "block":
+        each = (full - costs["one"]) / max(1, space.num_blocks - 1)
+        rest = costs["one"] - each
+        return CostTable(kind, space, rest, [each] * len(space), [0.0] * len(space))
+    rest = costs["rest"]
+    part, once = {}, {}
+    for branch, parts in space.parts.items():
+        one, all_of_it = (
+            (costs[f"{branch} {count}"] - rest) / space.num_blocks
+            for count in (1, parts)
+        )
+        # never negative, however noisy a time: costs only grow with what is kept
+        one = max(one, 0.0)
+        each = (all_of_it - one) / (parts - 1) if parts > 1 else one
+        part[branch] = min(max(each, 0.0), one)
+        once[branch] = one - part[branch]
+    # times do not add up exactly: the full net's is the one to keep
+    total = sum(once[b] + n * part[b] for b, n in space.parts.items())
+    scale = (full - rest) / (total * space.num_blocks)
+    branches = [unit.split(".")[1] for unit in space.units]
+    return CostTable(
+        kind,
+        space,
+        rest,
+        [scale * part[branch] for branch in branches],
+        [scale * once[branch] for _ in range(space.num_blocks) for branch in BRANCHES],
+    )
+
+
+def _variants(model: Any, space: SearchSpace) -> Iterator[tuple[str, Any]]:
+    """The models to measure."""
+    blocks = space.num_blocks
+    yield "full", _with_encoder(model, [BRANCHES] * blocks)
+    if space.granularity == "block":
+        yield "one", _with_encoder(model, [BRANCHES])
+        return
+    yield "rest", _with_encoder(model, [[]] * blocks)
+    for branch, parts in space.parts.items():
+        for count in {1, parts}:
+            # without components a branch has one part, which is all of it
+            row = {branch: count} if parts > 1 else [branch]
+            yield f"{branch} {count}", _with_encoder(model, [row] * blocks)
+
+
+def _with_encoder(model: Any, kept: Any) -> Any:
+    """The model as it would be deployed, with another encoder; shares the rest."""
+    small = copy.copy(model)
+    small._modules = dict(model._modules)
+    for training_only in ("supernet", "size_ctc"):
+        small._modules.pop(training_only, None)
+    small.encoder = model.encoder.resized(kept)
+    return small.eval()
+
+
+def _measure(models: Mapping[str, Any], kind: str) -> dict[str, float]:
+    if kind == "latency_ms":
+        if getattr(next(iter(models.values())), "frontend", None) is None:
+            raise UserError(
+                "Latency is measured from the waveform on: a size given by latency_ms "
+                "needs --feats_type raw."
+            )
+        seconds = 10
+        rtf = measure_rtf(models, seconds)
+        # pairs of the same round: a machine's speed drifts
+        full = 1e3 * seconds * statistics.median(rtf["full"])
+        return {name: full * paired_ratio(rtf, name, "full") for name in rtf}
+    measured = {}
+    for name, model in models.items():
+        if kind == "params":
+            measured[name] = sum(p.numel() for p in model.parameters())
+        else:
+            measured[name] = count_macs(model, model.encoder.input_size, 10)
+    return measured

@@ -1,0 +1,258 @@
+"""Budgets: what each unit of a supernet costs, and sizes as limits on a cost.
+
+Counting units is a cost like any other, so a size is always the longest beginning of
+a ranking of the units that stays within its limit.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.errors import UserError
+
+UNITS = "units"
+# kind of cost -> its integer steps per unit of it, and how a message writes it: of how
+# many steps the last digit is, and the words
+KINDS = {
+    UNITS: (1, 1, "{:.0f} units"),
+    "params": (1, 1, "{:,.0f} parameters"),
+    "macs_10s": (1, 1, "{:,.0f} MACs for 10 s"),
+    "latency_ms": (1_000_000, 10_000, "{:.2f} ms for 10 s of audio"),
+}
+_SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
+
+
+class CostTable(torch.nn.Module):
+    """The cost of any subnet as a sum over its units.
+
+    The numbers are buffers, latencies persistent ones, so that a resumed training goes
+    on with what it began with; integers, because ESPnet casts floating buffers.
+
+    Args:
+        kind: A key of `KINDS`.
+        space: The supernet's units.
+        rest: What no selection removes.
+        units: Per unit `[units]`.
+        shared: Per branch `[branches]`, once if any unit of it is kept: a branch's norm
+            and output bias belong to no part of it.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        space: SearchSpace,
+        rest: float,
+        units: torch.Tensor,
+        shared: torch.Tensor,
+    ):
+        super().__init__()
+        self.kind = kind
+        self.groups = space.groups
+        scale = KINDS[kind][0]
+        for name, value in (("rest", rest), ("units", units), ("shared", shared)):
+            steps = torch.as_tensor(value, dtype=torch.float64) * scale
+            # what is counted can be counted again
+            kept = kind == "latency_ms"
+            self.register_buffer(name, steps.round().long(), persistent=kept)
+
+    @classmethod
+    def counting(cls, space: SearchSpace) -> "CostTable":
+        """The table in which every unit costs 1, and nothing else anything."""
+        shared = torch.zeros(len(set(space.groups)))
+        return cls(UNITS, space, 0, torch.ones(len(space)), shared)
+
+    def along(self, ranking: torch.Tensor) -> torch.Tensor:
+        """Cost `[units]` of the first unit of a ranking, of the first two, ..."""
+        ranking = ranking.to(self.units.device)
+        groups = torch.tensor(self.groups, device=ranking.device)[ranking]
+        seen = groups[:, None] == groups[None, :]
+        opens = ~seen.tril(-1).any(1)  # the first unit of its branch
+        steps = self.units[ranking] + self.shared[groups] * opens
+        return self.rest + steps.cumsum(0)
+
+    def of(self, mask: torch.Tensor) -> int:
+        """Cost of the subnet that keeps the units in `mask`, in `KINDS`' steps."""
+        kept = mask.nonzero().squeeze(1)
+        return int(self.along(kept)[-1]) if kept.numel() else int(self.rest)
+
+    @property
+    def total(self) -> int:
+        """Cost of the full net."""
+        return int(self.rest + self.units.sum() + self.shared.sum())
+
+    @property
+    def per_unit(self) -> torch.Tensor:
+        """Cost per unit `[units]`, with an even share of what its branch has once."""
+        groups = torch.tensor(self.groups, device=self.units.device)
+        return self.units + (self.shared.double() / groups.bincount())[groups]
+
+    def text(self, steps: float) -> str:
+        """A cost in words."""
+        scale, _, words = KINDS[self.kind]
+        return words.format(steps / scale)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A wanted size: a limit on a cost of its units, and how much they are masked.
+
+    Attributes:
+        name: Its name.
+        table: The cost.
+        wanted: The limit as a fraction of the full net's cost (float below 1), or in
+            the table's steps (int).
+        sparsity: Of every weight.
+        chunk: What its frames see; `None`: the whole recording.
+        whole: Whether it keeps every unit, and is told by its sparsity or chunk alone.
+    """
+
+    name: str
+    table: CostTable
+    wanted: int | float
+    sparsity: float = 0.0
+    chunk: Chunk | None = None
+    whole: bool = False
+
+    @property
+    def limit(self) -> int:
+        """The largest cost allowed, in the table's steps."""
+        if isinstance(self.wanted, float):
+            return round(self.wanted * self.table.total)
+        return self.wanted
+
+    @property
+    def units(self) -> int:
+        """How many units of average cost fit; exact where units are counted."""
+        within = self.limit - int(self.table.rest)
+        share = within / float(self.table.per_unit.sum())
+        total = self.table.units.numel()
+        return max(1, min(round(share * total), total - 1))
+
+    def mask(self, ranking: torch.Tensor) -> torch.Tensor:
+        """The units `[units]` of the longest beginning of a ranking that fits."""
+        # costs only grow along a ranking
+        count = int((self.table.along(ranking) <= self.limit).sum())
+        mask = torch.zeros_like(self.table.units, dtype=torch.bool)
+        mask[ranking[:count]] = True
+        return mask
+
+    def check(self) -> None:
+        """Refuses what cannot be met, whatever is selected.
+
+        Raises:
+            UserError: Naming the nearest limit that can be met.
+        """
+        if self.whole:
+            return
+        per_unit = self.table.units + self.table.shared[list(self.table.groups)]
+        lowest = int(self.table.rest + per_unit.max())
+        highest = int(self.table.total - self.table.units.min())
+        if lowest <= self.limit <= highest:
+            return
+        text, digit = self.table.text, KINDS[self.table.kind][1]
+        # rounded inwards: what the message names is accepted when it is asked for
+        nearest = -(-lowest // digit) * digit
+        why = "the least that holds any one unit"
+        if self.limit > highest:
+            nearest = highest // digit * digit
+            why = f"the full net, which is always a size, has {text(self.table.total)}"
+        raise UserError(
+            f"supernet.sizes: {self.name} asks for {text(self.limit)}; the nearest "
+            f"that this net can give is {text(nearest)} ({why})."
+        )
+
+
+def parse_size(
+    name: str,
+    wanted: Any,
+    fraction_of: str,
+    tables: Mapping[str, CostTable],
+    chunk: Chunk | None = None,
+) -> Size:
+    """A size as the options give it: units, a fraction, or a budget.
+
+    Args:
+        name: Its name.
+        wanted: Units (int), a fraction (float), or a mapping of one kind of cost to a
+            number, as in `{params: 15M}`; with a sparsity and a chunk beside it, or
+            one of these alone.
+        fraction_of: The kind of cost that a fraction is of.
+        tables: Kind -> table, of all kinds that `kinds_needed` names.
+        chunk: Where it names none.
+    """
+    if isinstance(wanted, Mapping):
+        limits = dict(wanted)
+        sparsity = float(limits.pop("sparsity", 0.0))
+        otherwise_smaller = sparsity > 0.0 or "chunk" in limits
+        if "chunk" in limits:
+            chunk = Chunk.parse(limits.pop("chunk"), f"supernet.sizes.{name}.chunk")
+        everything = tables[UNITS].total if UNITS in tables else None
+        ((kind, value),) = (limits or {UNITS: everything}).items()
+        limit = round(parse_number(value) * KINDS[kind][0])
+        whole = otherwise_smaller and kind == UNITS and limit == everything
+        return Size(name, tables[kind], limit, sparsity, chunk, whole)
+    kind = fraction_of if isinstance(wanted, float) else UNITS
+    return Size(name, tables[kind], wanted, chunk=chunk)
+
+
+def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
+    """The kinds of cost by which sizes are given, checked.
+
+    Raises:
+        UserError: If a budget is not one known kind of cost with a number.
+    """
+    for name, wanted in sizes.items():
+        if isinstance(wanted, int | float) and not isinstance(wanted, bool):
+            yield fraction_of if isinstance(wanted, float) else UNITS
+            continue
+        limits = dict(wanted) if isinstance(wanted, Mapping) else {"": wanted}
+        if "sparsity" in limits:
+            _check_share(name, limits.pop("sparsity"))
+        limits.pop("chunk", None)
+        if not limits and wanted:
+            yield UNITS
+            continue
+        if len(limits) != 1 or next(iter(limits)) not in KINDS:
+            raise UserError(
+                f"supernet.sizes: {name} must be units, a fraction, or one of "
+                f"{', '.join(KINDS)} with its limit, with or without a sparsity and a "
+                f"chunk, not {wanted}."
+            )
+        ((kind, value),) = limits.items()
+        if parse_number(value) is None:
+            raise UserError(
+                f"supernet.sizes: {name} needs a positive number for {kind}, such as "
+                f"40 or 15M, not {value!r}."
+            )
+        yield kind
+
+
+def _check_share(name: str, sparsity: Any) -> None:
+    number = isinstance(sparsity, int | float) and not isinstance(sparsity, bool)
+    if not number or not 0.0 < sparsity < 1.0:
+        raise UserError(
+            f"supernet.sizes: {name} needs a sparsity between 0 and 1, such as 0.7, "
+            f"not {sparsity!r}."
+        )
+
+
+def parse_number(value: Any) -> float | None:
+    """A positive number, possibly with k, M or G behind it; `None` if it is not one.
+
+    >>> parse_number("15M"), parse_number(40), parse_number("15 apples")
+    (15000000.0, 40.0, None)
+    """
+    if isinstance(value, bool):
+        return None
+    scale = 1.0
+    if isinstance(value, str) and value[-1:] in _SUFFIXES:
+        value, scale = value[:-1], _SUFFIXES[value[-1]]
+    try:
+        number = float(value) * scale
+    except (TypeError, ValueError):
+        return None
+    return number if 0 < number < float("inf") else None

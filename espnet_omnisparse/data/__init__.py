@@ -1,0 +1,1 @@
+"""Corpora as Kaldi folders: checked, downloaded, or synthetic."""

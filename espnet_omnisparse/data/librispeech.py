@@ -1,0 +1,328 @@
+"""LibriSpeech, or any corpus laid out as it is, as the Kaldi folders ESPnet reads.
+
+    python3 -m espnet_omnisparse.data.librispeech --corpus downloads/LibriSpeech
+
+Everything is read and checked before anything is written, so that a mistake in the
+corpus leaves the data folders as they were.
+"""
+
+import argparse
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_omnisparse.data.audio_files import check_audio, over_files
+from espnet_omnisparse.data.download import ARCHIVES, OPENSLR, Archive, download_part
+from espnet_omnisparse.data.kaldi import name_list, write_tables
+from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.recipe.progress import say
+
+AUDIO_SUFFIXES = (".flac", ".wav", ".opus")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording with its words; the speaker is `reader-chapter`.
+
+    Means and variances are then taken over one chapter, recorded in one sitting.
+    """
+
+    name: str
+    speaker: str
+    audio: Path
+    words: str
+
+    @property
+    def reader(self) -> str:
+        """The reader's number in SPEAKERS.TXT."""
+        return self.speaker.split("-", 1)[0]
+
+
+def prepare(
+    corpus: Path,
+    data_dir: Path,
+    train_set: str,
+    train_parts: Sequence[str],
+    valid_set: str,
+    valid_parts: Sequence[str],
+    test_parts: Sequence[str],
+    url: str = OPENSLR,
+    archives: Mapping[str, Archive] = ARCHIVES,
+) -> list[Path]:
+    """Writes a Kaldi folder for every part and for the combined sets.
+
+    Args:
+        corpus: Folder that holds the parts, or the parent of `LibriSpeech` that does.
+        data_dir: Folder to write the Kaldi folders into.
+        train_set: Name of the folder that combines `train_parts`.
+        train_parts: Parts to train on; may be empty.
+        valid_set: Name of the folder that combines `valid_parts`.
+        valid_parts: Parts to validate on; may be empty.
+        test_parts: Parts to test on; may be empty.
+        url: Where `<part>.tar.gz` lies for a part that is missing.
+        archives: What those archives must be; only these are downloaded.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        UserError: If a part cannot be had or anything in it is wrong; no folder is
+            then touched.
+    """
+    if (corpus / "LibriSpeech").is_dir():
+        corpus = corpus / "LibriSpeech"
+    parts = list(dict.fromkeys([*train_parts, *valid_parts, *test_parts]))
+    if not parts:
+        raise UserError("No part of the corpus is given: name one in --test_parts.")
+    sets = {part.replace("-", "_"): (part,) for part in parts}
+    for name, members in ((train_set, train_parts), (valid_set, valid_parts)):
+        members = tuple(dict.fromkeys(members))
+        if members and sets.setdefault(name, members) != members:
+            raise UserError(
+                f"{name} cannot name {' + '.join(members)}, because the folder holds "
+                f"{' + '.join(sets[name])}: choose another name."
+            )
+    ensure_parts(corpus, parts, url, archives)
+    readings = {part: read_part(corpus / part) for part in parts}
+    combined = {
+        name: combine([readings[part] for part in members])
+        for name, members in sets.items()
+    }
+    genders = read_genders(corpus)
+    for name, utterances in combined.items():
+        write_data_folder(data_dir / name, utterances, genders)
+        say(f"{data_dir / name}: {len(utterances)} utterances")
+    return [data_dir / name for name in combined]
+
+
+def ensure_parts(
+    corpus: Path,
+    parts: Iterable[str],
+    url: str = OPENSLR,
+    archives: Mapping[str, Archive] = ARCHIVES,
+) -> None:
+    """Downloads the standard parts that the corpus lacks.
+
+    Raises:
+        UserError: If a missing part is not a standard one, cannot be reached, or
+            arrives damaged.
+    """
+    missing = [part for part in parts if not (corpus / part).is_dir()]
+    unknown = [part for part in missing if part not in archives]
+    if unknown:
+        present = _folders_in(corpus) if corpus.is_dir() else []
+        raise UserError(
+            f"{', '.join(unknown)} cannot be found in {corpus}, which holds "
+            f"{', '.join(present) or 'no part at all'}: correct the names of the "
+            "parts, or point --corpus or LIBRISPEECH at the folder that holds them."
+        )
+    for index, part in enumerate(missing):
+        try:
+            download_part(corpus, part, url, archives[part])
+        except ConnectionError as error:
+            raise UserError(
+                f"{', '.join(missing[index:])} of LibriSpeech cannot be found in "
+                f"{corpus} nor downloaded from {url} ({error}): connect to the "
+                f"network and run again, unpack openslr.org/12 so that {corpus / part} "
+                "exists, or point --corpus or LIBRISPEECH at a copy."
+            ) from error
+
+
+def _folders_in(folder: Path) -> list[str]:
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    )
+
+
+# Reading and checking ----------------------------------------------------------------
+
+
+def read_part(part: Path) -> list[Utterance]:
+    """Reads and checks one part, `part/reader/chapter/reader-chapter-NNNN.flac`.
+
+    Of the audio only the header and the end are read.
+
+    Returns:
+        Its utterances, sorted.
+
+    Raises:
+        UserError: If transcripts and audio do not match one to one, a transcript has
+            no words, or an audio file is empty or truncated.
+    """
+    utterances = combine(
+        read_chapter(part / reader / chapter)
+        for reader in _folders_in(part)
+        for chapter in _folders_in(part / reader)
+    )
+    if not utterances:
+        raise UserError(
+            f"{part} holds no utterance: lay it out as reader/chapter folders, as "
+            "LibriSpeech does."
+        )
+    paths = [utterance.audio for utterance in utterances]
+    over_files(check_audio, part.name, paths)
+    return utterances
+
+
+def combine(groups: Iterable[Iterable[Utterance]]) -> list[Utterance]:
+    """Joins utterances and sorts them in C order.
+
+    Raises:
+        UserError: If two have the same id.
+    """
+    found: dict[str, Utterance] = {}
+    for group in groups:
+        for utterance in group:
+            first = found.setdefault(utterance.name, utterance)
+            if first is not utterance:
+                raise UserError(
+                    f"The utterance id {utterance.name} occurs twice, in "
+                    f"{first.audio} and {utterance.audio}: remove one of them."
+                )
+    return [found[name] for name in sorted(found)]
+
+
+def read_chapter(folder: Path) -> list[Utterance]:
+    """Reads one chapter: its transcript file and the names of its audio files.
+
+    Raises:
+        UserError: If they do not match one to one.
+    """
+    speaker = f"{folder.parent.name}-{folder.name}"
+    transcript = folder / f"{speaker}.trans.txt"
+    texts = _read_transcript(transcript, speaker)
+    audio: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in AUDIO_SUFFIXES:
+            continue
+        if path.stem not in texts:
+            raise UserError(
+                f"{path} has no line in {transcript.name}: add its words there or "
+                "remove the audio file."
+            )
+        if path.stem in audio:
+            raise UserError(
+                f"The utterance id {path.stem} occurs twice, in {audio[path.stem]} "
+                f"and {path}: remove one of them."
+            )
+        audio[path.stem] = path
+    for name in texts:
+        if name not in audio:
+            raise UserError(
+                f"{transcript} has words for {name} but there is no {name}.flac, .wav "
+                "or .opus beside it: restore the audio file or remove the line."
+            )
+    return [Utterance(name, speaker, audio[name], texts[name]) for name in texts]
+
+
+def _read_transcript(path: Path, speaker: str) -> dict[str, str]:
+    if not path.is_file():
+        raise UserError(
+            f"The transcript file {path} is missing: restore it or remove its folder."
+        )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: convert or restore it.") from error
+    texts: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        name, *words = line.split() or [""]
+        if not words:
+            raise UserError(
+                f"Line {number} of {path} has no words: complete or remove it."
+            )
+        if not name.startswith(f"{speaker}-"):
+            raise UserError(
+                f"Line {number} of {path} is for {name}, which does not begin with "
+                f"{speaker}-: correct the id."
+            )
+        if name in texts:
+            raise UserError(
+                f"The utterance id {name} occurs twice in {path}: remove one line."
+            )
+        texts[name] = " ".join(words)
+    return texts
+
+
+def read_genders(corpus: Path) -> dict[str, str]:
+    """Reads `m` or `f` by reader from SPEAKERS.TXT; empty where that is absent."""
+    path = corpus / "SPEAKERS.TXT"
+    if not path.is_file():
+        say(f"{path} is not there")
+        return {}
+    genders = {}
+    # readers' names may be in any encoding; ids and sexes are ASCII
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        columns = [column.strip() for column in line.split("|")]
+        if not line.startswith(";") and columns[1:2] in (["M"], ["F"]):
+            genders[columns[0]] = columns[1].lower()
+    return genders
+
+
+# Writing -----------------------------------------------------------------------------
+
+
+def write_data_folder(
+    folder: Path, utterances: Sequence[Utterance], genders: Mapping[str, str]
+) -> None:
+    """Writes wav.scp, text, utt2spk, spk2utt and spk2gender, as a whole.
+
+    Args:
+        folder: Folder to write; one that is there is replaced.
+        utterances: What to write, sorted by id.
+        genders: `m` or `f` by reader; spk2gender needs them for all readers.
+    """
+    tables = {
+        "wav.scp": [f"{item.name} {item.audio}" for item in utterances],
+        "text": [f"{item.name} {item.words}" for item in utterances],
+    }
+    readers = {item.speaker: item.reader for item in utterances}
+    unlisted = sorted(set(readers.values()) - genders.keys())
+    if unlisted:
+        say(f"{folder} goes without spk2gender: no sex is known of {unlisted[0]}")
+    else:
+        tables["spk2gender"] = [
+            f"{speaker} {genders[readers[speaker]]}" for speaker in sorted(readers)
+        ]
+    write_tables(folder, tables, {item.name: item.speaker for item in utterances})
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; prints the folders written, one a line."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m espnet_omnisparse.data.librispeech",
+        description="Write the Kaldi folders of LibriSpeech, or of a corpus laid out "
+        "as it is; standard parts that are missing are downloaded.",
+    )
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        default=Path(os.environ.get("LIBRISPEECH") or "downloads/LibriSpeech"),
+        help="folder that holds the parts, or its parent (default: %(default)s)",
+    )
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument("--train_set", default="train_960")
+    parser.add_argument(
+        "--train_parts",
+        type=name_list,
+        default="train-clean-100 train-clean-360 train-other-500",
+        help="parts, separated by spaces or commas (default: %(default)s)",
+    )
+    parser.add_argument("--valid_set", default="dev")
+    parser.add_argument("--valid_parts", type=name_list, default="dev-clean dev-other")
+    parser.add_argument(
+        "--test_parts",
+        type=name_list,
+        default="test-clean test-other dev-clean dev-other",
+    )
+    parser.add_argument("--url", default=OPENSLR, help="default: %(default)s")
+    with one_sentence():
+        for folder in prepare(**vars(parser.parse_args(argv))):
+            print(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""TED-LIUM release 2 as the Kaldi folders that ESPnet's own recipe makes of it.
+
+    python3 -m espnet_omnisparse.data.tedlium --corpus downloads/TEDLIUM_release2
+
+Everything is read and checked before anything is written, so that a mistake in the
+corpus leaves the data folders as they were.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_omnisparse.data import stm
+from espnet_omnisparse.data.audio_files import check_audio, over_files
+from espnet_omnisparse.data.download import Archive, download, unpacked
+from espnet_omnisparse.data.kaldi import name_list, write_tables
+from espnet_omnisparse.data.stm import Segment
+from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.recipe.progress import say
+
+RELEASE = "TEDLIUM_release2"
+SPLITS = ("train", "dev", "test")
+OPENSLR = "https://www.openslr.org/resources/19"
+# OpenSLR publishes no checksum of it. This one is in torchaudio's data sets and, with
+# the size, in TensorFlow's.
+ARCHIVE = Archive(
+    36791529840,
+    "93281b5fcaaae5c88671c9d000b443cb3c7ea3499ad12010b3934ca41a7b9c58",
+    "sha256",
+)
+# the whole release, as prepared by Kaldi's and ESPnet's recipes
+TALKS = 1514
+SEGMENTS = {"train": 92973, "dev": 507, "test": 1155}
+
+# train's segments are cut too tightly, above all where they begin (milliseconds)
+PAD_BEFORE, PAD_AFTER = 150, 100
+LONGEST_SPEAKER = 180_000
+# as much may a segment exceed its recording where Kaldi cuts it out
+OVERSHOOT = 500
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One split, ready to be written.
+
+    Attributes:
+        segments: Sorted by id.
+        audio: Audio file of every talk of the split.
+        speakers: Speaker by utterance id.
+    """
+
+    segments: Sequence[Segment]
+    audio: Mapping[str, Path]
+    speakers: Mapping[str, str]
+
+
+def prepare(
+    corpus: Path,
+    data_dir: Path,
+    splits: Sequence[str] = SPLITS,
+    keep_noise_tags: bool = True,
+    url: str = OPENSLR,
+    archive: Archive = ARCHIVE,
+) -> list[Path]:
+    """Writes a Kaldi folder with `segments` for every split.
+
+    Args:
+        corpus: The release's folder, or the one that `TEDLIUM_release2` is in.
+        data_dir: Folder to write the Kaldi folders into.
+        splits: Which of train, dev and test to prepare.
+        keep_noise_tags: Keep tags such as `{NOISE}`, as words such as `[NOISE]`.
+        url: Where the release's archive lies if the corpus is absent.
+        archive: What that archive must be.
+
+    Returns:
+        The folders written.
+
+    Raises:
+        UserError: If the corpus cannot be had or anything in it is wrong; no folder
+            is then touched.
+    """
+    splits = list(dict.fromkeys(splits))
+    unknown = [split for split in splits if split not in SPLITS]
+    if unknown or not splits:
+        raise UserError(
+            f"--splits takes some of {', '.join(SPLITS)}, not "
+            f"{', '.join(unknown) or 'nothing'}."
+        )
+    corpus = release_folder(corpus)
+    ensure_release(corpus, url, archive)
+    missing = [split for split in splits if not (corpus / split).is_dir()]
+    if missing:
+        raise UserError(
+            f"{corpus} has no folder {' and no '.join(missing)}: unpack the release "
+            "again, remove the folder to have it downloaded, point --corpus or "
+            "TEDLIUM2 at a whole copy, or name other --splits."
+        )
+    readings = {split: read_split(corpus / split, keep_noise_tags) for split in splits}
+    _compare(readings)
+    for split, reading in readings.items():
+        write_split(data_dir / split, reading)
+        say(f"{data_dir / split}: {len(reading.segments)} utterances")
+    return [data_dir / split for split in readings]
+
+
+def release_folder(corpus: Path) -> Path:
+    """The folder that holds the splits, or is to hold them."""
+    is_release = any((corpus / split).is_dir() for split in SPLITS)
+    return corpus if is_release or corpus.name == RELEASE else corpus / RELEASE
+
+
+def ensure_release(
+    folder: Path, url: str = OPENSLR, archive: Archive = ARCHIVE
+) -> None:
+    """Downloads the release if `folder` is absent or empty.
+
+    It is downloaded beside the folder, verified by size and checksum and unpacked
+    there; the folder appears at once and whole.
+
+    Raises:
+        UserError: If it cannot be reached, or arrives damaged.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        return
+    try:
+        path = download(folder.parent, f"{RELEASE}.tar.gz", url, archive)
+    except ConnectionError as error:
+        raise UserError(
+            f"TED-LIUM 2 cannot be found in {folder} nor downloaded from {url} "
+            f"({error}): connect to the network and run again, choose a mirror with "
+            f"--url, unpack openslr.org/19 so that {folder} exists, or point --corpus "
+            "or TEDLIUM2 at a copy."
+        ) from error
+    with unpacked(path) as unpacked_into:
+        (unpacked_into / RELEASE).rename(folder)
+
+
+# Reading and checking ----------------------------------------------------------------
+
+
+def read_split(folder: Path, keep_noise_tags: bool = True) -> Reading:
+    """Reads and checks `folder/stm/*.stm` and `folder/sph/*.sph`; prints the counts.
+
+    Of the audio only the header and the length are read.
+
+    Raises:
+        UserError: If transcripts and audio do not match, a transcript is malformed,
+            or an audio file is broken or ends before its segments do.
+    """
+    lines = [line for path in _files(folder, "stm") for line in stm.read_stm(path)]
+    audio = {path.stem: path for path in _files(folder, "sph")}
+    _check_talks(folder, lines, audio)
+    lengths = over_files(check_audio, folder.name, list(audio.values()))
+
+    say(f"{folder.name}: {len(audio)} talks, {len(lines)} lines")
+    segments = [line for line in lines if not line.ignored]
+    _say_filter(folder, lines, segments, "without those not to be scored")
+    segments = sorted(segments, key=lambda segment: segment.name)
+    segments = _edit(folder, segments, keep_noise_tags)
+    before, segments = segments, stm.without_repeats(segments)
+    _say_filter(folder, before, segments, "without repeated lines")
+    before, segments = segments, [one for one in segments if one.words]
+    _say_filter(folder, before, segments, "without those that have no words")
+    if not segments:
+        raise UserError(f"{folder} has no segment with words: restore its transcripts.")
+
+    _check_times(segments, dict(zip(audio, lengths, strict=True)))
+    if folder.name == "train":
+        segments = stm.pad(segments, PAD_BEFORE, PAD_AFTER)
+    speakers = stm.speakers(segments, LONGEST_SPEAKER)
+    talks = len({segment.talk for segment in segments})
+    say(
+        f"{folder.name}: {talks} talks -> {len(set(speakers.values()))} speakers of "
+        f"at most {LONGEST_SPEAKER // 1000} s"
+    )
+    return Reading(segments, audio, speakers)
+
+
+def _files(folder: Path, kind: str) -> list[Path]:
+    # shells pass over hidden files too, such as those that some systems leave behind
+    found = sorted(folder.glob(f"{kind}/[!.]*.{kind}"))
+    if not found:
+        raise UserError(
+            f"{folder / kind} holds no .{kind} file: lay the corpus out as "
+            "{train,dev,test}/{sph,stm}, as TED-LIUM release 2 is."
+        )
+    return found
+
+
+def _check_talks(
+    folder: Path, lines: Sequence[Segment], audio: Mapping[str, Path]
+) -> None:
+    transcribed = {line.talk: line for line in lines}
+    for talk, line in transcribed.items():
+        if talk not in audio:
+            raise UserError(
+                f"{line.source} is of the talk {talk}, but there is no "
+                f"{folder / 'sph' / talk}.sph: restore it or correct the line."
+            )
+    for talk, path in audio.items():
+        if talk not in transcribed:
+            raise UserError(
+                f"{path} has no line in {folder / 'stm'}: restore its transcript or "
+                "remove the audio file."
+            )
+
+
+def _edit(
+    folder: Path, segments: Sequence[Segment], keep_noise_tags: bool
+) -> Sequence[Segment]:
+    for edit in stm.edits(keep_noise_tags):
+        before, segments = segments, edit(segments)
+        changed = sum(a != b for a, b in zip(before, segments, strict=True))
+        say(f"{folder.name}: {edit.what} in {changed} of {len(segments)} segments")
+    return segments
+
+
+def _say_filter(
+    folder: Path, before: Sequence[Segment], after: Sequence[Segment], what: str
+) -> None:
+    say(f"{folder.name}: {len(before)} -> {len(after)} segments {what}")
+
+
+def _check_times(segments: Sequence[Segment], lengths: Mapping[str, float]) -> None:
+    for segment in segments:
+        if segment.end > 1000 * lengths[segment.talk] + OVERSHOOT:
+            raise UserError(
+                f"{segment.source} ends at {segment.end / 1000:.2f} s, but the audio "
+                f"of {segment.talk} is {lengths[segment.talk]:.2f} s long: restore "
+                "the audio file or correct the line."
+            )
+
+
+def _compare(readings: Mapping[str, Reading]) -> None:
+    """Compares the splits with each other, and with the whole release.
+
+    Raises:
+        UserError: If a talk is in two splits.
+    """
+    homes: dict[str, Path] = {}
+    for reading in readings.values():
+        for talk, path in reading.audio.items():
+            if talk in homes:
+                raise UserError(
+                    f"The talk {talk} occurs twice, in {homes[talk]} and {path}: "
+                    "remove one of them, with its transcript."
+                )
+            homes[talk] = path
+    expected = {f"{split} has": (SEGMENTS[split], "segments") for split in readings}
+    found = {f"{split} has": len(one.segments) for split, one in readings.items()}
+    if len(readings) == len(SPLITS):
+        expected["there are"] = TALKS, "talks"
+        found["there are"] = len(homes)
+    for what, (number, things) in expected.items():
+        if found[what] != number:
+            say(f"notice: {what} {found[what]} {things}; the whole release: {number}")
+
+
+# Writing -----------------------------------------------------------------------------
+
+
+def write_split(folder: Path, reading: Reading) -> None:
+    """Writes wav.scp, segments, text, utt2spk and spk2utt, as a whole."""
+    talks = sorted({segment.talk for segment in reading.segments})
+    tables = {
+        "wav.scp": [f"{talk} {reading.audio[talk]}" for talk in talks],
+        "segments": [
+            f"{one.name} {one.talk} {one.start / 1000:.3f} {one.end / 1000:.3f}"
+            for one in reading.segments
+        ],
+        "text": [f"{one.name} {one.words}" for one in reading.segments],
+    }
+    write_tables(folder, tables, reading.speakers)
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise UserError(f"--keep_noise_tags is true or false, not {text}.")
+    return text == "true"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line; prints the folders written, one a line."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m espnet_omnisparse.data.tedlium",
+        description="Write the Kaldi folders of TED-LIUM release 2, which is "
+        "downloaded if it is absent.",
+    )
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        default=Path(os.environ.get("TEDLIUM2") or f"downloads/{RELEASE}"),
+        help="folder that holds train, dev and test, or its parent (default: "
+        "%(default)s)",
+    )
+    parser.add_argument("--data_dir", type=Path, default=Path("data"))
+    parser.add_argument(
+        "--splits",
+        type=name_list,
+        default=" ".join(SPLITS),
+        help="separated by spaces or commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--keep_noise_tags",
+        type=_boolean,
+        default="true",
+        help="true: {NOISE} becomes [NOISE]; false: it is dropped (default: true)",
+    )
+    parser.add_argument("--url", default=OPENSLR, help="default: %(default)s")
+    with one_sentence():
+        for folder in prepare(**vars(parser.parse_args(argv))):
+            print(folder)
+
+
+if __name__ == "__main__":
+    main()

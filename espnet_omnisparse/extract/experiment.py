@@ -1,0 +1,288 @@
+"""A family: one experiment folder and the folders of the sizes cut out of it.
+
+`exp/asr_tag` holds the supernet and `subnets/*.yaml`; `exp/asr_tag_small` and its
+siblings are ordinary ESPnet experiment folders, each with `model.pth`, `config.yaml`,
+`subnet.yaml` and `cost.json`.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.tasks.asr import frontend_choices
+from espnet2.train.collate_fn import CommonCollateFn
+from espnet2.train.dataset import ESPnetDataset
+
+from espnet_omnisparse import __version__
+from espnet_omnisparse.core.subnet import SubnetSpec, fingerprint
+from espnet_omnisparse.cost.count import Cost, count_cost
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract import cut as extract
+from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
+from espnet_omnisparse.files import (
+    atomic_folder,
+    load_tensors,
+    read_yaml,
+    save_tensors,
+    write_text,
+    write_yaml,
+)
+from espnet_omnisparse.tasks import task_of
+from espnet_omnisparse.train.journal import SUBNETS, read_specs
+
+MODEL, CONFIG, SPEC, COST = "model.pth", "config.yaml", "subnet.yaml", "cost.json"
+WRITTEN = ("token_list", "encoder_conf", "model_conf")  # into every config.yaml
+FORMS = {
+    "slim": "with espnet_omnisparse",  # physically small, needs our encoder class
+    "stock": "yes",  # physically small or full, an ESPnet alone loads it
+    "stock-zeroed": "yes, zeros",  # the full net's shape, dropped branches zero
+}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """An experiment's `config.yaml`.
+
+    Raises:
+        UserError: If there is none, or it is not what a training has written.
+    """
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        raise UserError(
+            f"{folder} is not an experiment folder (it has no {CONFIG}): train first "
+            "(stage 11), or check --asr_exp and --asr_tag."
+        )
+    config = read_yaml(path)
+    lacking = [k for k in WRITTEN if not isinstance(config, dict) or k not in config]
+    if lacking:
+        raise UserError(
+            f"{path} is not the configuration of a training (it has no {lacking[0]}): "
+            "train again (stage 11), or extract this size again (stage 12)."
+        )
+    return config
+
+
+def build(
+    config: Mapping[str, Any], state: Mapping[str, torch.Tensor] | None = None
+) -> Any:
+    """Builds a model on the CPU and fills it, strictly.
+
+    Raises:
+        UserError: If the tensors do not fit the configuration, or the feature
+            statistics that it names are not there.
+    """
+    statistics = (config.get("normalize_conf") or {}).get("stats_file")
+    if statistics and not Path(statistics).exists():
+        raise UserError(
+            f"The model's feature statistics {statistics} are not there: run in the "
+            "recipe's folder, or restore them."
+        )
+    model = task_of(config).build_model(argparse.Namespace(**config))
+    if state is not None:
+        try:
+            model.load_state_dict(state)
+        except (RuntimeError, TypeError) as error:
+            found = textwrap.shorten(str(error).splitlines()[-1], 120)
+            raise UserError(
+                f"The checkpoint does not fit its config.yaml ({found}): they come "
+                "from different trainings."
+            ) from error
+    return model.eval()
+
+
+def feature_size(config: Mapping[str, Any]) -> int:
+    """Input dimension of the encoder."""
+    if config.get("input_size"):
+        return config["input_size"]
+    frontend = frontend_choices.get_class(config["frontend"])
+    return frontend(**config["frontend_conf"]).output_size()
+
+
+def load_size(folder: Path) -> Any:
+    """The model of a size folder, in eval."""
+    return build(read_config(folder), load_tensors(Path(folder) / MODEL))
+
+
+def selected_specs(folder: Path) -> dict[str, SubnetSpec]:
+    """The specs of a trained supernet, smallest first.
+
+    Raises:
+        UserError: If its selection is not settled yet.
+    """
+    read_config(folder)
+    specs = read_specs(Path(folder) / SUBNETS)
+    if not specs:
+        raise UserError(
+            f"{folder}/{SUBNETS} has no sizes yet: training must pass step 1 first "
+            "(run stage 11 to its end)."
+        )
+    return specs
+
+
+def wanted_specs(
+    folder: Path, subnets: Path | None, sizes: Sequence[str]
+) -> dict[str, SubnetSpec]:
+    """The specs that a command asks for.
+
+    Args:
+        folder: Experiment folder of the supernet.
+        subnets: Folder of specs to use instead of the experiment's own.
+        sizes: Names of the wanted sizes; empty: all.
+
+    Raises:
+        UserError: If there are no specs, or none of a wanted name.
+    """
+    specs = read_specs(subnets) if subnets else selected_specs(folder)
+    if not specs:
+        raise UserError(f"--subnets: {subnets} has no specs (*.yaml) in it.")
+    for size in sizes:
+        if size not in specs:
+            raise UserError(f"--sizes: {size} is not one of {', '.join(specs)}.")
+    return {size: specs[size] for size in sizes or specs}
+
+
+def cut(
+    config: Mapping[str, Any],
+    state: Mapping[str, torch.Tensor],
+    spec: SubnetSpec,
+    stock: bool = False,
+) -> tuple[dict[str, Any], extract.State]:
+    """Configuration and tensors of one size, its BatchNorm statistics untouched.
+
+    Raises:
+        UserError: If the spec belongs to another supernet, or has no stock form.
+    """
+    spec.check_supernet(fingerprint(state, config["token_list"]))
+    spec.check_space(extract.space_of(config, state))
+    small = extract.cut_state(state, spec)
+    if not stock or extract.loads_in_stock(config, spec):
+        return extract.cut_config(config, spec), small
+    return extract.stock_form(config, small, state, spec)
+
+
+def form_of(config: Mapping[str, Any], spec: SubnetSpec, stock: bool) -> str:
+    """Which of `FORMS` a size's file has."""
+    if extract.loads_in_stock(config, spec):
+        return "stock"
+    if stock and extract.is_small_in_stock(config, spec):
+        return "stock"
+    return "stock-zeroed" if stock else "slim"
+
+
+def extract_size(
+    source: Path,
+    checkpoint: Path,
+    spec: SubnetSpec,
+    out: Path,
+    stock: bool = False,
+    calibration: int = 400,
+) -> bool:
+    """Writes one size as an experiment folder of its own, or leaves it if it is there.
+
+    Args:
+        source: Experiment folder that has the configuration.
+        checkpoint: Its model file.
+        spec: The size.
+        out: Folder to write, replaced as a whole.
+        stock: Write the form that an ESPnet without this package loads.
+        calibration: Training utterances for re-estimating BatchNorm statistics.
+
+    Returns:
+        Whether anything had to be done.
+
+    Raises:
+        UserError: If the checkpoint is missing or corrupt, or the spec does not fit.
+    """
+    config = read_config(source)
+    state = load_tensors(checkpoint)
+    origin = {
+        "version": __version__,
+        "supernet": str(source),
+        "checkpoint": Path(checkpoint).name,
+        "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
+        "form": form_of(config, spec, stock),
+        "calibration": calibration,
+        "mask": [int(keep) for keep in spec.mask],
+    }
+    if spec.chunk is not None:
+        origin["chunk"] = spec.chunk.as_dict()
+    if spec.sparsity:
+        pattern = spec.space.pattern
+        origin["weights"] = {
+            "pattern": str(pattern),
+            "norm": pattern.norm,
+            "sparsity": spec.sparsities,
+        }
+    if _is_current(out, origin):
+        return False
+    small_config, small = cut(config, state, spec)
+    model = build(small_config, small)
+    if has_batch_norm(model):
+        reestimate(
+            model,
+            lambda batch: model.encode(**batch),
+            calibration_batches(config, calibration),
+        )
+        small = model.state_dict()
+    if stock and not extract.loads_in_stock(config, spec):
+        small_config, small = extract.stock_form(config, small, state, spec)
+        model = build(small_config, small)
+    cost = count_cost(model, feature_size(config), spec.space.pattern)
+    small_config["output_dir"] = str(out)
+    with atomic_folder(out) as folder:
+        # clones: a tensor cut out of a larger file must not carry it along
+        tensors = {name: tensor.clone() for name, tensor in small.items()}
+        save_tensors(folder / MODEL, tensors)
+        write_yaml(folder / CONFIG, small_config)
+        spec.save(folder / SPEC)
+        _write_cost(folder, cost)
+        write_yaml(folder / "origin.yaml", origin)
+        if (source / "images").is_dir():
+            shutil.copytree(source / "images", folder / "images")
+    return True
+
+
+def _is_current(out: Path, origin: dict[str, Any]) -> bool:
+    path = out / "origin.yaml"
+    return path.exists() and read_yaml(path) == origin
+
+
+def _write_cost(folder: Path, cost: Cost) -> None:
+    values = {**cost.as_dict(), "file_bytes": (folder / MODEL).stat().st_size}
+    write_text(folder / COST, json.dumps(values, indent=2) + "\n")
+
+
+def read_cost(folder: Path) -> dict[str, int]:
+    """The costs written at extraction, with `file_bytes`."""
+    return json.loads((Path(folder) / COST).read_text())
+
+
+def calibration_batches(
+    config: Mapping[str, Any], utterances: int, batch_size: int = 8
+) -> Iterator[dict[str, torch.Tensor]]:
+    """A fixed, seeded subset of the training audio, without augmentation."""
+    sources = config["train_data_path_and_name_and_type"]
+    path, name, kind = next(source for source in sources if source[1] == "speech")
+    if not Path(path).exists():
+        raise UserError(
+            f"{path}, the training audio that BatchNorm statistics are re-estimated "
+            "on, does not exist: run stages 1-5 first, in the recipe's folder."
+        )
+    dataset = ESPnetDataset([(path, name, kind)])
+    ids = sorted(line.split(maxsplit=1)[0] for line in Path(path).open())
+    chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
+    # by length, as in training: padding would enter the statistics
+    items = sorted((dataset[uid] for uid in chosen), key=_samples)
+    collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
+    for start in range(0, len(items), batch_size):
+        yield collate(items[start : start + batch_size])[1]
+
+
+def _samples(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
+    return len(item[1]["speech"]), item[0]

@@ -1,0 +1,1 @@
+"""What subnets are trained to lower, beside ESPnet's own losses."""

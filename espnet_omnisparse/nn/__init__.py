@@ -1,0 +1,1 @@
+"""The prunable encoders, made of ESPnet's own modules."""

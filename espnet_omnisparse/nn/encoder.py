@@ -1,0 +1,248 @@
+"""What both of ESPnet's Conformers become: blocks run through one gate per unit."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+
+import torch
+
+from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.components import PRUNABLE, Layout, Masked
+from espnet_omnisparse.core.gate import Gate, same_gate
+from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.weight_masks import WeightMasks
+from espnet_omnisparse.nn.block import BranchGate, Frames, PrunableBlock
+
+CONV_NORMS = ("batch_norm", "layer_norm")
+
+
+class PrunableEncoder:
+    """Mixin of an encoder whose blocks are `PrunableBlock`s.
+
+    Attributes:
+        layout: Where the blocks are.
+        space: What can be pruned.
+        conv_norm: Norm of the Conv modules.
+        causal: Whether the Conv modules see the past alone.
+        chunk: What its frames see; `None`: the whole recording.
+        width: Of its output.
+        subnet_dropout: See `as_subnet`.
+    """
+
+    layout: Layout
+    space: SearchSpace
+    conv_norm: str
+    causal: bool
+    chunk: Chunk | None
+    width: int
+    subnet_dropout = "adaptive"
+    _masks: WeightMasks | None = None
+
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The blocks."""
+        return self.get_submodule(self.layout.blocks)
+
+    def set_pattern(self, pattern: Pattern | None) -> None:
+        """Says in which groups weights are masked; `None`: they are not."""
+        self._masks = None if pattern is None else WeightMasks(pattern)
+
+    def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
+        """Subsampling and positions, shared by all subnets of an update.
+
+        Args:
+            feats: `[batch, frames, input_size]`.
+            lengths: Frames of each sequence `[batch]`.
+
+        Raises:
+            TooShortUttError: ESPnet's, if the input is too short to subsample.
+        """
+        raise NotImplementedError
+
+    def finish(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm after the last block."""
+        raise NotImplementedError
+
+    def subsample(self, feats: torch.Tensor) -> torch.Tensor:
+        """The front end on features without padding, as the blocks take its output."""
+        raise NotImplementedError
+
+    def positions(self, queries: int, keys: int) -> torch.Tensor:
+        """Encodings of how far the last `queries` of `keys` frames are from each.
+
+        Returns:
+            `[1, queries + keys - 1, size]`, from the farthest in the past on.
+        """
+        raise NotImplementedError
+
+    def blocks(
+        self,
+        frames: Frames,
+        gates: Sequence[Gate] | None = None,
+        sparsity: Sequence[float] = (),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Runs one subnet on the front end's output.
+
+        Args:
+            frames: Output of `front_end`.
+            gates: A gate per unit of `self.space`; `None` runs every branch that
+                exists.
+            sparsity: A sparsity per weight of `self.space`; empty: nothing is masked.
+
+        Returns:
+            `[batch, time, size]`, and the number of frames of each sequence.
+        """
+        (encoded,) = self.exits(frames, (len(self.layers),), gates, sparsity)
+        return encoded, frames.lengths
+
+    def exits(
+        self,
+        frames: Frames,
+        after: Collection[int],
+        gates: Sequence[Gate] | None = None,
+        sparsity: Sequence[float] = (),
+    ) -> list[torch.Tensor]:
+        """The outputs of one pass, each as if the encoder ended there.
+
+        Args:
+            frames: Output of `front_end`.
+            after: Numbers of blocks to end after.
+            gates: As in `blocks`.
+            sparsity: As in `blocks`.
+
+        Returns:
+            `[batch, time, size]` for each of `after`, in ascending order.
+        """
+        outputs = []
+        shares = self._shares(sparsity)
+        for number, row in enumerate(self._rows(gates), start=1):
+            if row is not None:
+                masked = self._masked(number - 1, row, shares)
+                x = self._run_block(self.layers[number - 1], frames, row, masked)
+                frames = replace(frames, x=x)
+            if number in after:
+                outputs.append(self.finish(frames.x))
+        return outputs
+
+    def _rows(
+        self, gates: Sequence[Gate] | None
+    ) -> Iterator[tuple[BranchGate, ...] | Gate]:
+        """Per block: its branches' gates, or at block granularity the one gate."""
+        if gates is None:
+            yield from ((1.0,) * len(block.kept) for block in self.layers)
+        elif len(gates) != len(self.space):
+            raise ValueError(f"{len(gates)} gates for {len(self.space)} units")
+        elif self.space.granularity == "block":
+            yield from gates
+        else:
+            rest = iter(gates)
+            for _ in self.layers:
+                parts = (
+                    tuple(islice(rest, count)) for count in self.space.parts.values()
+                )
+                # a branch whose parts share a gate is gated as a whole
+                yield tuple(one[0] if same_gate(one) else one for one in parts)
+
+    @staticmethod
+    def _run_block(
+        block: PrunableBlock,
+        frames: Frames,
+        row: tuple[BranchGate, ...] | Gate,
+        masked: Mapping[str, Masked],
+    ) -> torch.Tensor:
+        if isinstance(row, tuple):
+            return block(frames, row, masked)
+        full = block(frames, (1.0,) * len(block.kept), masked)
+        # the gate of a whole block fades between its input and its output
+        return full if isinstance(row, float) else frames.x + row * (full - frames.x)
+
+    def maskable(self) -> dict[str, torch.nn.Parameter]:
+        """The weights of `self.space.weights`, by name."""
+        found = {}
+        for name in self.space.weights:
+            block, branch, layer = name.split(".")
+            module = self.layers[int(block)].module(branch)
+            found[name] = getattr(module, layer).weight
+        return found
+
+    def refresh_masks(self) -> None:
+        """Makes the masks follow the weights' present magnitudes."""
+        if self._masks is not None:
+            self._masks.refresh(self.maskable())
+
+    def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
+        """Weight -> sparsity, of those that are masked."""
+        if not any(sparsity):
+            return {}
+        pairs = zip(self.space.weights, sparsity, strict=True)
+        return {name: share for name, share in pairs if share > 0.0}
+
+    def _masked(
+        self,
+        number: int,
+        row: tuple[BranchGate, ...] | Gate,
+        shares: Mapping[str, float],
+    ) -> dict[str, Masked]:
+        """The masked weights of the branches of a block that are computed."""
+        if not shares:
+            return {}
+        block = self.layers[number]
+        gates = row if isinstance(row, tuple) else (row,) * len(block.kept)
+        found = {}
+        for branch, gate in zip(block.kept, gates, strict=True):
+            if gate is None:
+                continue
+            weights, kept, total = {}, 0.0, 0
+            module = block.module(branch)
+            for layer in PRUNABLE[branch]:
+                name = f"{number}.{branch}.{layer}"
+                if layer == "linear_pos" and not self.space.positional:
+                    continue
+                weight, share = getattr(module, layer).weight, shares.get(name, 0.0)
+                total += weight.numel()
+                kept += (1.0 - share) * weight.numel()
+                if share > 0.0:
+                    weights[f"{layer}.weight"] = self._masks.masked(name, weight, share)
+            if weights:
+                scaled = self.subnet_dropout == "adaptive"
+                found[branch] = Masked(weights, kept / total if scaled else 1.0)
+        return found
+
+    @contextmanager
+    def as_subnet(self, dropout: str = "adaptive") -> Iterator[None]:
+        """Inside, the encoder is trained as a subnet is, not as the full net.
+
+        BatchNorms use the batch's statistics but do not record them: subnets shift the
+        statistics, and only the full net may update the running ones.
+
+        Args:
+            dropout: `adaptive`: an FFN's rate shrinks with the share of its weights
+                that is not masked; `full`: it does not; `none`: nothing is dropped.
+        """
+        norms = [m for m in self.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+        for norm in norms:
+            norm.track_running_stats = False
+        rates = self._dropout_rates() if dropout == "none" else []
+        for module, name, _ in rates:
+            setattr(module, name, 0.0)
+        before, self.subnet_dropout = self.subnet_dropout, dropout
+        try:
+            yield
+        finally:
+            for norm in norms:
+                norm.track_running_stats = True
+            for module, name, rate in rates:
+                setattr(module, name, rate)
+            self.subnet_dropout = before
+
+    def _dropout_rates(self) -> list[tuple[torch.nn.Module, str, float]]:
+        """Where the blocks keep their dropout rates."""
+        found = []
+        for module in self.layers.modules():
+            if isinstance(module, torch.nn.Dropout):
+                found.append((module, "p", module.p))
+            elif hasattr(module, "dropout_rate"):  # of fused attention
+                found.append((module, "dropout_rate", module.dropout_rate))
+        return found

@@ -1,0 +1,1 @@
+"""What a recipe's `run.sh` calls, around ESPnet's unmodified `asr.sh`."""

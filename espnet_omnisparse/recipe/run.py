@@ -1,0 +1,368 @@
+"""Drives ESPnet's unmodified `asr.sh` for a supernet and for every size of it.
+
+Stages 1-11 run once. Then each size is extracted into an experiment folder of its
+own, on which stages 12-15 run as they would on any ESPnet model. Options are
+`asr.sh`'s own; these are added:
+
+    --sizes "small full"  sizes to decode, score, pack and upload (default: all); with
+                          masks on weights also budgets to search for, as in
+                          "70% 12M 8MB": zeros, non-zero parameters, packed bytes
+    --search "..."        further arguments of `omnisparse search`
+    --stock true          also extract, decode ... the form that stock ESPnet loads
+    --subnets DIR         use the specs in DIR instead of the experiment's own
+    --calibration 400     training utterances for re-estimating BatchNorm statistics
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.files import read_yaml
+from espnet_omnisparse.recipe import template
+
+OWN_OPTIONS = {
+    "sizes": "",
+    "search": "",
+    "stock": "false",
+    "subnets": "",
+    "calibration": "400",
+}
+# asr.sh's defaults that this module has to know
+STOCK_DEFAULTS = {
+    "stage": "1",
+    "stop_stage": "10000",
+    "expdir": "exp",
+    "feats_type": "raw",
+    "token_type": "bpe",
+    "nbpe": "30",
+    "lang": "noinfo",
+    "asr_config": "",
+    "asr_args": "",
+    "asr_tag": "",
+    "asr_exp": "",
+    "speed_perturb_factors": "",
+    "inference_asr_model": "valid.loss_sizes.ave.pth",
+    "skip_packing": "true",
+    "skip_upload_hf": "true",
+    "hf_repo": "",
+    "asr_task": "asr",
+    "download_model": "",
+}
+FIRST_PER_SIZE, LAST_STAGE = 12, 15
+DECODING = {
+    "asr": "conf/decode_ctc.yaml",
+    "asr_transducer": "conf/decode_transducer.yaml",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command line asks for.
+
+    Attributes:
+        options: Every option given, names with underscores; the last one counts.
+        own: The options of this module.
+    """
+
+    options: Mapping[str, str]
+    own: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> str:
+        return self.options.get(name, STOCK_DEFAULTS[name])
+
+    @property
+    def stages(self) -> tuple[int, int]:
+        """First and last stage."""
+        try:
+            return int(self["stage"]), min(int(self["stop_stage"]), LAST_STAGE)
+        except ValueError as error:
+            raise UserError("--stage and --stop_stage take a number.") from error
+
+    @property
+    def asr_exp(self) -> str:
+        """The supernet's experiment folder, named as asr.sh would name it."""
+        if self["asr_exp"]:
+            return self["asr_exp"]
+        return f"{self['expdir']}/asr_{self['asr_tag'] or self._tag()}"
+
+    def _tag(self) -> str:
+        config = self["asr_config"]
+        stem = Path(config).name.removesuffix(".yaml") if config else "train"
+        tag = f"{stem}_{self['feats_type']}"
+        if self["lang"] != "noinfo":
+            tag += f"_{self['lang']}"
+        tag += f"_{self['token_type']}"
+        if self["token_type"] == "bpe":
+            tag += self["nbpe"]
+        arguments = self["asr_args"].replace("--", "_")
+        tag += "".join(char for char in arguments if char not in " |=/")
+        return tag + ("_sp" if self["speed_perturb_factors"] else "")
+
+
+def parse(argv: Sequence[str]) -> Run:
+    """Reads Kaldi-style options.
+
+    Raises:
+        UserError: If an argument is not an option with a value.
+    """
+    options: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("--") or not rest:
+            raise UserError(f"{name}: options are given as --name value.")
+        options[name[2:].replace("-", "_")] = rest.pop(0)
+    own = {name: options.pop(name, default) for name, default in OWN_OPTIONS.items()}
+    return Run(options, own)
+
+
+def asr_sh(run: Run, **changes: str) -> None:
+    """Runs the stock asr.sh of the present recipe folder.
+
+    Raises:
+        UserError: If it fails; what it printed stays above the sentence.
+    """
+    options = {
+        **_training_text(run),
+        "inference_config": _decoding(run),
+        **run.options,
+        **_streaming_transducer(run),
+        "asr_exp": run.asr_exp,
+        "inference_asr_model": run["inference_asr_model"],
+        "python": "python3 -m espnet_omnisparse.launch",
+        **changes,
+    }
+    command = ["./asr.sh"]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    status = subprocess.run(command).returncode
+    if status != 0:
+        raise UserError(
+            f"asr.sh failed with status {status} in stages {options['stage']} to "
+            f"{options['stop_stage']}: the reason is printed above, or in the log that "
+            "it names."
+        )
+
+
+def _decoding(run: Run) -> str:
+    """The recipe's decoding configuration, unless another is given."""
+    streaming = run.options.get("use_streaming") == "true"
+    if streaming and run["asr_task"] == "asr":
+        return "conf/decode_streaming.yaml"
+    return DECODING[run["asr_task"]]
+
+
+def _streaming_transducer(run: Run) -> dict[str, str]:
+    """How this task streams; asr.sh passes --use_streaming on for `asr` alone."""
+    streaming = run.options.get("use_streaming") == "true"
+    if not streaming or run["asr_task"] == "asr":
+        return {}
+    given = run.options.get("inference_args", "")
+    return {"inference_args": f"{given} --streaming true".strip()}
+
+
+def _training_text(run: Run) -> dict[str, str]:
+    """Where stage 5 finds the text to make tokens from.
+
+    With speed perturbation asr.sh looks for it under a name that it changes on the way.
+    """
+    if not run["speed_perturb_factors"]:
+        return {}
+    text = f"data/{run.options.get('train_set', '')}/text"
+    return {"bpe_train_text": text, "lm_train_text": text}
+
+
+def check(run: Run) -> None:
+    """Finds mistakes before anything is written.
+
+    Raises:
+        UserError: For the first mistake found.
+    """
+    first, last = run.stages
+    if run.own["stock"] not in ("true", "false"):
+        raise UserError(f"--stock is true or false, not {run.own['stock']}.")
+    if not run.own["calibration"].isdecimal():
+        raise UserError(
+            f"--calibration is a number of utterances, not {run.own['calibration']}."
+        )
+    if run["asr_task"] not in DECODING:
+        raise UserError(
+            f"--asr_task {run['asr_task']} is not supported: use one of "
+            f"{', '.join(DECODING)}."
+        )
+    if run["download_model"]:
+        raise UserError(
+            "--download_model cannot be combined with sizes: decode downloaded models "
+            "with ./asr.sh itself."
+        )
+    config = run["asr_config"]
+    if config and not Path(config).is_file():
+        raise UserError(f"--asr_config {config} does not exist.")
+    if config and not run.own["subnets"]:
+        _check_sizes(run)
+    if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
+        _check_upload(run)
+    if run["speed_perturb_factors"] and first <= 2 <= last and not shutil.which("sox"):
+        raise UserError(
+            "Speed perturbation (stage 2) needs sox: install it, or leave it out with "
+            '--speed_perturb_factors "".'
+        )
+
+
+def _check_upload(run: Run) -> None:
+    if not run["hf_repo"]:
+        raise UserError("Stage 15 uploads: say where to with --hf_repo user/name.")
+    if shutil.which("git") is None or shutil.which("git-lfs") is None:
+        raise UserError("Stage 15 uploads with git: install git and git-lfs first.")
+    for key in ("user.name", "user.email"):
+        found = subprocess.run(["git", "config", key], capture_output=True)
+        if found.returncode != 0:
+            raise UserError(
+                f"Stage 15 commits with git, which has no {key}: set it with "
+                f"git config --global {key} ..."
+            )
+
+    commit = ["git", "rev-parse", "--quiet", "--verify", "HEAD"]
+    if subprocess.run(commit, capture_output=True).returncode != 0:
+        raise UserError(
+            "Stage 15 names the commit of this recipe, and there is none: run it "
+            "inside a git repository with a commit (git init, git commit)."
+        )
+
+
+def _check_sizes(run: Run) -> None:
+    """Compares --sizes with the configuration, before hours of training."""
+    if not run.own["sizes"]:
+        return
+    # slow: they import torch
+    from espnet_omnisparse.core.subnet import FULL
+    from espnet_omnisparse.search.spec_costs import parse_budget
+
+    conf = read_yaml(run["asr_config"]).get("model_conf") or {}
+    supernet = conf.get("supernet") or {}
+    sizes = [*supernet.get("sizes", {}), FULL]
+    for size in run.own["sizes"].split():
+        if size in sizes:
+            continue
+        if not supernet.get("sparsity"):
+            raise UserError(f"--sizes: {size} is not one of {', '.join(sizes)}.")
+        parse_budget(size)
+
+
+def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:
+    """The experiment folder of one size."""
+    return f"{asr_exp}_{size}" + ("_stock" if stock else "")
+
+
+def run_sizes(run: Run, first: int, last: int) -> None:
+    """Extracts the wanted sizes and runs the stages from 12 on for each of them."""
+    # slow to import, and stages 1-11 do not need it
+    from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
+    from espnet_omnisparse.report import family as report
+
+    subnets = Path(run.own["subnets"]) if run.own["subnets"] else None
+    sizes = run.own["sizes"].split()
+    if not subnets:
+        sizes = _searched(run, sizes, search=first <= FIRST_PER_SIZE)
+    specs = wanted_specs(Path(run.asr_exp), subnets, sizes)
+    forms = [False, True] if run.own["stock"] == "true" else [False]
+    checkpoint = Path(run.asr_exp) / run["inference_asr_model"]
+    jobs = [(size, stock) for size in specs for stock in forms]
+    for size, stock in jobs:
+        folder = size_folder(run.asr_exp, size, stock)
+        print(f"== {size}{' (stock form)' if stock else ''}: {folder}", flush=True)
+        if first <= FIRST_PER_SIZE:
+            written = extract_size(
+                Path(run.asr_exp),
+                checkpoint,
+                specs[size],
+                Path(folder),
+                stock,
+                int(run.own["calibration"]),
+            )
+            print("extracted" if written else "already extracted", flush=True)
+        changes = {}
+        if run["hf_repo"]:
+            suffix = f"-{size}" + ("-stock" if stock else "")
+            changes["hf_repo"] = run["hf_repo"] + suffix
+        asr_sh(
+            run,
+            stage=str(max(first, FIRST_PER_SIZE)),
+            stop_stage=str(last),
+            asr_exp=folder,
+            inference_asr_model="model.pth",
+            **changes,
+        )
+    # sizes of another supernet belong to that one's report, as a baseline
+    if last > FIRST_PER_SIZE and not run.own["subnets"]:
+        report.write_family(Path(run.asr_exp), command_line())
+
+
+def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
+    """The names of sizes some of which may be budgets, after a search for these.
+
+    Raises:
+        UserError: If the search fails.
+    """
+    from espnet_omnisparse.extract.experiment import read_config
+    from espnet_omnisparse.search.spec_costs import parse_budget
+
+    trained = read_config(Path(run.asr_exp))["model_conf"].get("supernet", {})
+    names = {}
+    for size in sizes:
+        if size in trained.get("sizes", {}):
+            continue
+        try:
+            names[size] = parse_budget(size).name
+        except UserError:  # the name of a size after all, if there is one
+            continue
+    if names and search:
+        command = [sys.executable, "-m", "espnet_omnisparse.cli", "search"]
+        command += [run.asr_exp, "--budgets", " ".join(names)]
+        command += ["--checkpoint", run["inference_asr_model"]]
+        command += shlex.split(run.own["search"])
+        if subprocess.run(command).returncode != 0:
+            raise UserError("The search failed: the reason is printed above.")
+    return [names.get(size, size) for size in sizes]
+
+
+def command_line() -> str:
+    """The command that was given, for the report."""
+    return "./run.sh " + shlex.join(sys.argv[1:])
+
+
+def prepare() -> None:
+    """Links ESPnet's template into the present folder; scores without sclite too."""
+    template.require_versions()
+    template.link(Path.cwd(), template.locate())
+    if shutil.which("sclite") is None:
+        stand_in = Path(__file__).parent / "bin"
+        os.environ["PATH"] += f"{os.pathsep}{stand_in}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of every recipe's run.sh."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with one_sentence():
+        if "--help" in argv:
+            print(__doc__)
+            return
+        run = parse(argv)
+        check(run)
+        prepare()
+        first, last = run.stages
+        if first < FIRST_PER_SIZE:
+            stop = min(last, FIRST_PER_SIZE - 1)
+            asr_sh(run, stage=str(first), stop_stage=str(stop))
+        if last >= FIRST_PER_SIZE:
+            run_sizes(run, first, last)
+
+
+if __name__ == "__main__":
+    main()

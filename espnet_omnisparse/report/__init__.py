@@ -1,0 +1,1 @@
+"""Tables and plots, generated from what was measured."""

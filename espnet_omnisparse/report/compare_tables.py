@@ -1,0 +1,234 @@
+"""The tables and the figure of a comparison, from its recorded results."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import write_text
+from espnet_omnisparse.report.compare import Comparison, read_lines
+from espnet_omnisparse.report.plots import COLOURS, MARKERS
+
+Line = Mapping[str, Any]
+
+
+def write_table(comparison: Comparison, source: Path) -> Path:
+    """Writes the table of all results so far between its markers in a Markdown file.
+
+    The markers are `<!-- begin NAME -->` and `<!-- end NAME -->`, each on a line of
+    its own, with the comparison file's name.
+
+    Raises:
+        UserError: If the file has no such markers.
+    """
+    page = Path(comparison.table)
+    begin, end = f"<!-- begin {source.name} -->\n", f"<!-- end {source.name} -->\n"
+    text = page.read_text() if page.exists() else ""
+    if begin not in text or end not in text:
+        raise UserError(f"{page} needs the lines {begin.strip()} and {end.strip()}.")
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    table = "".join(f"{line}\n" for line in _table(comparison, source))
+    write_text(page, before + begin + table + end + after)
+    return page
+
+
+def _table(comparison: Comparison, source: Path) -> Iterator[str]:
+    lines = read_lines(comparison)
+    yield f"**{comparison.title}.** WER on `{comparison.test_set}` in per cent."
+    yield ""
+    if comparison.columns:
+        yield from _by_title(comparison, lines)
+        yield ""
+    if comparison.figure and lines:
+        yield f"![WER against non-zero parameters]({comparison.figure})"
+        yield ""
+    yield (
+        "| training | size | parameters (M) | non-zero (M) | MACs 10 s (G) | file (MB) "
+        "| updates | training (min) | WER per seed | mean WER | spread | mean CER "
+        "| difference to individual |"
+    )
+    yield "|---" * 13 + "|"
+    for name, variant in comparison.variants.items():
+        for size in variant.sizes:
+            group = [x for x in lines if (x["variant"], x["size"]) == (name, size)]
+            group.sort(key=lambda line: line["seed"])
+            if group:
+                yield _row(comparison, lines, name, size, group)
+    seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
+    yield ""
+    yield (
+        f"Seeds: {seeds}. Training time is that of a whole training, which gives all "
+        f"sizes of a supernet at once. Made by `omnisparse compare {source}`; every "
+        f"result with its command: [{comparison.results}]({comparison.results})."
+    )
+    yield ""
+    yield "<details><summary>Commands, with the seeds that ran</summary>"
+    yield ""
+    yield "```sh"
+    for name in comparison.variants:
+        seen = {x["command"]: x["seed"] for x in lines if x["variant"] == name}
+        for command, seed in sorted(seen.items(), key=lambda item: item[1]):
+            yield f"{command}  # seed {seed}"
+    yield "```"
+    yield ""
+    yield "</details>"
+
+
+def _row(
+    comparison: Comparison,
+    lines: Sequence[Line],
+    name: str,
+    size: str,
+    group: Sequence[Line],
+) -> str:
+    errors = [line["err"] for line in group]
+    mean = statistics.mean(errors)
+    difference = ""
+    reference = comparison.reference.get(size)
+    if reference and name not in comparison.reference.values():
+        theirs = {x["seed"]: x["err"] for x in lines if x["variant"] == reference}
+        pairs = [x["err"] - theirs[x["seed"]] for x in group if x["seed"] in theirs]
+        difference = f"{statistics.mean(pairs):+.1f}" if pairs else ""
+    # null where a training was suspended, so that its time means nothing
+    times = [line["train_seconds"] for line in group if line["train_seconds"]]
+    # null, or not there in lines of earlier versions
+    characters = [x["cer"] for x in group if x.get("cer") is not None]
+    cells = [
+        comparison.variants[name].title or name,
+        size,
+        f"{group[0]['parameters'] / 1e6:.3f}",
+        f"{group[0]['nonzero_parameters'] / 1e6:.3f}",
+        f"{group[0]['macs_10s'] / 1e9:.3f}",
+        f"{group[0]['file_bytes'] / 1e6:.2f}",
+        str(group[0]["updates"]),
+        f"{statistics.mean(times) / 60:.1f}" if times else "",
+        " / ".join(f"{error:.1f}" for error in errors),
+        f"{mean:.1f}",
+        f"{max(errors) - min(errors):.1f}" if len(errors) > 1 else "",
+        f"{statistics.mean(characters):.1f}" if characters else "",
+        difference,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _titles(comparison: Comparison) -> dict[str, list[str]]:
+    """Title -> the variants that have it."""
+    found: dict[str, list[str]] = {}
+    for name, variant in comparison.variants.items():
+        found.setdefault(variant.title or name, []).append(name)
+    return found
+
+
+def _cell(names: Sequence[str], wanted: Sequence[str], lines: Sequence[Line]) -> dict:
+    """Seed -> WER of a row's result under a heading."""
+    return {
+        line["seed"]: line["err"]
+        for line in lines
+        if line["variant"] in names
+        and {line["variant"], line["size"], f"{line['variant']}/{line['size']}"}
+        & {*wanted}
+    }
+
+
+def _by_title(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
+    """A row per title, a column per heading: mean WER, and each seed's."""
+    columns = comparison.columns
+    yield "| | " + " | ".join(columns) + " | trainings | training in total (min) |"
+    yield "|---" * (len(columns) + 3) + "|"
+    titles = _titles(comparison)
+    theirs = {
+        heading: _cell(titles.get(comparison.against, ()), wanted, lines)
+        for heading, wanted in columns.items()
+    }
+    for title, names in titles.items():
+        cells = []
+        for heading, wanted in columns.items():
+            found = _cell(names, wanted, lines)
+            text = " / ".join(f"{found[seed]:.1f}" for seed in sorted(found))
+            if len(found) > 1:
+                text = f"**{statistics.mean(found.values()):.2f}** ({text})"
+            other = theirs[heading]
+            paired = [seed for seed in found if other.get(seed)]
+            if paired and title != comparison.against:
+                mine = sum(found[seed] for seed in paired)
+                ratio = mine / sum(other[seed] for seed in paired)
+                text += f" {100 * (ratio - 1):+.0f} %"
+            cells.append(text)
+        if not any(cells):
+            continue
+        ran = {line["variant"] for line in lines}
+        trained = [n for n in names if n in ran and not comparison.variants[n].of]
+        times = [_minutes(lines, name) for name in trained]
+        known = all(time is not None for time in times) and times
+        cells += [str(len(trained)), f"{sum(times):.1f}" if known else ""]
+        yield f"| {title} | " + " | ".join(cells) + " |"
+    yield ""
+    relative = f", and relative to {comparison.against}" if comparison.against else ""
+    yield f"Mean WER of the seeds, each seed's in brackets{relative}, seeds in pairs."
+
+
+def _minutes(lines: Sequence[Line], name: str) -> float | None:
+    """Mean training time of a variant's seeds, where it was recorded."""
+    seeds = {
+        line["seed"]: line["train_seconds"]
+        for line in lines
+        if line["variant"] == name and line["train_seconds"]
+    }
+    return statistics.mean(seeds.values()) / 60 if seeds else None
+
+
+def write_figure(comparison: Comparison) -> None:
+    """Draws mean WER against non-zero parameters, a line per title, if wanted."""
+    lines = read_lines(comparison)
+    if not comparison.figure or not lines:
+        return
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for index, (title, names) in enumerate(_titles(comparison).items()):
+        groups: dict[tuple[str, str], list[Line]] = {}
+        for line in lines:
+            if line["variant"] in names:
+                groups.setdefault((line["variant"], line["size"]), []).append(line)
+        points = sorted(
+            (
+                statistics.mean(line["nonzero_parameters"] for line in group) / 1e6,
+                [line["err"] for line in group],
+            )
+            for group in groups.values()
+        )
+        if not points:
+            continue
+        sizes = [size for size, _ in points]
+        means = [statistics.mean(errors) for _, errors in points]
+        below = [
+            mean - min(errors) for mean, (_, errors) in zip(means, points, strict=True)
+        ]
+        above = [
+            max(errors) - mean for mean, (_, errors) in zip(means, points, strict=True)
+        ]
+        axes.errorbar(
+            sizes,
+            means,
+            (below, above),
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
+            linestyle="-" if index < len(COLOURS) else "--",
+            capsize=3,
+            label=title,
+        )
+    axes.set(xlabel="non-zero parameters (M)", ylabel="WER (%), range of the seeds")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.grid(alpha=0.3, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    path = Path(comparison.figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,1 @@
+"""Evolutionary search for the best sparsities within budgets."""

@@ -1,0 +1,163 @@
+"""How good subnets are on a development set, with their supernet's weights.
+
+The front end is never pruned, so its output is computed once and kept; an evaluation
+runs the blocks and the output alone.
+"""
+
+import argparse
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import editdistance
+import torch
+from espnet2.train.collate_fn import CommonCollateFn
+from espnet2.train.dataset import ESPnetDataset
+
+from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
+from espnet_omnisparse.extract.experiment import calibration_batches
+from espnet_omnisparse.nn.block import Frames
+from espnet_omnisparse.streaming.search import greedy_search
+from espnet_omnisparse.tasks import task_of
+from espnet_omnisparse.train.batch import Batch
+
+OBJECTIVES = ("loss", "wer")
+_BATCH = 16
+_SPACES = ("▁", "<space>")
+
+
+class DevSet:
+    """Front-end outputs and labels of a development set, and how to score subnets.
+
+    Args:
+        model: The supernet, which is moved to the device.
+        config: Its training's configuration, which names the data.
+        objective: `loss`: mean training loss of an utterance; `wer`: word error rate
+            in percent of greedy search.
+        utterances: How many of the validation set are used.
+        calibration: Training utterances for each subnet's BatchNorm statistics.
+        device: Where it runs.
+
+    Raises:
+        UserError: If the data is missing.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        config: Mapping[str, Any],
+        objective: str = "loss",
+        utterances: int = 200,
+        calibration: int = 64,
+        device: str | torch.device = "cpu",
+    ):
+        self._model = model.to(device).eval()
+        self._objective = objective
+        self._device = device
+        self._tokens = config["token_list"]
+        model.encoder.refresh_masks()
+        with torch.no_grad():
+            self._batches = [
+                self._prepared(batch) for batch in _valid_batches(config, utterances)
+            ]
+            self._calibration: list[Frames] = []
+            if has_batch_norm(model.encoder):
+                for batch in calibration_batches(config, calibration):
+                    batch = {name: one.to(device) for name, one in batch.items()}
+                    feats = model.features(batch["speech"], batch["speech_lengths"])
+                    self._calibration.append(self._front_end(*feats))
+
+    @torch.no_grad()
+    def score(self, mask: Sequence[bool], sparsity: Sequence[float]) -> float:
+        """The objective of one subnet; less is better.
+
+        Args:
+            mask: Its units.
+            sparsity: Per weight of the space, or empty.
+        """
+        gates = mask_gates(mask)
+        if self._calibration:
+            reestimate(
+                self._model,
+                lambda frames: self._model.encoder.blocks(frames, gates, sparsity),
+                self._calibration,
+            )
+        counted = [self._count(*one, gates, sparsity) for one in self._batches]
+        wrong, of = (sum(column) for column in zip(*counted, strict=True))
+        return (100.0 if self._objective == "wer" else 1.0) * wrong / max(of, 1)
+
+    def _front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
+        """What the blocks take, seeing what sizes see."""
+        hidden = self._model.encoder.front_end(feats, lengths)
+        return hidden.within(self._model.supernet.chunks[-1])
+
+    def _prepared(self, batch: dict[str, torch.Tensor]) -> tuple[Frames, Batch]:
+        batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
+        names = ("speech", "speech_lengths", "text", "text_lengths")
+        made = self._model.make_batch(*(batch[name] for name in names))
+        hidden = self._front_end(made.feats, made.feats_lengths)
+        # the features have done their part and would only take memory
+        return hidden, dataclasses.replace(made, feats=made.feats[:, :0].clone())
+
+    def _count(
+        self, hidden: Frames, batch: Batch, gates: Any, sparsity: Sequence[float]
+    ) -> tuple[float, int]:
+        """Summed loss and utterances, or errors and words."""
+        model = self._model
+        if self._objective == "loss":
+            loss = model.subnet_loss(hidden, batch, gates, sparsity)
+            return float(loss) * len(batch), len(batch)
+        encoded, lengths = model.encoder.blocks(hidden, gates, sparsity)
+        errors = words = 0
+        for frames, length, text, count in zip(
+            encoded, lengths, batch.text.cpu(), batch.text_lengths, strict=True
+        ):
+            search = greedy_search(model)
+            search.push(frames[:length])
+            heard = words_of(search.best(), self._tokens)
+            said = words_of(text[:count].tolist(), self._tokens)
+            errors += editdistance.eval(said, heard)
+            words += len(said)
+        return errors, words
+
+
+def words_of(ids: Sequence[int], tokens: Sequence[str]) -> list[str]:
+    """The words that tokens spell.
+
+    >>> words_of([0, 1, 2], ["▁new", "er", "▁net"])
+    ['newer', 'net']
+    """
+    text = "".join(tokens[number] for number in ids)
+    for space in _SPACES:
+        text = text.replace(space, " ")
+    return text.split()
+
+
+def _valid_batches(
+    config: Mapping[str, Any], utterances: int
+) -> Iterator[dict[str, torch.Tensor]]:
+    """A fixed, seeded subset of the validation set, by length."""
+    sources = [tuple(one) for one in config["valid_data_path_and_name_and_type"]]
+    sources = [source for source in sources if source[1] in ("speech", "text")]
+    for path, *_ in sources:
+        if not Path(path).exists():
+            raise UserError(
+                f"{path}, the validation data that subnets are evaluated on, does not "
+                "exist: run stages 1-5 first, in the recipe's folder."
+            )
+    preprocess = task_of(config).build_preprocess_fn(
+        argparse.Namespace(**config), train=False
+    )
+    dataset = ESPnetDataset(sources, preprocess=preprocess)
+    speech = next(path for path, name, _ in sources if name == "speech")
+    ids = sorted(line.split(maxsplit=1)[0] for line in Path(speech).open())
+    chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
+    items = [dataset[uid] for uid in chosen]
+    items.sort(key=lambda item: (len(item[1]["speech"]), item[0]))
+    collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
+    for start in range(0, len(items), _BATCH):
+        yield collate(items[start : start + _BATCH])[1]

@@ -1,0 +1,240 @@
+"""The search of a trained supernet's sparsities: what `omnisparse search` runs."""
+
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.cost.count import cost_table
+from espnet_omnisparse.cost.size import KINDS as TABLE_KINDS
+from espnet_omnisparse.cost.size import CostTable
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.extract.batch_norm import has_batch_norm
+from espnet_omnisparse.files import load_tensors, write_text
+from espnet_omnisparse.recipe.progress import bar
+from espnet_omnisparse.search.dev_set import DevSet
+from espnet_omnisparse.search.evaluation_cache import Evaluations, Workers
+from espnet_omnisparse.search.evolution import (
+    Candidate,
+    Found,
+    Genes,
+    Search,
+    SearchOptions,
+    Target,
+)
+from espnet_omnisparse.search.spec_costs import Budget, SpecCosts
+from espnet_omnisparse.supernet.sparsity import SparsityConfig
+from espnet_omnisparse.train.journal import SUBNETS, read_specs
+
+FOLDER = "search"
+UNIFORM = "uniform"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched: a supernet and budgets.
+
+    Attributes:
+        exp: The supernet's folder.
+        checkpoint: Name of its file in there.
+        config: Its configuration.
+        model: The model, on the CPU.
+        supernet: Its fingerprint.
+        masks: Sets of branches that were trained, the full one first.
+        genes: What candidates are made of.
+        costs: Of candidates.
+        budgets: In the order given.
+    """
+
+    exp: Path
+    checkpoint: str
+    config: Mapping[str, Any]
+    model: Any
+    supernet: str
+    masks: tuple[tuple[bool, ...], ...]
+    genes: Genes
+    costs: SpecCosts
+    budgets: tuple[Budget, ...]
+
+    def cost(self, kind: str, candidate: Candidate) -> float:
+        """A candidate's cost."""
+        return self.costs.of(kind, candidate.branches, candidate.sparsity)
+
+    def targets(self) -> list[Target]:
+        """The budgets, as the search knows them."""
+        return [
+            Target(one.name, lambda c, k=one.kind: self.cost(k, c), one.limit)
+            for one in self.budgets
+        ]
+
+    def spec(self, candidate: Candidate, name: str) -> SubnetSpec:
+        """A candidate as a size."""
+        space, mask = self.model.encoder.space, self.masks[candidate.branches]
+        chunk = self.model.supernet.chunks[-1]
+        return SubnetSpec(name, self.supernet, space, mask, candidate.sparsity, chunk)
+
+
+def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Problem:
+    """Loads a supernet and checks that the budgets can be met.
+
+    Raises:
+        UserError: If it has no masks, or a budget is impossible.
+    """
+    config = family.read_config(exp)
+    plan = config.get("model_conf", {}).get("supernet", {}).get("sparsity")
+    state = load_tensors(exp / checkpoint)
+    model = family.build(config, state)
+    space = getattr(model.encoder, "space", None)
+    if not plan or space is None or space.pattern is None:
+        raise UserError(
+            f"{exp} was not trained with masks on its weights, so there is nothing to "
+            "search: train it with encoder: omni_sparse_conformer and a section "
+            "model_conf.supernet.sparsity."
+        )
+    mark = fingerprint(state, config["token_list"])
+    masks = _trained_masks(exp, mark, space)
+    options = SparsityConfig.from_mapping(plan)
+    genes = _genes(space, masks, options.levels(options.final))
+    kinds = {budget.kind for budget in budgets}
+    tables = {}
+    if "macs_10s" in kinds:
+        tables["macs_10s"] = cost_table(model, "macs_10s")
+    if "latency_ms" in kinds:
+        tables["latency_ms"] = _latencies(model, exp / FOLDER / "latency.json")
+    costs = SpecCosts(model, masks, tables)
+    top = genes.grid[-1]
+    every = range(len(masks))
+    for budget in budgets:
+        least = (genes.uniform(number, top).sparsity for number in every)
+        cheapest = min(
+            costs.of(budget.kind, number, sparsity)
+            for number, sparsity in zip(every, least, strict=True)
+        )
+        budget.check(cheapest, costs.of(budget.kind, 0, ()))
+    budgets = tuple(dict.fromkeys(budgets))
+    return Problem(exp, checkpoint, config, model, mark, masks, genes, costs, budgets)
+
+
+def _trained_masks(
+    exp: Path, supernet: str, space: SearchSpace
+) -> tuple[tuple[bool, ...], ...]:
+    """The sets of branches that sizes were trained with; the search made no others."""
+    masks = {(True,) * len(space)}
+    for spec in read_specs(exp / SUBNETS).values():
+        spec.check_supernet(supernet)
+        spec.check_space(space)
+        if len(set(spec.sparsities.values())) <= 1:
+            masks.add(spec.mask)
+    # whatever the sizes are called: their numbers decide what a seed does
+    return tuple(sorted(masks, key=lambda mask: (sum(mask), mask), reverse=True))
+
+
+def _genes(
+    space: SearchSpace, masks: Sequence[tuple[bool, ...]], grid: Sequence[float]
+) -> Genes:
+    places = [name.split(".", 1) for name in space.weights]
+    kinds = list(dict.fromkeys(kind for _, kind in places))
+    alive = []
+    for mask in masks:
+        rows = SubnetSpec("", "", space, mask).kept
+        alive.append(tuple(kind.split(".")[0] in rows[int(b)] for b, kind in places))
+    scales = (
+        tuple(range(len(places))),
+        tuple(int(block) for block, _ in places),
+        tuple(kinds.index(kind) for _, kind in places),
+    )
+    return Genes(tuple(alive), tuple(grid), scales)
+
+
+def _latencies(model: Any, path: Path) -> CostTable:
+    """The table of latencies; a search that goes on must find the same numbers."""
+    scale, kind = TABLE_KINDS["latency_ms"][0], "latency_ms"
+    if not path.exists():
+        table = cost_table(model, kind)
+        values = {n: getattr(table, n).tolist() for n in ("rest", "units", "shared")}
+        write_text(path, json.dumps(values) + "\n")
+    steps = json.loads(path.read_text())
+    rest, units, shared = (steps[name] for name in ("rest", "units", "shared"))
+    return CostTable(
+        kind,
+        model.encoder.space,
+        rest / scale,
+        [one / scale for one in units],
+        [one / scale for one in shared],
+    )
+
+
+def run_search(
+    problem: Problem,
+    options: SearchOptions,
+    objective: str,
+    utterances: int,
+    calibration: int,
+) -> Found | None:
+    """Searches, in as many processes as were launched; what is evaluated is kept.
+
+    Returns:
+        What was found, in the first process; `None` in the others.
+    """
+    workers = Workers()
+    checkpoint = problem.exp / problem.checkpoint
+    header = {
+        "checkpoint": problem.checkpoint,
+        "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "objective": objective,
+        "utterances": utterances,
+        "calibration": calibration if has_batch_norm(problem.model) else 0,
+        "data": problem.config["valid_data_path_and_name_and_type"],
+    }
+    digest = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:8]
+    dev = DevSet(
+        problem.model,
+        problem.config,
+        objective,
+        utterances,
+        calibration,
+        workers.device,
+    )
+
+    def fitness(key: Any) -> float:
+        value = dev.score(*key)
+        return value if math.isfinite(value) else float("inf")
+
+    path = problem.exp / FOLDER / f"evaluations_{objective}_{digest}.jsonl"
+    evaluations = Evaluations(path, header, fitness, problem.masks, workers)
+    title = ""
+
+    def begin(number: int, best: Mapping[str, float]) -> None:
+        nonlocal title
+        title = f"generation {number}/{options.generations}"
+        title += "".join(f"  {name} {value:.3f}" for name, value in best.items())
+
+    def evaluate(candidates: list[Candidate]) -> list[float]:
+        if not workers.first:
+            return evaluations.of(candidates)
+        with bar(title, len(candidates), "net") as line:
+            return evaluations.of(candidates, line.update)
+
+    targets = problem.targets()
+    found = Search(problem.genes, targets, options, evaluate, begin).run()
+    return found if workers.first else None
+
+
+def launch(jobs: int, argv: Sequence[str]) -> None:
+    """Runs the command again in several processes of one machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    module = ["-m", "espnet_omnisparse.cli"]
+    command = [*launcher, "--nproc_per_node", str(jobs), *module, *argv]
+    code = subprocess.run(command).returncode
+    if code:
+        raise UserError(
+            f"The search was stopped (exit status {code}): run the same command again, "
+            "and it goes on where it was."
+        )

@@ -1,0 +1,1 @@
+"""A supernet's options, and which subnets an update trains."""

@@ -1,0 +1,1 @@
+"""One update of a supernet, the models of both tasks, the trainer."""

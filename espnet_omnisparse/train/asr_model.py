@@ -1,0 +1,181 @@
+"""ESPnet's ASR model, trained as a supernet."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from espnet2.asr.ctc import CTC
+from espnet2.asr.espnet_model import autocast_type
+
+from espnet_omnisparse.core.subnet import FULL
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract.cut import head_name
+from espnet_omnisparse.losses.distillation import (
+    Teacher,
+    collapse,
+    frame_loss,
+    lattice_loss,
+)
+from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.supernet.supernet import CURRENT
+from espnet_omnisparse.train.batch import Batch
+from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
+from espnet_omnisparse.train.update import SupernetModel
+
+
+class OmniASRModel(SupernetModel, TransducerASRModel):
+    """CTC, hybrid CTC/attention or CTC/transducer ASR whose encoder is a supernet.
+
+    Everything but `forward` is ESPnet's: losses, decoder, inference.
+
+    Args:
+        encoder: The prunable encoder.
+        ctc: The full net's CTC head; with `heads: shared` everybody's.
+        ctc_weight: As in ESPnet, above 0.
+        supernet: The options of `SupernetConfig`.
+        loss_normalization: See `SupernetModel.plan_supernet`.
+        **model_conf: Everything else that ESPnet's model takes.
+
+    Raises:
+        UserError: If an option excludes supernet training.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: LayerPrunableConformerEncoder,
+        ctc: CTC,
+        ctc_weight: float = 0.5,
+        supernet: Mapping[str, Any] | None = None,
+        loss_normalization: str = "frames",
+        **model_conf,
+    ):
+        _refuse_unsupported(encoder, ctc_weight, loss_normalization, model_conf)
+        super().__init__(encoder=encoder, ctc=ctc, ctc_weight=ctc_weight, **model_conf)
+        self.plan_supernet(supernet, loss_normalization)
+        self.size_ctc = torch.nn.ModuleDict()
+        if self.supernet.config.heads == "per_size":
+            for size in self.supernet.sizes:
+                self.size_ctc[head_name(size)] = copy.deepcopy(ctc)
+
+    def make_batch(
+        self,
+        speech: torch.Tensor,
+        speech_lengths: torch.Tensor,
+        text: torch.Tensor,
+        text_lengths: torch.Tensor,
+    ) -> Batch:
+        """Features and labels, made once for all subnets."""
+        text = text[:, : text_lengths.max()].clone()
+        text[text == -1] = self.ignore_id
+        feats, feats_lengths = self.features(speech, speech_lengths)
+        return Batch(feats, feats_lengths, text, text_lengths)
+
+    def features(
+        self, speech: torch.Tensor, lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features, augmentation, normalisation: once for all subnets."""
+        with torch.autocast("cuda", autocast_type, enabled=self.autocast_frontend):
+            feats, lengths = self._extract_feats(speech, lengths)
+            if self.specaug is not None and self.training:
+                feats, lengths = self.specaug(feats, lengths)
+            if self.normalize is not None:
+                feats, lengths = self.normalize(feats, lengths)
+        if self.preencoder is not None:
+            feats, lengths = self.preencoder(feats, lengths)
+        return feats, lengths
+
+    def _make_teacher(
+        self, encoded: torch.Tensor, lengths: torch.Tensor, part: Batch
+    ) -> Teacher:
+        """What the largest net's output says."""
+        lattice = None
+        if self.use_transducer_decoder:
+            joint, target, *_ = self.lattice(encoded, lengths, part.text)
+            lattice = collapse(joint, target, self.blank_id)
+        return Teacher(self.ctc.ctc_lo(encoded), lattice)
+
+    def _head_loss(
+        self,
+        size: str,
+        encoded: torch.Tensor,
+        lengths: torch.Tensor,
+        part: Batch,
+        scored: bool,
+        teacher: Teacher | None = None,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Mean loss of the part's utterances on one subnet's output, and its accuracy.
+
+        With `scored` also its character error rate, by greedy search; with a teacher
+        also `taught`, how far it is from that.
+        """
+        head = self.head(size)
+        kind = self.supernet.config.distillation
+        stats: dict[str, Any] = {}
+        loss = head(encoded, lengths, part.text, part.text_lengths)
+        taught = None
+        if teacher is not None:
+            taught = frame_loss(head.ctc_lo(encoded), teacher.ctc, lengths, kind)
+        if scored and self.error_calculator is not None:
+            stats[self._stat("cer_ctc", size)] = self.error_calculator(
+                head.argmax(encoded).cpu(), part.text.cpu(), is_ctc=True
+            )
+        other = None
+        if self.use_transducer_decoder:
+            joint, *labels = self.lattice(encoded, lengths, part.text)
+            other = self.criterion_transducer(joint, *labels)
+            if teacher is not None:
+                nodes = lattice_loss(
+                    joint, teacher.lattice, *labels, self.blank_id, kind
+                )
+                taught = self.ctc_weight * taught + (1.0 - self.ctc_weight) * nodes
+        elif self.ctc_weight < 1.0:
+            other, accuracy, _, _ = self._calc_att_loss(
+                # a copy: with a language token ESPnet lengthens it in place
+                encoded,
+                lengths,
+                part.text,
+                part.text_lengths.clone(),
+            )
+            stats[self._stat("acc", size)] = accuracy
+        if other is not None:
+            loss = self.ctc_weight * loss + (1.0 - self.ctc_weight) * other
+        if taught is not None:
+            stats["taught"] = taught
+        return loss, stats
+
+    def head(self, size: str) -> CTC:
+        """The CTC head of a size."""
+        if size == FULL or not self.size_ctc:
+            return self.ctc
+        if size == CURRENT:
+            size = list(self.supernet.selection.masks())[-1]  # the smallest
+        return self.size_ctc[head_name(size)]
+
+
+def _refuse_unsupported(
+    encoder: Any, ctc_weight: float, normalization: str, conf: Mapping[str, Any]
+) -> None:
+    if not isinstance(encoder, LayerPrunableConformerEncoder):
+        raise UserError(
+            "model: omni needs encoder: layer_prunable_conformer or "
+            "omni_sparse_conformer; use model: espnet for other encoders."
+        )
+    if ctc_weight == 0.0:
+        raise UserError(
+            "model_conf.ctc_weight must be above 0: supernets train with CTC, alone or "
+            "beside attention or a transducer."
+        )
+    if normalization == "frames" and conf.get("length_normalized_loss"):
+        raise UserError(
+            "model_conf.length_normalized_loss cannot be combined with "
+            "loss_normalization: frames: remove one of them."
+        )
+    for name in ("interctc_weight", "aux_ctc"):
+        if conf.get(name):
+            raise UserError(
+                f"model_conf.{name} cannot be combined with a supernet: remove it."
+            )
+    if conf.get("postencoder") is not None:
+        raise UserError("A postencoder cannot be combined with model: omni: remove it.")

@@ -1,0 +1,85 @@
+"""What a training leaves beside its checkpoints: the selection and its history.
+
+`selection_log.jsonl` has a line per epoch; `subnets/<size>.yaml` is written when
+step 1 has ended. Neither is ever averaged, unlike tensors in a checkpoint.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from espnet_omnisparse.core.subnet import FULL, SubnetSpec
+from espnet_omnisparse.files import write_text
+from espnet_omnisparse.supernet.supernet import Supernet
+
+LOG = "selection_log.jsonl"
+SUBNETS = "subnets"
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of an experiment's selection log, oldest first."""
+    path = Path(folder) / LOG
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def log_epoch(folder: Path, epoch: int, supernet: Supernet, seconds: float) -> None:
+    """Appends an epoch's state; lines of a later, interrupted attempt are dropped.
+
+    Args:
+        folder: The experiment's folder.
+        epoch: Its number, from 1.
+        supernet: The state to write down.
+        seconds: What the epoch's updates took.
+    """
+    scores = supernet.selection.scores_now()
+    line = {
+        "epoch": epoch,
+        "update": int(supernet.updates),
+        "phase": supernet.phase,
+        "reach": supernet.reach,
+        "train_seconds": round(seconds, 2),
+        "kept": {
+            draw.size: sum(gate is not None for gate in draw.gates)
+            for draw in supernet.validation_draws()
+        },
+        "scores": None if scores is None else [float(score) for score in scores],
+    }
+    lines = [old for old in read_log(folder) if old["epoch"] < epoch] + [line]
+    write_text(Path(folder) / LOG, "".join(json.dumps(one) + "\n" for one in lines))
+
+
+def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]:
+    """The spec of every size trained, the full one last, once step 1 has ended."""
+    space = supernet.space
+    specs = {
+        name: SubnetSpec(
+            name,
+            fingerprint,
+            space,
+            tuple(mask.tolist()),
+            supernet.size_sparsity(name),
+            supernet.sizes[name].chunk,
+        )
+        for name, mask in reversed(supernet.size_masks().items())
+    }
+    plan = supernet.config.sparsity
+    if specs and plan is not None and not plan.trains_dense:
+        return specs  # the masked weights of the full net mean nothing
+    return {**specs, FULL: SubnetSpec.full(fingerprint, space, supernet.chunks[0])}
+
+
+def write_specs(folder: Path, specs: dict[str, SubnetSpec]) -> None:
+    """Writes the spec of each size as `folder/<size>.yaml`, each atomically."""
+    for name, spec in specs.items():
+        spec.save(Path(folder) / f"{name}.yaml")
+
+
+def read_specs(folder: Path) -> dict[str, SubnetSpec]:
+    """The specs in a folder, smallest first; empty if there are none."""
+    paths = sorted(Path(folder).glob("*.yaml"))
+    specs = [SubnetSpec.load(path) for path in paths]
+    # of those that keep as many units the one with most zeros is the smallest
+    specs.sort(key=lambda spec: (sum(spec.mask), -sum(spec.sparsity)))
+    return {spec.name: spec for spec in specs}

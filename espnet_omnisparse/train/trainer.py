@@ -1,0 +1,248 @@
+"""ESPnet's trainer, for supernets: run length, safe checkpoints, selection journal."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet2.torch_utils.device_funcs import to_device
+from espnet2.train import trainer as stock_trainer
+from espnet2.train.trainer import Trainer
+
+from espnet_omnisparse.core.subnet import fingerprint
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract.cut import unit_magnitudes
+from espnet_omnisparse.files import load_tensors, save_tensors
+from espnet_omnisparse.supernet.supernet import Supernet
+from espnet_omnisparse.train.journal import (
+    SUBNETS,
+    log_epoch,
+    settled_specs,
+    write_specs,
+)
+from espnet_omnisparse.train.update import NOT_SELECTED, SupernetModel
+
+
+class OmniTrainer(Trainer):
+    """Wraps the stock training loop; a step itself is ESPnet's."""
+
+    @classmethod
+    def run(cls, *, model, train_iter_factory, trainer_options, **kwargs) -> None:
+        """Trains as ESPnet's `Trainer.run` does, whose arguments these are.
+
+        Raises:
+            UserError: If the supernet's phases do not fit the run.
+        """
+        if isinstance(model, SupernetModel):
+            per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
+            _plan(model, per_epoch, trainer_options)
+            model.supernet.attach(
+                TrainedNet(model, kwargs["valid_iter_factory"], trainer_options.ngpu)
+            )
+        with _atomic_saves(), _settled_averages():
+            super().run(
+                model=model,
+                train_iter_factory=train_iter_factory,
+                trainer_options=trainer_options,
+                **kwargs,
+            )
+
+    @staticmethod
+    def resume(checkpoint: str | Path, **kwargs) -> None:
+        """Resumes from a checkpoint, as ESPnet does.
+
+        Raises:
+            UserError: If the checkpoint is corrupt.
+        """
+        checkpoint = Path(checkpoint)
+        states = load_tensors(checkpoint)
+        Trainer.resume(checkpoint, **kwargs)
+        # an interruption between the two saves of an epoch leaves out the second,
+        # which averaging needs
+        epoch_file = checkpoint.parent / f"{kwargs['reporter'].get_epoch()}epoch.pth"
+        if not epoch_file.exists():
+            save_tensors(epoch_file, states["model"])
+
+    @classmethod
+    def train_one_epoch(
+        cls, *, model, iterator, optimizers, reporter, summary_writer, options, **kwargs
+    ) -> bool:
+        """Trains one epoch, then writes down what the selection has come to."""
+        for optimizer in optimizers:
+            # accum_grad leaves gradients behind at the end of an epoch, which a
+            # resumed run would not have
+            optimizer.zero_grad()
+        inner = getattr(model, "module", model)
+        if isinstance(inner, SupernetModel):
+            inner.accumulate(options.accum_grad)
+        supernet = inner.supernet if isinstance(inner, SupernetModel) else None
+        before = int(supernet.updates) if supernet else 0
+        start = time.perf_counter()
+        invalid = super().train_one_epoch(
+            model=model,
+            iterator=iterator,
+            optimizers=optimizers,
+            reporter=reporter,
+            summary_writer=summary_writer,
+            options=options,
+            **kwargs,
+        )
+        seconds = time.perf_counter() - start
+        if supernet is None:
+            return invalid
+        made = int(supernet.updates) - before
+        if hasattr(iterator, "__len__"):
+            _warn_of_skipped(made, len(iterator) // options.accum_grad)
+        distributed = kwargs["distributed_option"]
+        if not distributed.distributed or distributed.dist_rank == 0:
+            folder, epoch = Path(options.output_dir), reporter.get_epoch()
+            log_epoch(folder, epoch, supernet, seconds)
+            _show_scores(supernet, epoch, summary_writer)
+            if supernet.settled:
+                name = fingerprint(inner.state_dict(), inner.token_list)
+                write_specs(folder / SUBNETS, settled_specs(supernet, name))
+        return invalid
+
+
+class TrainedNet:
+    """What a selection may ask when step 1 ends; see `selection.Net`.
+
+    Args:
+        model: The model in training.
+        valid_iter_factory: ESPnet's factory of validation batches.
+        ngpu: As in the trainer's options.
+    """
+
+    def __init__(self, model: SupernetModel, valid_iter_factory: Any, ngpu: int):
+        self._model = model
+        self._factory = valid_iter_factory
+        self._device = "cuda" if ngpu > 0 else "cpu"
+        self._batches: list[dict[str, torch.Tensor]] = []
+
+    @torch.no_grad()
+    def dev_loss(self, mask: torch.Tensor, utterances: int) -> float:
+        """Mean loss of a subnet on the first validation utterances."""
+        if not self._batches:
+            self._batches = list(self._take(utterances))
+        model, was_training = self._model, self._model.training
+        model.eval()
+        losses = [model.mask_loss(mask, **batch) for batch in self._batches]
+        model.train(was_training)
+        total = sum(weight for _, weight in losses)
+        return float(sum(loss * weight for loss, weight in losses) / total)
+
+    def _take(self, utterances: int) -> Iterator[dict[str, torch.Tensor]]:
+        for _, batch in self._factory.build_iter(1, shuffle=False):
+            yield to_device(batch, self._device)
+            utterances -= len(batch["speech"])
+            if utterances <= 0:
+                return
+
+    @torch.no_grad()
+    def magnitudes(self) -> torch.Tensor:
+        """Root mean square of the weight matrices of each unit `[units]`."""
+        encoder = self._model.encoder
+        return unit_magnitudes(encoder.state_dict(), encoder.space)
+
+
+def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:
+    """Optimiser steps in an epoch, if the iterator can tell."""
+    batches = getattr(train_iter_factory, "num_iters_per_epoch", None)
+    if batches is None and hasattr(train_iter_factory, "sampler"):
+        batches = len(train_iter_factory.sampler)
+    return None if batches is None else batches // options.accum_grad
+
+
+def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
+    """Fixes the phases of the run."""
+    supernet, epochs = model.supernet, options.max_epoch
+    supernet.set_run_length(None if per_epoch is None else per_epoch * epochs)
+    if supernet.config.update == "per_accum" and options.accum_grad < supernet.nets:
+        raise UserError(
+            f"supernet.update: per_accum trains {supernet.nets} nets in an update, one "
+            f"in each micro-batch: set accum_grad to {supernet.nets} or a multiple, "
+            f"not {options.accum_grad}."
+        )
+    if supernet.selection.learns:
+        logging.info(
+            f"Supernet: {supernet.timeline}, sizes {supernet.sizes} of "
+            f"{len(supernet.space)} units"
+        )
+
+
+@contextmanager
+def _atomic_saves() -> Iterator[None]:
+    """Inside, `torch.save` to a path is atomic: the trainer overwrites in place."""
+    plain = torch.save
+
+    def save(value: Any, target: Any, *args, **kwargs) -> None:
+        if isinstance(target, str | Path):
+            save_tensors(target, value, partial(plain, *args, **kwargs))
+        else:
+            plain(value, target, *args, **kwargs)
+
+    torch.save = save
+    try:
+        yield
+    finally:
+        torch.save = plain
+
+
+@contextmanager
+def _settled_averages() -> Iterator[None]:
+    """Inside, no more epochs are averaged than came after the selection.
+
+    Nobody knows their number beforehand: skipped updates make step 1 end later.
+    """
+    plain = stock_trainer.average_nbest_models
+
+    def average(*, reporter, nbest, **kwargs) -> None:
+        settled = sum(
+            reporter.has("valid", "loss_sizes", epoch)
+            and reporter.get_value("valid", "loss_sizes", epoch) < NOT_SELECTED
+            for epoch in reporter.stats
+        )
+        wanted = [nbest] if isinstance(nbest, int) else list(nbest)
+        allowed = sorted({min(n, settled or n) for n in wanted})
+        if allowed != sorted(wanted):
+            logging.warning(
+                f"keep_nbest_models {wanted} -> {allowed}: only {settled} epochs came "
+                "after the selection"
+            )
+        plain(reporter=reporter, nbest=allowed, **kwargs)
+
+    stock_trainer.average_nbest_models = average
+    try:
+        yield
+    finally:
+        stock_trainer.average_nbest_models = plain
+
+
+def _warn_of_skipped(made: int, expected: int) -> None:
+    """Tells how many updates the trainer skipped, which it does one by one."""
+    if made < expected:
+        logging.warning(
+            f"{expected - made} of {expected} updates "
+            f"({100 * (expected - made) / expected:.1f} %) of this epoch were skipped "
+            "for a non-finite gradient"
+        )
+
+
+def _show_scores(supernet: Supernet, epoch: int, summary_writer: Any) -> None:
+    """Writes the selection's scores to the log and to tensorboard."""
+    scores = supernet.selection.scores_now()
+    if scores is None:
+        return
+    named = dict(zip(supernet.space.units, scores.tolist(), strict=True))
+    ranked = sorted(named.items(), key=lambda item: -item[1])
+    logging.info(
+        f"{epoch}epoch selection scores: "
+        + ", ".join(f"{unit}={score:.3f}" for unit, score in ranked)
+    )
+    if summary_writer is not None:
+        for unit, score in named.items():
+            summary_writer.add_scalar(f"selection_score/{unit}", score, epoch)
