@@ -1,8 +1,11 @@
 """Train one speech recogniser, deploy it at every size: supernets on stock ESPnet.
 
 Importing `espnet_omnisparse.tasks` registers the encoder and the model with ESPnet.
-The core modules (mask, gate, schedule, subnet, selection, cost, extract) need only
-PyTorch.
+`core`, `losses`, `cost`, `selection` and `supernet` need only PyTorch.
 """
 
+from espnet_omnisparse.moved import keep_old_names
+
 __version__ = "0.1.0"
+
+keep_old_names()
