@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import espnet_omnisparse
+from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.recipe import run as recipe
 
@@ -75,7 +76,7 @@ def _models(
     folder: Path, checkpoint: str, spec_path: Path | None
 ) -> dict[str, tuple[Any, dict[str, float]]]:
     """What a folder holds: name -> model and its costs."""
-    from espnet_omnisparse.core.subnet import FULL, SubnetSpec, fingerprint
+    from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
     from espnet_omnisparse.cost.count import count_cost
     from espnet_omnisparse.extract import experiment as family
     from espnet_omnisparse.files import load_tensors
@@ -95,7 +96,7 @@ def _models(
         )
         state = family.build(config).state_dict()
     if spec_path:
-        loaded = SubnetSpec.load(spec_path)
+        loaded = read_spec(spec_path)
         specs = {loaded.name: loaded}
     else:
         specs = read_specs(folder / SUBNETS)

@@ -3,7 +3,8 @@ import re
 import pytest
 import torch
 
-from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.cost import count as cost
 from espnet_omnisparse.cost.count import cost_table, count_cost
 from espnet_omnisparse.cost.size import (

@@ -16,7 +16,9 @@ from espnet_omnisparse.core.components import (
     scatter,
     select,
 )
-from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract import experiment as family
@@ -501,11 +503,11 @@ def edit(spec, tmp_path):
 
     def reload(change):
         path = tmp_path / "spec.yaml"
-        spec.save(path)
+        write_spec(spec, path)
         value = yaml.safe_load(path.read_text())
         change(value)
         path.write_text(yaml.safe_dump(value))
-        return SubnetSpec.load(path)
+        return read_spec(path)
 
     return reload
 
@@ -516,8 +518,8 @@ def test_a_component_spec_survives_yaml(spec, tmp_path):
         {"mhsa": (0,), "ffn2": (0, 1, 2, 3)},
     )
     assert spec.counts == (10, 24, "components")
-    spec.save(tmp_path / "spec.yaml")
-    again = SubnetSpec.load(tmp_path / "spec.yaml")
+    write_spec(spec, tmp_path / "spec.yaml")
+    again = read_spec(tmp_path / "spec.yaml")
     assert again == spec and hash(again) == hash(spec)
     assert again.space.heads == 3
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from espnet_omnisparse.core.mask import Pattern, kept_groups
-from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.cost.count import (
     count_cost,
     count_macs,

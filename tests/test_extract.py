@@ -17,7 +17,9 @@ from test_conformer import ABSOLUTE
 from espnet_omnisparse import files
 from espnet_omnisparse.core.components import ASR_LAYOUT
 from espnet_omnisparse.core.mask import Pattern
-from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import count_packed_bytes
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import batch_norm
@@ -258,7 +260,7 @@ def test_an_espnet_without_this_package_loads_the_stock_forms(
 
 
 def test_the_core_knows_only_torch():
-    core = "core.mask core.gate core.schedule core.subnet supernet.supernet selection"
+    core = "core.mask core.gate core.schedule core.spec supernet.supernet selection"
     core += " selection.simple_topk extract.cut cost.count extract.batch_norm files"
     core += " train.journal"
     code = "import sys\n"
@@ -439,7 +441,7 @@ def test_a_folder_of_masked_weights_tells_what_they_cost(sparse, tmp_path):
     other = dataclasses.replace(spec, sparsity=spec.sparsity[::-1])
     assert family.extract_size(source, checkpoint, other, out)
     assert not family.extract_size(source, checkpoint, other, out)
-    assert SubnetSpec.load(out / "subnet.yaml") == other
+    assert read_spec(out / "subnet.yaml") == other
     dense = dataclasses.replace(spec, sparsity=())
     assert family.extract_size(source, checkpoint, dense, out)
 
@@ -637,7 +639,7 @@ def test_a_size_folder_has_an_ordinary_small_model(experiment, batch, tmp_path):
     overhead = 1000 * len(tensors)
     assert (out / "model.pth").stat().st_size < needed + overhead
     assert (out / "model.pth").stat().st_size < checkpoint.stat().st_size
-    assert SubnetSpec.load(out / "subnet.yaml") == spec
+    assert read_spec(out / "subnet.yaml") == spec
     supernet = family.build(family.read_config(source), files.load_tensors(checkpoint))
     head = supernet.head("small")
     expected, _ = log_probs(supernet, batch, spec.gates(), head)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import save_tensors, write_yaml
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import SubnetSpec
+from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.recipe import run as recipe
 from espnet_omnisparse.recipe import template
@@ -318,7 +320,7 @@ def make_trained(asr1: Path) -> Path:
     (exp / "subnets").mkdir(parents=True)
     (exp / "config.yaml").write_text("model: omni\n")
     spec = SubnetSpec("small", "0f", SearchSpace(1), (True, False, False, False))
-    spec.save(exp / "subnets" / "small.yaml")
+    write_spec(spec, exp / "subnets" / "small.yaml")
     return exp
 
 

@@ -15,7 +15,9 @@ from test_sclite import run as run_sclite
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.core.mask import Pattern
-from espnet_omnisparse.core.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import load_tensors, save_tensors, write_yaml
@@ -69,7 +71,7 @@ def make_exp(tmp_path, monkeypatch, tiny_config):
                 shares = (sparsity[name],) * len(space.weights)
                 mask = (True,) * len(space)
                 spec = SubnetSpec(name, mark, space, mask, shares)
-            spec.save(folder / f"subnets/{name}.yaml")
+            write_spec(spec, folder / f"subnets/{name}.yaml")
         write_log(folder, len(space))
         (folder / "run.sh").write_text('./asr.sh --stage 11 "$@"; exit $?\n')
         return folder
@@ -295,7 +297,7 @@ def test_the_heat_map_shades_what_is_kept_in_part():
 
 
 def test_a_size_of_components_is_counted_in_components(tmp_path):
-    component_spec().save(tmp_path / "subnet.yaml")
+    write_spec(component_spec(), tmp_path / "subnet.yaml")
     (tmp_path / "origin.yaml").write_text("form: slim\n")
     (tmp_path / "cost.json").write_text(json.dumps(dict.fromkeys(results.COSTS, 1)))
     size = results.read_size(tmp_path)

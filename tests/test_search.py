@@ -11,6 +11,7 @@ import sys
 import pytest
 import yaml
 
+from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
 from espnet_omnisparse.search.evaluation_cache import Evaluations, Workers
 from espnet_omnisparse.search.evolution import (
     Candidate,
@@ -269,7 +270,7 @@ def experiment(tmp_path, corpus, default_config):
         import torch
         from training_helpers import CONFIG, changed
 
-        from espnet_omnisparse.core.subnet import SubnetSpec, fingerprint
+        from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
         from espnet_omnisparse.extract import experiment as family
         from espnet_omnisparse.files import save_tensors, write_yaml
 
@@ -296,8 +297,10 @@ def experiment(tmp_path, corpus, default_config):
         mark = fingerprint(state, plain["token_list"])
         space = model.encoder.space
         mask = (True, False, True, True) * space.num_blocks
-        SubnetSpec.full(mark, space).save(folder / "subnets/full.yaml")
-        SubnetSpec("small", mark, space, mask).save(folder / "subnets/small.yaml")
+        write_spec(SubnetSpec.full(mark, space), folder / "subnets/full.yaml")
+        write_spec(
+            SubnetSpec("small", mark, space, mask), folder / "subnets/small.yaml"
+        )
         return folder
 
     return make
@@ -315,7 +318,6 @@ def run(folder, *more, monkeypatch=None):
 
 
 def test_the_command_writes_sizes_that_meet_their_budgets(experiment, capsys):
-    from espnet_omnisparse.core.subnet import SubnetSpec
     from espnet_omnisparse.extract import experiment as family
 
     folder = experiment()
@@ -332,7 +334,7 @@ def test_the_command_writes_sizes_that_meet_their_budgets(experiment, capsys):
     full = family.build(config, state)
     maskable = sum(w.numel() for w in full.encoder.maskable().values())
     for name in names:
-        spec = SubnetSpec.load(folder / "subnets" / f"{name}.yaml")
+        spec = read_spec(folder / "subnets" / f"{name}.yaml")
         cut = family.build(*family.cut(config, state, spec))
         nonzero = sum(int(p.count_nonzero()) for p in cut.parameters())
         if name.startswith("11k"):
@@ -356,7 +358,7 @@ def test_the_loss_is_that_of_the_extracted_size(experiment, conv_norm, monkeypat
     """What an evaluation in the supernet says is what the deployed size does."""
     import torch
 
-    from espnet_omnisparse.core.subnet import SubnetSpec, fingerprint
+    from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
     from espnet_omnisparse.extract import experiment as family
     from espnet_omnisparse.extract.batch_norm import reestimate
     from espnet_omnisparse.search import dev_set as evaluation
@@ -547,7 +549,7 @@ def test_a_net_without_masks_has_nothing_to_search(experiment, capsys):
 
 
 def test_sets_of_branches_are_those_trained_whatever_was_searched(experiment):
-    from espnet_omnisparse.core.subnet import SubnetSpec
+    from espnet_omnisparse.core.spec import SubnetSpec
     from espnet_omnisparse.search.run import read_problem
 
     folder = experiment()
@@ -560,7 +562,7 @@ def test_sets_of_branches_are_those_trained_whatever_was_searched(experiment):
         ("a_uniform", problem.masks[1], (0.4,) * weights),
     ):
         spec = SubnetSpec(name, problem.supernet, space, mask, sparsity)
-        spec.save(folder / "subnets" / f"{name}.yaml")
+        write_spec(spec, folder / "subnets" / f"{name}.yaml")
     again = read_problem(folder, "valid.loss_sizes.ave.pth", [])
     assert again.masks == problem.masks
     assert problem.genes.grid == (0.0, 0.2, 0.4, 0.6, 0.8)

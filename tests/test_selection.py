@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from espnet_omnisparse.core.mask import top_k_mask
-from espnet_omnisparse.core.subnet import SearchSpace, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import fingerprint
 from espnet_omnisparse.cost.size import CostTable, Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family

@@ -19,7 +19,7 @@ from test_model import (
 from training_helpers import REPOSITORY
 
 from espnet_omnisparse.core.mask import Pattern
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.supernet.sparsity import NETS, SparsityConfig
 from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
@@ -209,7 +209,7 @@ def test_draws_are_a_function_of_seed_and_update(conf):
 DRAW_ELSEWHERE = """
 import sys
 from espnet_omnisparse.core.mask import Pattern
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
 conf = SupernetConfig.from_mapping(eval(sys.argv[1]))
 net = Supernet(conf, SearchSpace(3, pattern=Pattern()))

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from espnet_omnisparse.core.subnet import SubnetSpec
+from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.count import cost_table, count_packed_bytes
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import cut_state

@@ -9,7 +9,7 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.subnet import SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract import experiment as family

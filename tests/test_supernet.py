@@ -5,7 +5,7 @@ import torch
 
 from espnet_omnisparse.core.gate import Gate, mask_gates
 from espnet_omnisparse.core.mask import ranking
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig

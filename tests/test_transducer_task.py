@@ -24,7 +24,8 @@ from espnet_omnisparse.bin.asr_transducer_inference import Speech2Text
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import BRANCHES
 from espnet_omnisparse.core.gate import mask_gates
-from espnet_omnisparse.core.subnet import FULL, SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract import experiment as family
@@ -758,7 +759,7 @@ def test_a_size_without_chunk_streams_in_the_windows_chunks(trained):
 def test_a_search_scores_what_is_extracted(trained):
     config = family.read_config(trained / "exp")
     state = files.load_tensors(trained / "exp" / cli.CHECKPOINT)
-    spec = SubnetSpec.load(trained / "exp_small" / "subnet.yaml")
+    spec = read_spec(trained / "exp_small" / "subnet.yaml")
     small = family.load_size(trained / "exp_small")
     supernet = family.build(config, state)
     losses = []

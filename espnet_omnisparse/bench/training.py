@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from espnet_omnisparse.core.subnet import FULL, SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.cost.count import measure_paired, measure_rtf, paired_ratio
 from espnet_omnisparse.errors import one_sentence
 from espnet_omnisparse.extract.experiment import build, cut

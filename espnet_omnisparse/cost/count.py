@@ -38,7 +38,7 @@ from espnet_omnisparse.core.components import (
     TRANSDUCER_LAYOUT,
 )
 from espnet_omnisparse.core.mask import Pattern, nonzero_groups
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import CostTable
 from espnet_omnisparse.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 
 UNITS = "units"

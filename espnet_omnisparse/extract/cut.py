@@ -25,7 +25,8 @@ from espnet_omnisparse.core.mask import (
     group_ranks,
     weight_mask,
 )
-from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.errors import UserError
 
 State = dict[str, torch.Tensor]

@@ -21,7 +21,8 @@ from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import ESPnetDataset
 
 from espnet_omnisparse import __version__
-from espnet_omnisparse.core.subnet import SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.cost.count import Cost, count_cost
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import cut as extract
@@ -240,7 +241,7 @@ def extract_size(
         tensors = {name: tensor.clone() for name, tensor in small.items()}
         save_tensors(folder / MODEL, tensors)
         write_yaml(folder / CONFIG, small_config)
-        spec.save(folder / SPEC)
+        write_spec(spec, folder / SPEC)
         _write_cost(folder, cost)
         write_yaml(folder / "origin.yaml", origin)
         if (source / "images").is_dir():

@@ -22,7 +22,7 @@ from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import ASR_LAYOUT, BRANCHES, FFN_CHUNKS, heads_of
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.block import CausalConv1d, ChannelNorm, Frames, PrunableBlock
 from espnet_omnisparse.nn.encoder import CONV_NORMS, PrunableEncoder

@@ -11,7 +11,7 @@ from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import PRUNABLE, Layout, Masked
 from espnet_omnisparse.core.gate import Gate, same_gate
 from espnet_omnisparse.core.mask import Pattern
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.weight_masks import WeightMasks
 from espnet_omnisparse.nn.block import BranchGate, Frames, PrunableBlock
 

@@ -21,7 +21,7 @@ from espnet_omnisparse.core.components import (
 )
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.mask import Pattern
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import expanded
 from espnet_omnisparse.nn.block import ChannelNorm, Frames, TransducerBlock

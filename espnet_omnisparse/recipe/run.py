@@ -241,7 +241,7 @@ def _check_sizes(run: Run) -> None:
     if not run.own["sizes"]:
         return
     # slow: they import torch
-    from espnet_omnisparse.core.subnet import FULL
+    from espnet_omnisparse.core.spec import FULL
     from espnet_omnisparse.search.spec_costs import parse_budget
 
     conf = read_yaml(run["asr_config"]).get("model_conf") or {}

@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from espnet_omnisparse.core.subnet import SubnetSpec
+from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import measure_rtf, paired_ratio
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import (
@@ -148,7 +148,7 @@ def write_family(
 
     # in stock form a size recognises the same words: one curve tells of both
     curves = (family[0], *others)
-    specs = [SubnetSpec.load(size.folder / SPEC) for size in family[0].sizes]
+    specs = [read_spec(size.folder / SPEC) for size in family[0].sizes]
     names = _Names(curves)
     figures = {
         PLOTS[0]: wer_figure(curves, names, "parameters (M)", _millions),
@@ -407,7 +407,7 @@ def _extraction_command(
     )
     if size.folder.name.endswith("_stock"):
         command += " --stock"
-    spec = SubnetSpec.load(size.folder / SPEC)
+    spec = read_spec(size.folder / SPEC)
     if read_specs(source / SUBNETS).get(size.size) == spec:
         return command
     if read_specs(asr_exp / SUBNETS).get(size.size) == spec:

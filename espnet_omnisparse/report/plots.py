@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from espnet_omnisparse.core.components import BRANCHES
-from espnet_omnisparse.core.subnet import SubnetSpec
+from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.report.results import Series, SizeResult
 
 # Okabe and Ito's colours, told apart with every kind of colour vision

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from espnet_omnisparse.core.subnet import SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.cost.count import cost_table
 from espnet_omnisparse.cost.size import KINDS as TABLE_KINDS
 from espnet_omnisparse.cost.size import CostTable

@@ -24,7 +24,7 @@ import torch
 
 from espnet_omnisparse.core.components import select
 from espnet_omnisparse.core.mask import group_ranks, nonzero_groups, weight_mask
-from espnet_omnisparse.core.subnet import SubnetSpec
+from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.count import FRAMES_PER_SECOND, packed_bytes
 from espnet_omnisparse.cost.size import KINDS as TABLE_KINDS
 from espnet_omnisparse.cost.size import CostTable

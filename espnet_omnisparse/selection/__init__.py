@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol, get_type_hints
 import torch
 
 from espnet_omnisparse.core.gate import Gate
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
 

@@ -11,7 +11,7 @@ import torch
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.mask import ranking, top_k_mask
 from espnet_omnisparse.core.schedule import iteration_ends, resolve_updates
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Selection

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 
 from espnet_omnisparse.core.gate import Gate
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection.uniform import Uniform

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
-from espnet_omnisparse.core.subnet import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Selection

@@ -22,7 +22,8 @@ from espnet_omnisparse.core.schedule import (
     Timeline,
     resolve_updates,
 )
-from espnet_omnisparse.core.subnet import FULL, SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.cost.size import (
     KINDS,
     UNITS,

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from espnet_omnisparse.core.subnet import FULL, SubnetSpec
+from espnet_omnisparse.core.spec import FULL, SubnetSpec
+from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
 from espnet_omnisparse.files import write_text
 from espnet_omnisparse.supernet.supernet import Supernet
 
@@ -73,13 +74,13 @@ def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]
 def write_specs(folder: Path, specs: dict[str, SubnetSpec]) -> None:
     """Writes the spec of each size as `folder/<size>.yaml`, each atomically."""
     for name, spec in specs.items():
-        spec.save(Path(folder) / f"{name}.yaml")
+        write_spec(spec, Path(folder) / f"{name}.yaml")
 
 
 def read_specs(folder: Path) -> dict[str, SubnetSpec]:
     """The specs in a folder, smallest first; empty if there are none."""
     paths = sorted(Path(folder).glob("*.yaml"))
-    specs = [SubnetSpec.load(path) for path in paths]
+    specs = [read_spec(path) for path in paths]
     # of those that keep as many units the one with most zeros is the smallest
     specs.sort(key=lambda spec: (sum(spec.mask), -sum(spec.sparsity)))
     return {spec.name: spec for spec in specs}

@@ -13,7 +13,7 @@ from espnet2.torch_utils.device_funcs import to_device
 from espnet2.train import trainer as stock_trainer
 from espnet2.train.trainer import Trainer
 
-from espnet_omnisparse.core.subnet import fingerprint
+from espnet_omnisparse.core.spec import fingerprint
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import unit_magnitudes
 from espnet_omnisparse.files import load_tensors, save_tensors

@@ -5,7 +5,9 @@ import torch
 import yaml
 
 from espnet_omnisparse.core.mask import Pattern, top_k_mask
-from espnet_omnisparse.core.subnet import FULL, SearchSpace, SubnetSpec, fingerprint
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
 from espnet_omnisparse.errors import UserError
 
 MASK = (True, True, False, True, False, False, False, False)
@@ -22,12 +24,12 @@ def edit(spec, tmp_path):
 
     def reload(granularity="branch", **changes):
         path = tmp_path / "spec.yaml"
-        spec.save(path)
+        write_spec(spec, path)
         value = yaml.safe_load(path.read_text())
         value |= {"granularity": granularity, **changes}
         value = {key: item for key, item in value.items() if item is not ...}
         path.write_text(yaml.safe_dump(value))
-        return SubnetSpec.load(path)
+        return read_spec(path)
 
     return reload
 
@@ -58,16 +60,16 @@ def test_an_unknown_granularity_is_refused():
 )
 def test_a_spec_survives_yaml(space, mask, tmp_path):
     spec = SubnetSpec("small", "0123", space, mask)
-    spec.save(tmp_path / "spec.yaml")
-    again = SubnetSpec.load(tmp_path / "spec.yaml")
+    write_spec(spec, tmp_path / "spec.yaml")
+    again = read_spec(tmp_path / "spec.yaml")
     assert again == spec
     assert hash(again) == hash(spec)
 
 
 def test_a_fingerprint_of_digits_stays_text(tmp_path):
     spec = SubnetSpec("1", "0000123456789012", SearchSpace(2), MASK)
-    spec.save(tmp_path / "spec.yaml")
-    assert SubnetSpec.load(tmp_path / "spec.yaml") == spec
+    write_spec(spec, tmp_path / "spec.yaml")
+    assert read_spec(tmp_path / "spec.yaml") == spec
 
 
 def test_a_spec_is_a_value(spec):
@@ -136,13 +138,13 @@ def test_an_edit_that_agrees_with_itself_is_read(edit):
 def test_files_that_are_no_specs_are_refused(tmp_path):
     path = tmp_path / "spec.yaml"
     with pytest.raises(UserError, match="does not exist"):
-        SubnetSpec.load(path)
+        read_spec(path)
     path.write_text("kept: [")
     with pytest.raises(UserError, match="is not valid YAML"):
-        SubnetSpec.load(path)
+        read_spec(path)
     path.write_text("- small\n")
     with pytest.raises(UserError, match="is not a subnet spec"):
-        SubnetSpec.load(path)
+        read_spec(path)
 
 
 def test_masks_of_the_same_scores_are_nested():
@@ -196,11 +198,11 @@ def test_a_sparse_spec_survives_yaml(space, mask, tmp_path):
     sparsity = [0.1 * (index % 10) for index in range(len(space.weights))]
     sparsity[0] = 5e-324
     spec = sparse_spec(space, mask, tuple(sparsity))
-    spec.save(tmp_path / "spec.yaml")
-    again = SubnetSpec.load(tmp_path / "spec.yaml")
+    write_spec(spec, tmp_path / "spec.yaml")
+    again = read_spec(tmp_path / "spec.yaml")
     assert again == spec and hash(again) == hash(spec)
     assert again.sparsities == spec.sparsities
-    again.save(tmp_path / "again.yaml")
+    write_spec(again, tmp_path / "again.yaml")
     assert (tmp_path / "again.yaml").read_bytes() == (
         tmp_path / "spec.yaml"
     ).read_bytes()
@@ -208,8 +210,8 @@ def test_a_sparse_spec_survives_yaml(space, mask, tmp_path):
 
 def test_a_dense_spec_of_a_sparse_supernet_survives_yaml(tmp_path):
     spec = SubnetSpec.full("0123abcd", SPARSE)
-    spec.save(tmp_path / "spec.yaml")
-    assert SubnetSpec.load(tmp_path / "spec.yaml") == spec
+    write_spec(spec, tmp_path / "spec.yaml")
+    assert read_spec(tmp_path / "spec.yaml") == spec
     assert spec.sparsity == () and spec.sparsities == {}
     assert sparse_spec(mask=spec.mask, sparsity=(0.0,) * 22).sparsity == ()
 
@@ -251,14 +253,14 @@ BAD_WEIGHTS = [
 @pytest.mark.parametrize("changes, sentence", BAD_WEIGHTS)
 def test_a_bad_edit_of_the_weights_gets_its_sentence(changes, sentence, tmp_path):
     path = tmp_path / "spec.yaml"
-    sparse_spec().save(path)
+    write_spec(sparse_spec(), path)
     value = yaml.safe_load(path.read_text())
     section = {**value["weights"], **changes}
     section = {key: item for key, item in section.items() if item is not ...}
     value["weights"] = changes.get("weights", section)
     path.write_text(yaml.safe_dump(value))
     with pytest.raises(UserError, match=sentence) as error:
-        SubnetSpec.load(path)
+        read_spec(path)
     assert "\n" not in str(error.value) and "encoder_conf" not in str(error.value)
 
 

@@ -1,0 +1,117 @@
+"""The search space of a supernet: its units, and the weights that take a mask."""
+
+from dataclasses import dataclass
+
+from espnet_omnisparse.core.components import BRANCHES, FFN_CHUNKS, PRUNABLE
+from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.errors import UserError
+
+GRANULARITIES = ("branch", "block", "component")
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What can be pruned in a Conformer: its units, and the weights that take a mask.
+
+    Both are in the order in which they are computed.
+
+    Attributes:
+        num_blocks: Conformer blocks of the full net.
+        granularity: `"branch"`: each FFN1, MHSA, Conv and FFN2 is a unit and the
+            block-final norm always stays; `"block"`: a unit is a whole block, final
+            norm included; `"component"`: a unit is a quarter of an FFN's channels, an
+            attention head, or a Conv.
+        heads: Attention heads of a block; only components depend on it.
+        pattern: Of the weights' masks; `None`: weights are not masked.
+        positional: Whether the attention has a layer for relative positions; only
+            weights depend on it.
+
+    >>> SearchSpace(2).units[:5]
+    ('0.ffn1', '0.mhsa', '0.conv', '0.ffn2', '1.ffn1')
+    >>> SearchSpace(2, "block").units
+    ('0', '1')
+    >>> SearchSpace(1, "component", heads=2).units[3:8]
+    ('0.ffn1.3', '0.mhsa.0', '0.mhsa.1', '0.conv.0', '0.ffn2.0')
+    >>> SearchSpace(1, pattern=Pattern(rows=8)).weights[:3]
+    ('0.ffn1.w_1', '0.ffn1.w_2', '0.mhsa.linear_q')
+    """
+
+    num_blocks: int
+    granularity: str = "branch"
+    heads: int = 1
+    pattern: Pattern | None = None
+    positional: bool = True
+
+    def __post_init__(self):
+        if self.granularity not in GRANULARITIES:
+            raise UserError(
+                f"granularity must be one of {', '.join(GRANULARITIES)}, "
+                f"not {self.granularity!r}."
+            )
+        if self.granularity != "component":
+            # spaces that differ in nothing else are the same
+            object.__setattr__(self, "heads", 1)
+        if self.pattern is None:
+            object.__setattr__(self, "positional", True)
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Into how many units each branch of a block is divided."""
+        if self.granularity != "component":
+            return dict.fromkeys(BRANCHES, 1)
+        return {"ffn1": FFN_CHUNKS, "mhsa": self.heads, "conv": 1, "ffn2": FFN_CHUNKS}
+
+    def unit(self, block: int, branch: str, part: int = 0) -> str:
+        """Name of the unit that a part of a branch belongs to."""
+        if self.granularity == "block":
+            return f"{block}"
+        if self.granularity == "branch":
+            return f"{block}.{branch}"
+        return f"{block}.{branch}.{part}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Names of the units."""
+        names = (
+            self.unit(block, branch, part)
+            for block in range(self.num_blocks)
+            for branch, count in self.parts.items()
+            for part in range(count)
+        )
+        return tuple(dict.fromkeys(names))  # a block is named by each of its branches
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Per unit, the number of the branch (or block) that it is a part of."""
+        if self.granularity != "component":
+            return tuple(range(len(self)))
+        counts = list(self.parts.values()) * self.num_blocks
+        return tuple(group for group, count in enumerate(counts) for _ in range(count))
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Per unit, the block that it is in."""
+        return tuple(int(unit.split(".")[0]) for unit in self.units)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of the weights that take a mask: block, branch, layer."""
+        if self.pattern is None:
+            return ()
+        return tuple(
+            f"{block}.{branch}.{layer}"
+            for block in range(self.num_blocks)
+            for branch, layers in PRUNABLE.items()
+            for layer in layers
+            if self.positional or layer != "linear_pos"
+        )
+
+    @property
+    def noun(self) -> str:
+        """What a unit is called, in the plural."""
+        return {"branch": "branches"}.get(self.granularity, f"{self.granularity}s")
+
+    def __len__(self) -> int:
+        if self.granularity == "block":
+            return self.num_blocks
+        return self.num_blocks * sum(self.parts.values())
