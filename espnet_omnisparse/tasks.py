@@ -14,8 +14,8 @@ from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerMo
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 from espnet2.tasks.asr_transducer import ASRTransducerTask
 
+from espnet_omnisparse.core.layout import is_standalone
 from espnet_omnisparse.errors import UserError, check_keys
-from espnet_omnisparse.extract.cut import is_standalone
 from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.nn.conformer import (
     LayerPrunableConformerEncoder,

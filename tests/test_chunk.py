@@ -10,13 +10,14 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr_transducer.utils import make_chunk_mask
 
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.layout import space_of
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.extract.forms import form_of
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
 from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
 from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
@@ -337,7 +338,7 @@ def streaming(tiny_config, build):
             supernet={"chunks": ["full", LONG], "warm_start": 0},
         )
         state = build(config).state_dict()
-        space = extract.space_of(config, state)
+        space = space_of(config, state)
         mark = fingerprint(state, config["token_list"])
         mask = tuple(i % 3 > 0 for i in range(len(space)))
         sizes = {
@@ -387,10 +388,10 @@ def test_an_extracted_size_sees_by_itself_what_it_saw_in_its_supernet(streaming)
 def test_a_causal_size_has_no_stock_form(streaming):
     config, state, sizes = streaming()
     for spec in sizes.values():
-        assert not extract.loads_in_stock(config, spec)
+        assert form_of(config, spec).name != "stock"
         with pytest.raises(UserError, match="causal: true has no form that stock"):
             family.cut(config, state, spec, stock=True)
-        assert family.form_of(config, spec, stock=False) == "slim"
+        assert form_of(config, spec, stock=False).name == "slim"
 
 
 def encoder(**conf):

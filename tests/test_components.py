@@ -7,20 +7,19 @@ import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import ABSOLUTE, FEATURES, prunable
 
+from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.components import (
-    ASR_LAYOUT,
-    BRANCHES,
     narrowed,
     run_narrowed,
     run_scaled,
     scatter,
     select,
 )
+from espnet_omnisparse.core.layout import ASR_LAYOUT, space_of
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
 
@@ -603,4 +602,4 @@ def test_cutting_leaves_the_supernet_alone(supernet):
         assert small.keys() <= state.keys()
     assert config == before[1]
     assert all(torch.equal(tensor, before[0][name]) for name, tensor in state.items())
-    assert extract.space_of(config, state) == spec.space
+    assert space_of(config, state) == spec.space

@@ -2,8 +2,9 @@ import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
-from espnet_omnisparse.core.components import ASR_LAYOUT, BRANCHES
+from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.core.layout import ASR_LAYOUT
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
 

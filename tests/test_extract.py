@@ -15,7 +15,7 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import ABSOLUTE
 
 from espnet_omnisparse import files
-from espnet_omnisparse.core.components import ASR_LAYOUT
+from espnet_omnisparse.core.layout import ASR_LAYOUT, space_of
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
@@ -23,8 +23,10 @@ from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import count_packed_bytes
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import batch_norm
-from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.extract.config import cut_config
+from espnet_omnisparse.extract.cut import cut_state
+from espnet_omnisparse.extract.forms import form_of
 from espnet_omnisparse.train.journal import read_specs, settled_specs, write_specs
 
 BRANCH_MASKS = {
@@ -198,7 +200,7 @@ def test_the_form_of_a_file_is_told(
     supernet, granularity, mask, conv_norm, stock, form
 ):
     config, _, spec = supernet(granularity, mask, conv_norm=conv_norm)
-    assert family.form_of(config, spec, stock) == form
+    assert form_of(config, spec, stock).name == form
 
 
 ISOLATED = """
@@ -261,7 +263,7 @@ def test_an_espnet_without_this_package_loads_the_stock_forms(
 
 def test_the_core_knows_only_torch():
     core = "core.mask core.gate core.schedule core.spec supernet.supernet selection"
-    core += " selection.simple_topk extract.cut cost.count extract.batch_norm files"
+    core += " selection.simple_topk extract.forms cost.count extract.batch_norm files"
     core += " train.journal"
     code = "import sys\n"
     code += "".join(f"import espnet_omnisparse.{name}\n" for name in core.split())
@@ -304,7 +306,7 @@ def test_the_masked_weights_are_extracted_with_their_zeros(
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     # no weight of the small form differs from the supernet's but by its zeros
-    dense = extract.cut_state(before, dataclasses.replace(spec, sparsity=()))
+    dense = cut_state(before, dataclasses.replace(spec, sparsity=()))
     assert small.keys() == dense.keys()
     zeros = sum(int((t == 0).sum()) for t in small.values())
     assert zeros > 1000
@@ -324,15 +326,15 @@ def test_the_stock_form_of_masked_weights(sparse, batch, name):
     found, _ = log_probs(family.build(stock_config, state), batch)
     assert torch.allclose(found, expected, atol=1e-6, rtol=0)
     whole = name in ("full", "block")
-    assert extract.loads_in_stock(config, spec) == whole
-    assert family.form_of(config, spec, False) == ("stock" if whole else "slim")
-    assert family.form_of(config, spec, True) == ("stock" if whole else "stock-zeroed")
+    assert (form_of(config, spec).name == "stock") == whole
+    assert form_of(config, spec, False).name == ("stock" if whole else "slim")
+    assert form_of(config, spec, True).name == ("stock" if whole else "stock-zeroed")
 
 
 def test_masked_weights_load_strictly_in_espnets_own_encoder(sparse, batch):
     config, model, spec = sparse(*SPARSE["full"], conv_norm="batch_norm")
-    state = extract.cut_state(model.state_dict(), spec)
-    conf = {**extract.cut_config(config, spec)["encoder_conf"]}
+    state = cut_state(model.state_dict(), spec)
+    conf = {**cut_config(config, spec)["encoder_conf"]}
     stock = ConformerEncoder(config["input_size"], **conf).eval()
     prefix = "encoder."
     own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
@@ -346,7 +348,7 @@ def test_masked_weights_load_strictly_in_espnets_own_encoder(sparse, batch):
 @pytest.mark.parametrize("name", SPARSE)
 def test_the_configuration_knows_no_masks_any_more(sparse, name, conv_norm):
     config, _, spec = sparse(*SPARSE[name], conv_norm=conv_norm)
-    small = extract.cut_config(config, spec)
+    small = cut_config(config, spec)
     stock = conv_norm == "batch_norm" and name in ("full", "block")
     assert small["encoder"] == ("conformer" if stock else "layer_prunable_conformer")
     assert not {"pattern", "pattern_norm", "granularity"} & small["encoder_conf"].keys()
@@ -377,7 +379,7 @@ def test_the_space_of_a_configuration_is_its_encoders(supernet, conf, absolute):
         config, model, _ = supernet(
             "branch", (1,) * 12, change={"encoder": encoder}, encoder=conf
         )
-        found = extract.space_of(config, model.state_dict())
+        found = space_of(config, model.state_dict())
         assert found == model.encoder.space
 
 
@@ -467,15 +469,15 @@ def test_another_pattern_of_a_net_without_one_is_another_size(sparse, tmp_path):
 def test_a_transducer_keeps_a_model_of_ours(supernet, mask):
     config, _, spec = supernet("branch", mask, conv_norm="batch_norm")
     config |= {"decoder": "transducer", "joint_net_conf": {"joint_space_size": 8}}
-    small = extract.cut_config(config, spec)
+    small = cut_config(config, spec)
     assert small["model"] == "omni_transducer"
     assert small["joint_net_conf"] == config["joint_net_conf"]
     plain = spec.is_full
     assert small["encoder"] == ("conformer" if plain else "layer_prunable_conformer")
-    assert not extract.loads_in_stock(config, spec)
-    assert family.form_of(config, spec, False) == "slim"
+    assert form_of(config, spec).name != "stock"
+    assert form_of(config, spec, False).name == "slim"
     with pytest.raises(UserError, match="A transducer has no form that stock ESPnet"):
-        extract.stock_config(config, spec)
+        form_of(config, spec, stock=True)
 
 
 # refusals

@@ -5,9 +5,9 @@ import pytest
 import torch
 from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 
+from espnet_omnisparse.core.layout import head_name
 from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.cut import head_name
 from espnet_omnisparse.tasks import OmniASRTask
 
 STEP1, STEP2 = 30, 60

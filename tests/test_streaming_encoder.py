@@ -9,9 +9,9 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.layout import space_of
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
 from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
@@ -303,7 +303,7 @@ def test_an_extracted_size_streams_what_its_supernet_computes(
     torch.manual_seed(0)
     model = randomize(family.build(config))
     state = model.state_dict()
-    space = extract.space_of(config, state)
+    space = space_of(config, state)
     source, shares = random.Random(1), ()
     if pattern is not None:
         shares = tuple(source.choice((0.0, 0.25, 0.5, 0.75)) for _ in space.weights)

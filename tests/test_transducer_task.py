@@ -21,14 +21,15 @@ from training_helpers import Process, _context, write_corpus
 
 from espnet_omnisparse import cli, files, launch
 from espnet_omnisparse.bin.asr_transducer_inference import Speech2Text
+from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.components import BRANCHES
 from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.core.layout import expanded
 from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.extract.forms import form_of
 from espnet_omnisparse.losses.distillation import collapse, lattice_loss
 from espnet_omnisparse.search import dev_set as evaluation
 from espnet_omnisparse.tasks import OmniASRTransducerTask
@@ -339,14 +340,14 @@ def test_the_form_of_a_file_is_told(kind):
     config, model, spec = supernet_and_spec(kind)
     small = kind in ("blocks", "widths", "full")
     slim = "stock" if small else "slim"
-    assert family.form_of(config, spec, False) == slim
-    assert family.form_of(config, spec, True) == ("stock" if small else "stock-zeroed")
+    assert form_of(config, spec, False).name == slim
+    assert form_of(config, spec, True).name == ("stock" if small else "stock-zeroed")
     streaming = dataclasses.replace(spec, chunk=CHUNK)
-    assert family.form_of(config, streaming, False) == "slim"
+    assert form_of(config, streaming, False).name == "slim"
     layer_norm, _, other = supernet_and_spec(kind, conv_norm="layer_norm")
-    assert family.form_of(layer_norm, other, False) == "slim"
+    assert form_of(layer_norm, other, False).name == "slim"
     with pytest.raises(UserError, match="conv_norm: layer_norm has no form that stock"):
-        extract.stock_config(layer_norm, other)
+        form_of(layer_norm, other, stock=True)
 
 
 ISOLATED = """
@@ -389,7 +390,7 @@ def test_an_espnet_without_this_package_loads_and_streams_the_stock_forms(tmp_pa
         feats = model.features(speech[None], torch.tensor([len(speech)]))
         expected[kind] = encode(model, *feats, spec)
         small, state = family.cut(config, model.state_dict(), spec, stock=True)
-        body = extract.expanded(small["encoder_conf"]["body_conf"])
+        body = expanded(small["encoder_conf"]["body_conf"])
         widths = [block["linear_size"] for block in body]
         narrow = {"blocks": [32, 32], "widths": [16, 32, 8]}
         assert widths == narrow.get(kind, [32, 32, 32])

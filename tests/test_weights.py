@@ -9,8 +9,9 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import ABSOLUTE, CONF, FEATURES, VARIANTS, randomize
 
 from espnet_omnisparse.core import weight_masks as weights
-from espnet_omnisparse.core.components import ASR_LAYOUT, Masked, run_narrowed
+from espnet_omnisparse.core.components import Masked, run_narrowed
 from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.core.layout import ASR_LAYOUT
 from espnet_omnisparse.core.mask import Pattern, group_ranks, weight_mask
 from espnet_omnisparse.core.weight_masks import WeightMasks
 from espnet_omnisparse.errors import UserError

@@ -12,59 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch.func import functional_call
 
-# branch -> its residual scale, in the order in which a block computes them
-SCALES = {"ffn1": 0.5, "mhsa": 1.0, "conv": 1.0, "ffn2": 0.5}
-BRANCHES = tuple(SCALES)
-FFN_CHUNKS = 4
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Under which names one of ESPnet's Conformers keeps what can be pruned.
-
-    Attributes:
-        blocks: The list of blocks, in the encoder.
-        parts: Branch -> its pre-norm and its module, in a block.
-    """
-
-    blocks: str
-    parts: Mapping[str, tuple[str, str]]
-
-    def branch_of(self, name: str) -> str | None:
-        """The branch that a block's tensor belongs to; `None`: the block's own.
-
-        >>> ASR_LAYOUT.branch_of("conv_module.norm.weight")
-        'conv'
-        >>> ASR_LAYOUT.branch_of("norm_final.weight") is None
-        True
-        """
-        first = name.split(".", 1)[0]
-        for branch, names in self.parts.items():
-            if first in names:
-                return branch
-        return None
-
-
-ASR_LAYOUT = Layout(
-    "encoders",
-    {
-        "ffn1": ("norm_ff_macaron", "feed_forward_macaron"),
-        "mhsa": ("norm_mha", "self_attn"),
-        "conv": ("norm_conv", "conv_module"),
-        "ffn2": ("norm_ff", "feed_forward"),
-    },
-)
-# the standalone transducer's Conformer, of the task asr_transducer
-TRANSDUCER_LAYOUT = Layout(
-    "encoders.blocks",
-    {
-        "ffn1": ("norm_macaron", "feed_forward_macaron"),
-        "mhsa": ("norm_self_att", "self_att"),
-        "conv": ("norm_conv", "conv_mod"),
-        "ffn2": ("norm_feed_forward", "feed_forward"),
-    },
-)
-
 # module's tensor -> the dimension along which its parts lie, one after the other
 _FFN = {"w_1.weight": 0, "w_1.bias": 0, "w_2.weight": 1}
 _MHSA = {
@@ -75,13 +22,6 @@ _MHSA = {
     "linear_out.weight": 1,
 }
 _DIMENSIONS = {"ffn1": _FFN, "mhsa": _MHSA, "conv": {}, "ffn2": _FFN}
-# branch -> its linear layers and pointwise convolutions, whose weights can be masked
-PRUNABLE = {
-    "ffn1": ("w_1", "w_2"),
-    "mhsa": ("linear_q", "linear_k", "linear_v", "linear_out", "linear_pos"),
-    "conv": ("pointwise_conv1", "pointwise_conv2"),
-    "ffn2": ("w_1", "w_2"),
-}
 _OUTPUTS = {"ffn1": "w_2", "mhsa": "linear_out", "ffn2": "w_2"}
 
 

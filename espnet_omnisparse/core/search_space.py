@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from espnet_omnisparse.core.components import BRANCHES, FFN_CHUNKS, PRUNABLE
+from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS, PRUNABLE
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.errors import UserError
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.components import BRANCHES
 from espnet_omnisparse.core.gate import Gate, mask_gates
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError

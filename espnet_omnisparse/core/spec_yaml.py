@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.components import BRANCHES
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec

@@ -31,12 +31,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from espnet_omnisparse.core.components import (
-    ASR_LAYOUT,
-    BRANCHES,
-    PRUNABLE,
-    TRANSDUCER_LAYOUT,
-)
+from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE
+from espnet_omnisparse.core.layout import ASR_LAYOUT, TRANSDUCER_LAYOUT
 from espnet_omnisparse.core.mask import Pattern, nonzero_groups
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import CostTable

@@ -21,12 +21,14 @@ from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import ESPnetDataset
 
 from espnet_omnisparse import __version__
+from espnet_omnisparse.core.layout import space_of
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.cost.count import Cost, count_cost
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract import cut as extract
 from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
+from espnet_omnisparse.extract.cut import State, cut_state
+from espnet_omnisparse.extract.forms import form_of
 from espnet_omnisparse.files import (
     atomic_folder,
     load_tensors,
@@ -40,11 +42,6 @@ from espnet_omnisparse.train.journal import SUBNETS, read_specs
 
 MODEL, CONFIG, SPEC, COST = "model.pth", "config.yaml", "subnet.yaml", "cost.json"
 WRITTEN = ("token_list", "encoder_conf", "model_conf")  # into every config.yaml
-FORMS = {
-    "slim": "with espnet_omnisparse",  # physically small, needs our encoder class
-    "stock": "yes",  # physically small or full, an ESPnet alone loads it
-    "stock-zeroed": "yes, zeros",  # the full net's shape, dropped branches zero
-}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -153,27 +150,22 @@ def cut(
     state: Mapping[str, torch.Tensor],
     spec: SubnetSpec,
     stock: bool = False,
-) -> tuple[dict[str, Any], extract.State]:
+) -> tuple[Mapping[str, Any], State]:
     """Configuration and tensors of one size, its BatchNorm statistics untouched.
+
+    Args:
+        config: The supernet's configuration.
+        state: Its state dict.
+        spec: The size.
+        stock: See `form_of`.
 
     Raises:
         UserError: If the spec belongs to another supernet, or has no stock form.
     """
     spec.check_supernet(fingerprint(state, config["token_list"]))
-    spec.check_space(extract.space_of(config, state))
-    small = extract.cut_state(state, spec)
-    if not stock or extract.loads_in_stock(config, spec):
-        return extract.cut_config(config, spec), small
-    return extract.stock_form(config, small, state, spec)
-
-
-def form_of(config: Mapping[str, Any], spec: SubnetSpec, stock: bool) -> str:
-    """Which of `FORMS` a size's file has."""
-    if extract.loads_in_stock(config, spec):
-        return "stock"
-    if stock and extract.is_small_in_stock(config, spec):
-        return "stock"
-    return "stock-zeroed" if stock else "slim"
+    spec.check_space(space_of(config, state))
+    form = form_of(config, spec, stock)
+    return form.config, form.state(cut_state(state, spec), state, spec)
 
 
 def extract_size(
@@ -202,12 +194,13 @@ def extract_size(
     """
     config = read_config(source)
     state = load_tensors(checkpoint)
+    form = form_of(config, spec, stock)
     origin = {
         "version": __version__,
         "supernet": str(source),
         "checkpoint": Path(checkpoint).name,
         "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
-        "form": form_of(config, spec, stock),
+        "form": form.name,
         "calibration": calibration,
         "mask": [int(keep) for keep in spec.mask],
     }
@@ -231,16 +224,16 @@ def extract_size(
             calibration_batches(config, calibration),
         )
         small = model.state_dict()
-    if stock and not extract.loads_in_stock(config, spec):
-        small_config, small = extract.stock_form(config, small, state, spec)
-        model = build(small_config, small)
+    if form.config != small_config:
+        small = form.state(small, state, spec)
+        model = build(form.config, small)
     cost = count_cost(model, feature_size(config), spec.space.pattern)
-    small_config["output_dir"] = str(out)
+    written_config = {**form.config, "output_dir": str(out)}
     with atomic_folder(out) as folder:
         # clones: a tensor cut out of a larger file must not carry it along
         tensors = {name: tensor.clone() for name, tensor in small.items()}
         save_tensors(folder / MODEL, tensors)
-        write_yaml(folder / CONFIG, small_config)
+        write_yaml(folder / CONFIG, written_config)
         write_spec(spec, folder / SPEC)
         _write_cost(folder, cost)
         write_yaml(folder / "origin.yaml", origin)

@@ -6,13 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.layer_norm import LayerNorm
 
+from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS, SCALES
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import (
-    ASR_LAYOUT,
-    BRANCHES,
-    FFN_CHUNKS,
-    SCALES,
-    TRANSDUCER_LAYOUT,
     Masked,
     heads_of,
     narrowed,
@@ -20,6 +16,7 @@ from espnet_omnisparse.core.components import (
     run_scaled,
 )
 from espnet_omnisparse.core.gate import Gate, stack_gates
+from espnet_omnisparse.core.layout import ASR_LAYOUT, TRANSDUCER_LAYOUT
 
 # a branch's gate, or the gates of its parts where they differ
 BranchGate = Gate | tuple[Gate, ...]

@@ -18,9 +18,11 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     check_short_utt,
 )
 
+from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.components import ASR_LAYOUT, BRANCHES, FFN_CHUNKS, heads_of
+from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.core.gate import Gate
+from espnet_omnisparse.core.layout import ASR_LAYOUT
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError

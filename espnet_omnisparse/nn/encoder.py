@@ -7,9 +7,11 @@ from itertools import islice
 
 import torch
 
+from espnet_omnisparse.core.branches import PRUNABLE
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.components import PRUNABLE, Layout, Masked
+from espnet_omnisparse.core.components import Masked
 from espnet_omnisparse.core.gate import Gate, same_gate
+from espnet_omnisparse.core.layout import Layout
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.weight_masks import WeightMasks

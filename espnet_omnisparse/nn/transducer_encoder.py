@@ -12,18 +12,14 @@ import torch
 from espnet2.asr_transducer.encoder.encoder import Encoder
 from espnet2.asr_transducer.utils import TooShortUttError, make_source_mask
 
+from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.components import (
-    BRANCHES,
-    FFN_CHUNKS,
-    TRANSDUCER_LAYOUT,
-    heads_of,
-)
+from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.core.gate import Gate
+from espnet_omnisparse.core.layout import TRANSDUCER_LAYOUT, expanded
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.cut import expanded
 from espnet_omnisparse.nn.block import ChannelNorm, Frames, TransducerBlock
 from espnet_omnisparse.nn.encoder import CONV_NORMS, PrunableEncoder
 

@@ -21,12 +21,12 @@ from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import measure_rtf, paired_ratio
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import (
-    FORMS,
     MODEL,
     SPEC,
     load_size,
     read_config,
 )
+from espnet_omnisparse.extract.forms import FORMS
 from espnet_omnisparse.files import atomic_path, read_yaml, write_text
 from espnet_omnisparse.report.plots import selection_figure, wer_figure
 from espnet_omnisparse.report.results import (

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from espnet_omnisparse.core.components import BRANCHES
+from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.report.results import Series, SizeResult
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import torch
 
+from espnet_omnisparse.core.components import select
+from espnet_omnisparse.core.layout import layout_in, locate
 from espnet_omnisparse.core.mask import ranking
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
@@ -38,3 +40,34 @@ class Magnitude(Selection, name="magnitude"):
     def scores_now(self) -> torch.Tensor:
         """The magnitudes; zeros before the end of step 1."""
         return self.importance
+
+
+def unit_magnitudes(
+    state: Mapping[str, torch.Tensor], space: SearchSpace
+) -> torch.Tensor:
+    """Root mean square of the weight matrices of each unit `[units]`.
+
+    Args:
+        state: State dict of the full net's encoder.
+        space: Its units.
+    """
+    state = {f"encoder.{name}": tensor for name, tensor in state.items()}
+    layout = layout_in(state)
+    squares = dict.fromkeys(space.units, 0.0)
+    counts = dict.fromkeys(space.units, 0)
+    for name, tensor in state.items():
+        # an attention's positional biases are matrices as well, but no weights
+        if tensor.dim() < 2 or not name.startswith(layout.prefix):
+            continue
+        if not name.endswith(".weight"):
+            continue
+        number, branch, rest = locate(name, layout)
+        if branch is None:
+            continue
+        for part in range(space.parts[branch]):
+            inner = rest.split(".", 1)[1]
+            mine = select(branch, inner, tensor, [part], space.parts[branch])
+            unit = space.unit(number, branch, part)
+            squares[unit] += float(mine.square().sum())
+            counts[unit] += mine.numel()
+    return torch.tensor([(squares[u] / counts[u]) ** 0.5 for u in space.units])

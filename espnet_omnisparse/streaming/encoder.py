@@ -9,8 +9,9 @@ import math
 
 import torch
 
+from espnet_omnisparse.core.branches import SCALES
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.components import SCALES, heads_of
+from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.block import PrunableBlock
 from espnet_omnisparse.nn.encoder import PrunableEncoder

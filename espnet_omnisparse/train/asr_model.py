@@ -8,9 +8,9 @@ import torch
 from espnet2.asr.ctc import CTC
 from espnet2.asr.espnet_model import autocast_type
 
+from espnet_omnisparse.core.layout import head_name
 from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.cut import head_name
 from espnet_omnisparse.losses.distillation import (
     Teacher,
     collapse,

@@ -15,8 +15,8 @@ from espnet2.train.trainer import Trainer
 
 from espnet_omnisparse.core.spec import fingerprint
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.cut import unit_magnitudes
 from espnet_omnisparse.files import load_tensors, save_tensors
+from espnet_omnisparse.selection.magnitude import unit_magnitudes
 from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.journal import (
     SUBNETS,

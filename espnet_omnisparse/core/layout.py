@@ -1,0 +1,138 @@
+"""Under which names ESPnet's two Conformers keep what can be pruned.
+
+All that knows ESPnet's tensor and option names and needs no ESPnet is here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
+from espnet_omnisparse.core.search_space import SearchSpace
+
+# of tensors that only a supernet has
+TRAINING_ONLY = ("supernet.", "size_ctc.")
+_STOCK_HEADS = 4  # ESPnet's default
+_POSITIONS = "linear_pos.weight"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Under which names one of ESPnet's Conformers keeps what can be pruned.
+
+    Attributes:
+        blocks: The list of blocks, in the encoder.
+        parts: Branch -> its pre-norm and its module, in a block.
+    """
+
+    blocks: str
+    parts: Mapping[str, tuple[str, str]]
+
+    @property
+    def prefix(self) -> str:
+        """What the names of the blocks' tensors begin with, in the model."""
+        return f"encoder.{self.blocks}."
+
+    def branch_of(self, name: str) -> str | None:
+        """The branch that a block's tensor belongs to; `None`: the block's own.
+
+        >>> ASR_LAYOUT.branch_of("conv_module.norm.weight")
+        'conv'
+        >>> ASR_LAYOUT.branch_of("norm_final.weight") is None
+        True
+        """
+        first = name.split(".", 1)[0]
+        for branch, names in self.parts.items():
+            if first in names:
+                return branch
+        return None
+
+
+ASR_LAYOUT = Layout(
+    "encoders",
+    {
+        "ffn1": ("norm_ff_macaron", "feed_forward_macaron"),
+        "mhsa": ("norm_mha", "self_attn"),
+        "conv": ("norm_conv", "conv_module"),
+        "ffn2": ("norm_ff", "feed_forward"),
+    },
+)
+# the standalone transducer's Conformer, of the task asr_transducer
+TRANSDUCER_LAYOUT = Layout(
+    "encoders.blocks",
+    {
+        "ffn1": ("norm_macaron", "feed_forward_macaron"),
+        "mhsa": ("norm_self_att", "self_att"),
+        "conv": ("norm_conv", "conv_mod"),
+        "ffn2": ("norm_feed_forward", "feed_forward"),
+    },
+)
+
+
+def is_standalone(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is of the standalone transducer's task."""
+    return "body_conf" in config["encoder_conf"]
+
+
+def layout_of(config: Mapping[str, Any]) -> Layout:
+    """Where the model of a configuration keeps its blocks."""
+    return TRANSDUCER_LAYOUT if is_standalone(config) else ASR_LAYOUT
+
+
+def layout_in(state: Mapping[str, Any]) -> Layout:
+    """The layout that the names of tensors show."""
+    prefix = TRANSDUCER_LAYOUT.prefix
+    standalone = any(name.startswith(prefix) for name in state)
+    return TRANSDUCER_LAYOUT if standalone else ASR_LAYOUT
+
+
+def locate(name: str, layout: Layout) -> tuple[int, str | None, str]:
+    """Block, branch (`None`: the block's own) and name within the block of a tensor."""
+    number, rest = name.removeprefix(layout.prefix).split(".", 1)
+    return int(number), layout.branch_of(rest), rest
+
+
+def expanded(body_conf: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A configuration for each block, as ESPnet reads `num_blocks`.
+
+    >>> expanded([{"linear_size": 8, "num_blocks": 2}, {"linear_size": 4}])
+    [{'linear_size': 8}, {'linear_size': 8}, {'linear_size': 4}]
+    """
+    blocks = []
+    for block in body_conf:
+        one = {name: value for name, value in block.items() if name != "num_blocks"}
+        blocks += [dict(one) for _ in range(block.get("num_blocks") or 1)]
+    return blocks
+
+
+def head_name(size: str) -> str:
+    """Key of a size's own CTC head; the prefix keeps `half` from being a method."""
+    return f"ctc_{size}"
+
+
+def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace:
+    """What can be pruned in the net that a configuration and its tensors describe."""
+    prefix = layout_of(config).prefix
+    blocks = {
+        name.removeprefix(prefix).split(".")[0]
+        for name in state
+        if name.startswith(prefix)
+    }
+    conf = config["encoder_conf"]
+    if is_standalone(config):
+        heads = conf["body_conf"][0].get("heads", _STOCK_HEADS)
+    else:
+        heads = conf.get("attention_heads", _STOCK_HEADS)
+    masked = config.get("encoder") == "omni_sparse_conformer"
+    pattern = conf.get("pattern", DEFAULT_PATTERN if masked else None)
+    return SearchSpace(
+        len(blocks),
+        conf.get("granularity", "branch"),
+        heads,
+        (
+            None
+            if pattern is None
+            else Pattern.parse(pattern, conf.get("pattern_norm", "l1"))
+        ),
+        any(name.endswith(_POSITIONS) for name in state),
+    )

@@ -1,0 +1,122 @@
+"""The configuration that builds one size: an ordinary ESPnet configuration."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS
+from espnet_omnisparse.core.layout import expanded, is_standalone
+from espnet_omnisparse.core.spec import SubnetSpec
+from espnet_omnisparse.extract.cut import block_numbers
+
+# options of the encoders that ESPnet's own have not
+OURS_ONLY = (
+    *("conv_norm", "granularity", "kept", "pattern", "pattern_norm"),
+    *("causal", "chunk"),
+)
+
+
+def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
+    """The configuration that builds what `cut_state` cuts.
+
+    It is an ordinary ESPnet configuration: `model: espnet`, unless the model is a
+    transducer, and `encoder: conformer` where stock ESPnet can build the size as it is.
+    """
+    small = without_training(config)
+    conf = small["encoder_conf"]
+    numbers = block_numbers(spec)
+    conf.pop("chunk", None)
+    if spec.chunk is not None:
+        conf["chunk"] = spec.chunk.as_dict()
+    if is_standalone(config):
+        body = expanded(conf["body_conf"])
+        conf["body_conf"] = [body[number] for number in numbers]
+        return _with_kept(small, spec)
+    conf["num_blocks"] = len(numbers)
+    if is_conformer(config, spec):
+        return as_conformer(small)
+    # what is masked is in the weights; a net trained alone may be ESPnet's own
+    small["encoder"] = "layer_prunable_conformer"
+    return _with_kept(small, spec)
+
+
+def _with_kept(small: dict[str, Any], spec: SubnetSpec) -> dict[str, Any]:
+    """A size's configuration, with what its blocks keep."""
+    conf = small["encoder_conf"]
+    for name in ("granularity", "pattern", "pattern_norm"):
+        conf.pop(name, None)
+    if spec.is_full or spec.space.granularity == "block":
+        return small
+    widths = _ffn_widths(spec) if is_standalone(small) else None
+    if widths is not None:
+        for block, width in zip(conf["body_conf"], widths, strict=True):
+            block["linear_size"] = block["linear_size"] * width // FFN_CHUNKS
+        return small
+    conf["kept"] = [list(row) for row in spec.kept_branches]
+    if spec.space.granularity == "component":
+        conf["kept"] = [{b: len(kept) for b, kept in row.items()} for row in spec.kept]
+    return small
+
+
+def _ffn_widths(spec: SubnetSpec) -> list[int] | None:
+    """The chunks that both FFNs of each block keep, if nothing else is dropped.
+
+    ESPnet's standalone transducer has a width per block for both of its FFNs.
+    """
+    parts = spec.space.parts
+    widths = []
+    for row in spec.kept:
+        counts = {branch: len(row.get(branch, ())) for branch in BRANCHES}
+        whole = all(counts[branch] == parts[branch] for branch in ("mhsa", "conv"))
+        if not whole or counts["ffn1"] != counts["ffn2"] or not counts["ffn1"]:
+            return None
+        widths.append(counts["ffn1"])
+    return widths if spec.space.granularity == "component" else None
+
+
+def has_stock_shape(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
+    """Whether ESPnet's standalone transducer can be as small as a size."""
+    whole_blocks = spec.is_full or spec.space.granularity == "block"
+    small = whole_blocks or _ffn_widths(spec) is not None
+    return small and conv_norm_of(config) == "batch_norm"
+
+
+def without_training(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration that builds the net alone, not the supernet."""
+    small = copy.deepcopy(dict(config))
+    # what it was once started from has no part in it any more
+    small["init_param"] = []
+    for name in ("supernet", "loss_normalization"):
+        small["model_conf"].pop(name, None)
+    if is_standalone(config):
+        return small
+    # ESPnet's own model has a transducer only where warprnnt_pytorch is installed
+    small["model"] = "omni_transducer" if is_transducer(config) else "espnet"
+    small["encoder_conf"]["macaron_style"] = True
+    return small
+
+
+def as_conformer(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, changed in place to build ESPnet's own Conformer."""
+    config["encoder"] = "conformer"
+    for name in OURS_ONLY:
+        config["encoder_conf"].pop(name, None)
+    return config
+
+
+def is_conformer(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
+    """Whether ESPnet's Conformer is a size's encoder; zeros do not matter to it."""
+    if config["encoder_conf"].get("causal"):
+        return False
+    whole_blocks = spec.is_full or spec.space.granularity == "block"
+    return whole_blocks and conv_norm_of(config) == "batch_norm"
+
+
+def is_transducer(config: Mapping[str, Any]) -> bool:
+    """Whether the model of the `asr` task is a transducer."""
+    return config.get("decoder") == "transducer"
+
+
+def conv_norm_of(config: Mapping[str, Any]) -> str:
+    """The normalisation in the Conv modules."""
+    return config["encoder_conf"].get("conv_norm", "batch_norm")
