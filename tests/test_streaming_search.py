@@ -20,6 +20,7 @@ from espnet2.asr_transducer.decoder.stateless_decoder import StatelessDecoder
 from espnet2.asr_transducer.joint_network import JointNetwork
 from torch.nn.utils.rnn import pad_sequence
 
+from espnet_omnisparse.losses.rnnt import rnnt_loss
 from espnet_omnisparse.streaming import search as search_module
 from espnet_omnisparse.streaming.search import (
     BeamTransducer,
@@ -28,7 +29,6 @@ from espnet_omnisparse.streaming.search import (
     PrefixBeamCTC,
     beam_search,
 )
-from espnet_omnisparse.train.transducer_asr_model import rnnt_loss
 
 VOCAB, SIZE, UNITS = 6, 5, 8
 DECODERS = {

@@ -17,12 +17,8 @@ from espnet2.tasks.asr import ASRTask, model_choices
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import collapse, lattice_loss
-from espnet_omnisparse.train.transducer_asr_model import (
-    TorchaudioRNNTLoss,
-    TransducerASRModel,
-    make_criterion,
-    rnnt_loss,
-)
+from espnet_omnisparse.losses.rnnt import TorchaudioRNNTLoss, make_criterion, rnnt_loss
+from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
 
 TOKENS = ["<blank>", "<unk>", "a", "b", "c", "<sos/eos>"]
 FEATURES = 20

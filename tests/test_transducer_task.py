@@ -31,10 +31,10 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.forms import form_of
 from espnet_omnisparse.losses.distillation import collapse, lattice_loss
+from espnet_omnisparse.losses.rnnt import TorchaudioRNNTLoss
 from espnet_omnisparse.search import dev_set as evaluation
 from espnet_omnisparse.tasks import OmniASRTransducerTask
 from espnet_omnisparse.train import update
-from espnet_omnisparse.train.transducer_asr_model import TorchaudioRNNTLoss
 from espnet_omnisparse.train.transducer_model import (
     OmniTransducerModel,
     TransducerModel,

@@ -9,8 +9,8 @@ from typing import BinaryIO
 
 import soundfile
 
+from espnet_omnisparse.console import bar
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.recipe.progress import bar
 
 _CHECKING_THREADS = 8
 

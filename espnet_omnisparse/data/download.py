@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_omnisparse.console import bar, say
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.recipe.progress import bar, say
 
 OPENSLR = "https://www.openslr.org/resources/12"
 _CHUNK = 1 << 20

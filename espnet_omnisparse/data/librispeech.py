@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_omnisparse.console import say
 from espnet_omnisparse.data.audio_files import check_audio, over_files
 from espnet_omnisparse.data.download import ARCHIVES, OPENSLR, Archive, download_part
 from espnet_omnisparse.data.kaldi import name_list, write_tables
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.recipe.progress import say
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus")
 

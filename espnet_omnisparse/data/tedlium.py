@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_omnisparse.console import say
 from espnet_omnisparse.data import stm
 from espnet_omnisparse.data.audio_files import check_audio, over_files
 from espnet_omnisparse.data.download import Archive, download, unpacked
 from espnet_omnisparse.data.kaldi import name_list, write_tables
 from espnet_omnisparse.data.stm import Segment
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.recipe.progress import say
 
 RELEASE = "TEDLIUM_release2"
 SPLITS = ("train", "dev", "test")

@@ -9,29 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 _STARTED = re.compile(r"(\d+)/(\d+)epoch started")
 _RESULTS = re.compile(r"\d+epoch results:.*?\[valid\].*?loss_full=([\d.e+-]+)")
-
-
-def say(text: str) -> None:
-    """Tells how far it is; stdout is for the folders written."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def bar(name: str, total: int, unit: str, done: int = 0) -> tqdm:
-    """A progress bar; where stderr is a log file it is drawn twice a minute."""
-    seconds = 0.2 if sys.stderr.isatty() else 30.0
-    return tqdm(
-        desc=name,
-        total=total,
-        initial=done,
-        unit=unit,
-        unit_scale=unit == "B",
-        mininterval=seconds,
-        maxinterval=seconds,
-    )
 
 
 def progress_of(log: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet_omnisparse.console import bar
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.cost.count import cost_table
@@ -19,7 +20,6 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.batch_norm import has_batch_norm
 from espnet_omnisparse.files import load_tensors, write_text
-from espnet_omnisparse.recipe.progress import bar
 from espnet_omnisparse.search.dev_set import DevSet
 from espnet_omnisparse.search.evaluation_cache import Evaluations, Workers
 from espnet_omnisparse.search.evolution import (

@@ -10,9 +10,9 @@ import soundfile
 import soxr
 import torch
 
+from espnet_omnisparse.console import say
 from espnet_omnisparse.data.audio_files import is_cut
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.recipe.progress import say
 
 
 def checked(samples: torch.Tensor | np.ndarray) -> torch.Tensor:

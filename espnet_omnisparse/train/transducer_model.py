@@ -14,8 +14,8 @@ from espnet2.asr_transducer.utils import get_transducer_task_io
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher, collapse, lattice_loss
+from espnet_omnisparse.losses.rnnt import Lattice, make_criterion
 from espnet_omnisparse.train.batch import Batch
-from espnet_omnisparse.train.transducer_asr_model import Lattice, make_criterion
 from espnet_omnisparse.train.update import SupernetModel
 
 BLANK = 0
