@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import espnet_omnisparse
-from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.recipe import run as recipe
 
@@ -77,6 +76,7 @@ def _models(
 ) -> dict[str, tuple[Any, dict[str, float]]]:
     """What a folder holds: name -> model and its costs."""
     from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
+    from espnet_omnisparse.core.spec_yaml import read_spec
     from espnet_omnisparse.cost.count import count_cost
     from espnet_omnisparse.extract import experiment as family
     from espnet_omnisparse.files import load_tensors
@@ -128,20 +128,15 @@ def _file_bytes(state: Mapping[str, Any]) -> int:
 
 
 def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [["", *(title for title, _ in TABLE.values())]]
+    from espnet_omnisparse.report.tables import Table
+
+    table = Table(["", *(title for title, _ in TABLE.values())])
     for name, cost in costs.items():
         # sizes extracted by an earlier version have no packed bytes
         numbers = ((cost.get(key), unit) for key, (_, unit) in TABLE.items())
         cells = ("" if n is None else f"{n / unit:.4f}" for n, unit in numbers)
-        rows.append([name, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0])]
-            + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-        )
-        for row in rows
-    )
+        table.rows.append([name, *cells])
+    return table.text()
 
 
 def search(args: argparse.Namespace) -> None:
@@ -190,7 +185,7 @@ def stream(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     """Writes RESULTS.md and the plots of a supernet's scored sizes."""
-    from espnet_omnisparse.report.family import summary, write_family
+    from espnet_omnisparse.report.family import write_family
 
     baselines = []
     for given in args.baseline:
@@ -201,7 +196,7 @@ def report(args: argparse.Namespace) -> None:
             )
         baselines.append((label, Path(folder)))
     command = shlex.join(["omnisparse", *args.argv])
-    print(summary(write_family(args.exp, command, baselines, args.rounds)))
+    print(write_family(args.exp, command, baselines, args.rounds).summary())
 
 
 def compare(args: argparse.Namespace) -> None:

@@ -530,7 +530,7 @@ def test_the_unmodified_asr_sh_makes_decodes_packs_and_uploads_each_size(tmp_pat
         *("--stage", "11", "--stop_stage", "13", "--sizes", " ".join(sizes)),
         *("--search", "--population 2 --generations 1 --utterances 4"),
     )
-    assert "|60pct_uniform|" in output
+    assert "| 60pct_uniform |" in output
     for size in ("half", "s50", "60pct", "14k"):
         folder = asr1 / "exp" / f"asr_sparse_{size}"
         assert len(result_rows(folder / "RESULTS.md")) >= 2, size

@@ -23,6 +23,7 @@ from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import load_tensors, save_tensors, write_yaml
 from espnet_omnisparse.report import family as report
 from espnet_omnisparse.report import plots, results
+from espnet_omnisparse.report.timing import time_models
 
 EXP = Path("exp/asr_tiny")
 KEPT = {"small": 4, "medium": 8, FULL: 12}
@@ -38,7 +39,7 @@ SCORES = {
     FULL: "2|6|100.0|0.0|0.0|0.0|0.0|0.0",
 }
 COMMAND = "./run.sh --asr_config conf/tiny.yaml"
-TABLE_START = "|size|kept|"
+TABLE_START = "| size | kept |"
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def rows(path: Path) -> list[list[str]]:
     tables = path.read_text().split("\n\n")
     wanted = [table for table in tables if table.startswith(TABLE_START)]
     lines = [line for table in wanted for line in table.splitlines()[2:]]
-    return [line.strip("|").split("|") for line in lines]
+    return [line.strip("| ").split(" | ") for line in lines]
 
 
 def pngs(folder: Path) -> dict[str, bytes]:
@@ -134,7 +135,8 @@ def test_report_has_a_row_per_size_and_stays_the_same(make_exp, extract):
     folders = extract(make_exp())
     EXP.joinpath("images").mkdir()
     EXP.joinpath("images", "loss.png").write_bytes(b"ESPnet's own")
-    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    written = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    path = written.path
 
     assert path == EXP / "RESULTS.md"
     table = rows(path)
@@ -174,10 +176,11 @@ SPARSITY = {"small": 0.9, "medium": 0.6, FULL: 0.0}
 
 def test_a_report_on_masked_weights_tells_of_zeros(make_exp, extract):
     folders = extract(make_exp(sparsity=SPARSITY))
-    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    written = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    path = written.path
     text = path.read_text()
-    (header,) = re.findall(r"^\|size\|kept\|.*$", text, re.MULTILINE)
-    columns = header.strip("|").split("|")
+    (header,) = re.findall(r"^\| size \| kept \|.*$", text, re.MULTILINE)
+    columns = header.strip("| ").split(" | ")
     assert columns[4:6] == ["non-zero (M)", "zeros"]
     assert columns[8:10] == ["file (MB)", "packed (MB)"]
     table = [dict(zip(columns, row, strict=True)) for row in rows(path)]
@@ -203,7 +206,7 @@ def test_a_report_on_masked_weights_tells_of_zeros(make_exp, extract):
     assert sorted(images) == sorted([*report.PLOTS, report.SPARSE_PLOT])
     assert images[report.SPARSE_PLOT] != images["wer_vs_parameters.png"]
 
-    short = report.summary(path)
+    short = written.summary()
     heading, *lines = short.split("\n\n")[0].splitlines()[1:]
     assert "zeros" in heading and "packed (MB)" in heading
     assert len(lines) == 3 and table[0]["zeros"] in lines[0]
@@ -224,16 +227,15 @@ def test_a_report_on_dense_sizes_says_nothing_of_zeros(make_exp, extract):
         # the filter bank is in the model as well
         assert cost.pop("packed_bytes") > 4 * cost["parameters"]
         (folder / "cost.json").write_text(json.dumps(cost))
-    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    written = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    path = written.path
     text = path.read_text()
     assert "zeros" not in text and "packed" not in text and "{sparse}" not in text
     assert not (EXP / "images" / report.SPARSE_PLOT).exists()
-    heading, first, *_ = report.summary(path).splitlines()[1:]
+    heading, first, *_ = written.summary().splitlines()[1:]
     assert heading.split()[:2] == ["size", "kept"] and first.split()[0] == "small"
     assert "zeros" not in heading
-    assert all(
-        str(EXP / "images" / name) in report.summary(path) for name in report.PLOTS
-    )
+    assert all(str(EXP / "images" / name) in written.summary() for name in report.PLOTS)
 
 
 def test_masked_sizes_are_in_the_order_of_what_is_not_zero(tmp_path):
@@ -308,14 +310,14 @@ def test_timing_is_reused_until_a_model_changes(make_exp, extract):
     make_exp()
     (small,) = extract(sizes=("small",))
     cache = EXP / "rtf.json"
-    first = report._time_models([small], cache, 1)
-    assert report._time_models([small], cache, 1) == first
+    first = time_models([small], cache, 1)
+    assert time_models([small], cache, 1) == first
     (full,) = extract(sizes=("full",))
-    second = report._time_models([small, full], cache, 1)
+    second = time_models([small, full], cache, 1)
     assert list(second.rtf) == [str(small), str(full)]
     assert second.rtf[str(small)] != first.rtf[str(small)]
     cache.write_text("{")
-    assert report._time_models([small, full], cache, 1).rtf != second.rtf
+    assert time_models([small, full], cache, 1).rtf != second.rtf
 
 
 def test_stock_forms_and_unscored_sizes(make_exp, extract):
@@ -323,7 +325,8 @@ def test_stock_forms_and_unscored_sizes(make_exp, extract):
     extract(sizes=("small", "full"), sets=("clean", "other"))
     extract(sizes=("small",), stock=True)
     cli.main(["extract", str(EXP), "--sizes", "medium"])
-    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    written = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    path = written.path
     assert [(row[0], row[10], row[-1]) for row in rows(path)] == [
         ("small", "clean", "with espnet_omnisparse"),
         ("small", "other", "with espnet_omnisparse"),
@@ -348,7 +351,8 @@ def test_baselines_are_series_of_their_own(make_exp, extract):
     (cut,) = extract(other, ("small",), option=["--subnets", f"{EXP}/subnets"])
     (alone,) = extract(other, sizes=("full",))
     write_yaml(EXP / "baselines.yaml", {"cut out": {"small": str(cut)}})
-    path = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    written = report.write_family(EXP, COMMAND, rtf_rounds=1)
+    path = written.path
     text = path.read_text()
     assert "## Baseline: cut out" in text and f"# training {other}\n" in text
     assert f"--sizes small --calibration 400 --subnets {EXP}/subnets\n" in text

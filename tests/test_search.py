@@ -325,7 +325,7 @@ def test_the_command_writes_sizes_that_meet_their_budgets(experiment, capsys):
     table = capsys.readouterr().out
     names = ["60pct", "60pct_uniform", "11k", "11k_uniform"]
     for name in names:
-        assert f"|{name}|" in table
+        assert f"| {name} |" in table
     assert table.strip() in files["search/table.md"].decode()
     assert "omnisparse search" in files["search/table.md"].decode()
     assert files["search/front.png"].startswith(b"\x89PNG")
@@ -483,7 +483,7 @@ def test_two_processes_find_what_one_finds(experiment, tmp_path):
         if name.startswith("subnets/") or name.endswith(("front.json", "jsonl")):
             assert files[name] == (two / name).read_bytes(), name
     # the first process alone tells and writes
-    assert ["|60pct|" in out.read_text() for out in outs] == [True, False]
+    assert ["| 60pct |" in out.read_text() for out in outs] == [True, False]
 
 
 def test_several_jobs_are_launched_and_a_stop_is_told(experiment, capsys, monkeypatch):
@@ -515,7 +515,7 @@ def test_the_launched_command_works(experiment):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("|60pct|") == 2  # once in each of its two tables
+    assert done.stdout.count("| 60pct |") == 2  # once in each of its two tables
 
 
 @pytest.mark.parametrize(

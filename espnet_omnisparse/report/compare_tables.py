@@ -10,10 +10,16 @@ from matplotlib.ticker import LogLocator
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import write_text
-from espnet_omnisparse.report.compare import Comparison, read_lines
+from espnet_omnisparse.report.comparison import Comparison, read_lines
 from espnet_omnisparse.report.plots import COLOURS, MARKERS
+from espnet_omnisparse.report.tables import Table
 
 Line = Mapping[str, Any]
+COLUMNS = (
+    *("training", "size", "parameters (M)", "non-zero (M)", "MACs 10 s (G)"),
+    *("file (MB)", "updates", "training (min)", "WER per seed", "mean WER", "spread"),
+    *("mean CER", "difference to individual"),
+)
 
 
 def write_table(comparison: Comparison, source: Path) -> Path:
@@ -47,18 +53,14 @@ def _table(comparison: Comparison, source: Path) -> Iterator[str]:
     if comparison.figure and lines:
         yield f"![WER against non-zero parameters]({comparison.figure})"
         yield ""
-    yield (
-        "| training | size | parameters (M) | non-zero (M) | MACs 10 s (G) | file (MB) "
-        "| updates | training (min) | WER per seed | mean WER | spread | mean CER "
-        "| difference to individual |"
-    )
-    yield "|---" * 13 + "|"
+    table = Table(COLUMNS)
     for name, variant in comparison.variants.items():
         for size in variant.sizes:
             group = [x for x in lines if (x["variant"], x["size"]) == (name, size)]
             group.sort(key=lambda line: line["seed"])
             if group:
-                yield _row(comparison, lines, name, size, group)
+                table.rows.append(_row(comparison, lines, name, size, group))
+    yield from table.markdown()
     seeds = ", ".join(str(seed) for seed in sorted({line["seed"] for line in lines}))
     yield ""
     yield (
@@ -85,7 +87,7 @@ def _row(
     name: str,
     size: str,
     group: Sequence[Line],
-) -> str:
+) -> list[str]:
     errors = [line["err"] for line in group]
     mean = statistics.mean(errors)
     difference = ""
@@ -98,7 +100,7 @@ def _row(
     times = [line["train_seconds"] for line in group if line["train_seconds"]]
     # null, or not there in lines of earlier versions
     characters = [x["cer"] for x in group if x.get("cer") is not None]
-    cells = [
+    return [
         comparison.variants[name].title or name,
         size,
         f"{group[0]['parameters'] / 1e6:.3f}",
@@ -113,7 +115,6 @@ def _row(
         f"{statistics.mean(characters):.1f}" if characters else "",
         difference,
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def _titles(comparison: Comparison) -> dict[str, list[str]]:
@@ -138,8 +139,7 @@ def _cell(names: Sequence[str], wanted: Sequence[str], lines: Sequence[Line]) ->
 def _by_title(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
     """A row per title, a column per heading: mean WER, and each seed's."""
     columns = comparison.columns
-    yield "| | " + " | ".join(columns) + " | trainings | training in total (min) |"
-    yield "|---" * (len(columns) + 3) + "|"
+    table = Table(["", *columns, "trainings", "training in total (min)"])
     titles = _titles(comparison)
     theirs = {
         heading: _cell(titles.get(comparison.against, ()), wanted, lines)
@@ -166,7 +166,8 @@ def _by_title(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
         times = [_minutes(lines, name) for name in trained]
         known = all(time is not None for time in times) and times
         cells += [str(len(trained)), f"{sum(times):.1f}" if known else ""]
-        yield f"| {title} | " + " | ".join(cells) + " |"
+        table.rows.append([title, *cells])
+    yield from table.markdown()
     yield ""
     relative = f", and relative to {comparison.against}" if comparison.against else ""
     yield f"Mean WER of the seeds, each seed's in brackets{relative}, seeds in pairs."

@@ -4,31 +4,24 @@ Everything comes from what lies on disk; only the real-time factors are measured
 of all models in turn in one process, and kept in `rtf.json` until a model changes.
 """
 
-import hashlib
-import json
-import platform
-import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from espnet_omnisparse.core.spec_yaml import read_spec
-from espnet_omnisparse.cost.count import measure_rtf, paired_ratio
+from espnet_omnisparse.cost.count import paired_ratio
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import (
-    MODEL,
     SPEC,
-    load_size,
     read_config,
 )
 from espnet_omnisparse.extract.forms import FORMS
-from espnet_omnisparse.files import atomic_path, read_yaml, write_text
+from espnet_omnisparse.files import atomic_path, write_text
 from espnet_omnisparse.report.plots import selection_figure, wer_figure
+from espnet_omnisparse.report.provenance import commands
 from espnet_omnisparse.report.results import (
     BASELINES,
     INDIVIDUAL,
@@ -40,7 +33,9 @@ from espnet_omnisparse.report.results import (
     read_size,
     with_rtf,
 )
-from espnet_omnisparse.train.journal import SUBNETS, read_log, read_specs
+from espnet_omnisparse.report.tables import Table
+from espnet_omnisparse.report.timing import Timing, time_models
+from espnet_omnisparse.train.journal import read_log
 
 DEFINITIONS = """\
 - **kept**: branches (FFN, MHSA, Conv, FFN of every block), or, of a supernet of
@@ -94,20 +89,27 @@ SPARSE_PLOT = "wer_vs_nonzero.png"
 
 
 @dataclass(frozen=True)
-class Timing:
-    """One run that measured all models in turn.
+class Report:
+    """A written report.
 
     Attributes:
-        models: Folder -> checksum of its model file.
-        rounds: Timed rounds.
-        environment: What it ran on.
-        rtf: Folder -> real-time factor of each round.
+        path: Its RESULTS.md.
+        tables: Heading -> the table under it, of the tables of sizes.
+        plots: Their files.
     """
 
-    models: Mapping[str, str]
-    rounds: int
-    environment: Mapping[str, str]
-    rtf: Mapping[str, list[float]]
+    path: Path
+    tables: Mapping[str, Table]
+    plots: Sequence[Path]
+
+    def summary(self) -> str:
+        """The tables, narrow enough for a terminal, and where everything is."""
+        found = [
+            f"{heading}\n{table.text(SUMMARY_COLUMNS)}"
+            for heading, table in self.tables.items()
+        ]
+        places = ["Report and plots:", str(self.path), *map(str, self.plots)]
+        return "\n\n".join([*found, "\n".join(places)])
 
 
 def write_family(
@@ -115,7 +117,7 @@ def write_family(
     command: str,
     baselines: Sequence[tuple[str, Path]] = (),
     rtf_rounds: int = 15,
-) -> Path:
+) -> Report:
     """Writes the report on a supernet and its extracted, scored sizes.
 
     Args:
@@ -125,9 +127,6 @@ def write_family(
             as `series, size`; empty: those that `asr_exp/baselines.yaml` names, if it
             is there.
         rtf_rounds: Rounds of the timing.
-
-    Returns:
-        The written RESULTS.md.
 
     Raises:
         UserError: If there is no scored size, or a file is missing or garbled.
@@ -141,7 +140,7 @@ def write_family(
             "(stages 12 and 13)."
         )
     folders = [size.folder for series in family + others for size in series.sizes]
-    timing = _time_models(folders, asr_exp / "rtf.json", rtf_rounds)
+    timing = time_models(folders, asr_exp / "rtf.json", rtf_rounds)
     medians = {name: statistics.median(row) for name, row in timing.rtf.items()}
     family = tuple(with_rtf(series, medians) for series in family)
     others = tuple(with_rtf(series, medians) for series in others)
@@ -149,7 +148,7 @@ def write_family(
     # in stock form a size recognises the same words: one curve tells of both
     curves = (family[0], *others)
     specs = [read_spec(size.folder / SPEC) for size in family[0].sizes]
-    names = _Names(curves)
+    names = _Names([*family, *others])
     figures = {
         PLOTS[0]: wer_figure(curves, names, "parameters (M)", _millions),
         PLOTS[1]: wer_figure(curves, names, "real-time factor", _rtf),
@@ -160,33 +159,11 @@ def write_family(
         figures[SPARSE_PLOT] = wer_figure(curves, names, label, _nonzero_millions)
     for name, figure in figures.items():
         _save(figure, asr_exp / "images" / name)
+    tables = _size_tables(family, others, names, timing)
+    lines = _markdown(asr_exp, command, family, others, timing, tables)
     path = asr_exp / "RESULTS.md"
-    write_text(path, "\n".join(_markdown(asr_exp, command, family, others, timing)))
-    return path
-
-
-def summary(path: Path) -> str:
-    """The tables of sizes of a written report, narrow enough for a terminal.
-
-    Args:
-        path: The RESULTS.md that `write_family` wrote.
-    """
-    lines, columns, text = [], [], path.read_text()
-    for line in text.splitlines():
-        cells = line.strip("|").split("|")
-        if line.startswith("## "):
-            lines.append(f"\n{line.removeprefix('## ')}")
-        elif tuple(cells[:2]) == SIZE_COLUMNS[:2]:
-            columns = cells
-        if columns and len(cells) == len(columns) and "---" not in cells:
-            row = dict(zip(columns, cells, strict=True))
-            chosen = (row[name] for name in SUMMARY_COLUMNS if name in row)
-            lines.append("  ".join(f"{cell:>12}" for cell in chosen))
-    sections = "\n".join(lines).split("\n\n")
-    tables = [section.strip() for section in sections if "  " in section]
-    names = re.findall(r"\]\(images/(.+)\)", text)
-    plots = [str(path.parent / "images" / name) for name in names]
-    return "\n\n".join([*tables, "\n".join(["Report and plots:", str(path), *plots])])
+    write_text(path, "\n".join(lines))
+    return Report(path, tables, [asr_exp / "images" / name for name in figures])
 
 
 def _given(baselines: Sequence[tuple[str, Path]]) -> tuple[Series, ...]:
@@ -198,50 +175,13 @@ def _given(baselines: Sequence[tuple[str, Path]]) -> tuple[Series, ...]:
     return tuple(Series.of(name, sizes) for name, sizes in series.items())
 
 
-def _time_models(folders: Sequence[Path], cache: Path, rounds: int) -> Timing:
-    """The timing of exactly these models: the one kept, or a new one."""
-    models = {str(folder): _checksum(folder / MODEL) for folder in folders}
-    kept = _read_timing(cache)
-    if kept and (kept.models, kept.rounds) == (models, rounds):
-        return kept
-    rtf = measure_rtf({name: load_size(Path(name)) for name in models}, rounds=rounds)
-    timing = Timing(models, rounds, _environment(), rtf)
-    write_text(cache, json.dumps(vars(timing), indent=1) + "\n")
-    return timing
-
-
-def _read_timing(cache: Path) -> Timing | None:
-    try:
-        return Timing(**json.loads(cache.read_text()))
-    except (OSError, ValueError, TypeError):
-        return None  # absent or useless: measured anew
-
-
-def _checksum(model: Path) -> str:
-    if not model.is_file():
-        raise UserError(f"{model} does not exist: extract this size again (stage 12).")
-    with model.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _environment() -> dict[str, str]:
-    versions = {name: version(name) for name in ("torch", "espnet")}
-    return {"python": platform.python_version(), **versions, "CPU": _cpu_name()}
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def _markdown(
     asr_exp: Path,
     command: str,
     family: Sequence[Series],
     baselines: Sequence[Series],
     timing: Timing,
+    tables: Mapping[str, Table],
 ) -> Iterator[str]:
     names = _Names([*family, *baselines])
     sparse = any(series.sparse for series in [*family, *baselines])
@@ -253,15 +193,15 @@ def _markdown(
     )
     stated = ", ".join(f"{name} {value}" for name, value in timing.environment.items())
     yield f"Measured with {stated}, 1 thread.\n"
-    for series in family:
-        yield f"## Sizes: {series.name}\n"
-        yield from _size_table(series, names, timing, sparse)
-    yield from _loading_notes(asr_exp, family)
-    for series in baselines:
-        yield f"## Baseline: {series.name}\n"
-        yield from _size_table(series, names, timing, sparse)
+    for number, (heading, table) in enumerate(tables.items()):
+        if number == len(family):
+            yield from _loading_notes(asr_exp, family)
+        yield f"## {heading}\n"
+        yield from (*table.markdown(), "")
+    if not baselines:
+        yield from _loading_notes(asr_exp, family)
     yield "## Characters\n"
-    yield from _character_table([*family, *baselines], names)
+    yield from (*_character_table([*family, *baselines], names).markdown(), "")
     yield "## Plots\n"
     for name in (*PLOTS, SPARSE_PLOT) if sparse else PLOTS:
         yield f"![{name.removesuffix('.png').replace('_', ' ')}](images/{name})"
@@ -270,7 +210,7 @@ def _markdown(
     yield DEFINITIONS.format(rounds=timing.rounds, sparse=more)
     yield "## Commands\n"
     yield "```sh"
-    yield from _commands(asr_exp, command, [*family, *baselines])
+    yield from commands(asr_exp, command, [*family, *baselines])
     yield "```\n"
 
 
@@ -285,23 +225,35 @@ class _Names:
         return dataset.split("/", 1)[1] if len(self.tags) == 1 else dataset
 
 
-def _size_table(
-    series: Series, names: _Names, timing: Timing, sparse: bool
-) -> Iterator[str]:
+def _size_tables(
+    family: Sequence[Series],
+    baselines: Sequence[Series],
+    names: _Names,
+    timing: Timing,
+) -> dict[str, Table]:
+    """Heading -> table of sizes, the family's and then the baselines'."""
+    everything = [*family, *baselines]
+    sparse = any(series.sparse for series in everything)
+    kinds = ["Sizes"] * len(family) + ["Baseline"] * len(baselines)
+    return {
+        f"{kind}: {series.name}": _size_table(series, names, timing, sparse)
+        for kind, series in zip(kinds, everything, strict=True)
+    }
+
+
+def _size_table(series: Series, names: _Names, timing: Timing, sparse: bool) -> Table:
     columns = []
     for name in SIZE_COLUMNS:
         more = SPARSE_COLUMNS.get(name) if sparse else None
         columns += [name, more] if more else [name]
-    table = [*columns, *SCORE_COLUMNS, "loads in stock ESPnet"]
-    yield _row(table)
-    yield _row(["---"] * len(table))
+    table = Table([*columns, *SCORE_COLUMNS, "loads in stock ESPnet"])
     larger = [*series.sizes[1:], None]
     for size, next_larger in zip(series.sizes, larger, strict=True):
         cells = _cost_cells(size, next_larger, timing)
         costs = [cells[name] for name in columns]
         for score in _score_rows(size.wer, names):
-            yield _row([*costs, *score, FORMS.get(size.form, size.form)])
-    yield ""
+            table.rows.append([*costs, *score, FORMS.get(size.form, size.form)])
+    return table
 
 
 def _cost_cells(
@@ -337,18 +289,13 @@ def _score_rows(scores: Mapping[str, Score], names: _Names) -> list[list[str]]:
     return rows or [["not scored", *[NONE] * (len(SCORE_COLUMNS) - 1)]]
 
 
-def _character_table(series: Sequence[Series], names: _Names) -> Iterator[str]:
-    yield _row(["series", "size", *SCORE_COLUMNS])
-    yield _row(["---"] * (len(SCORE_COLUMNS) + 2))
+def _character_table(series: Sequence[Series], names: _Names) -> Table:
+    table = Table(["series", "size", *SCORE_COLUMNS])
     for one in series:
         for size in one.sizes:
             for score in _score_rows(size.cer, names):
-                yield _row([one.name, size.label, *score])
-    yield ""
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "|" + "|".join(cells) + "|"
+                table.rows.append([one.name, size.label, *score])
+    return table
 
 
 def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:
@@ -378,47 +325,6 @@ def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:
             "the dropped branches zero: it costs as much as the full net."
         )
     yield ""
-
-
-def _commands(asr_exp: Path, command: str, series: Sequence[Series]) -> Iterator[str]:
-    yield f"# this report\n{command}"
-    trained = set()
-    for one in series:
-        for size in one.sizes:
-            origin = read_yaml(size.folder / "origin.yaml")
-            source = Path(origin["supernet"])
-            if source not in trained:
-                yield from _asr_sh_command(f"training {source}", source / "run.sh")
-                trained.add(source)
-            yield f"# {one.name}, {size.label}: extraction"
-            yield _extraction_command(size, origin, asr_exp)
-            for tag in sorted({name.split("/")[0] for name in size.wer}):
-                script = size.folder / tag / "run.sh"
-                yield from _asr_sh_command("decoding and scoring", script)
-
-
-def _extraction_command(
-    size: SizeResult, origin: Mapping[str, Any], asr_exp: Path
-) -> str:
-    source = Path(origin["supernet"])
-    command = (
-        f"omnisparse extract {source} --checkpoint {origin['checkpoint']} "
-        f"--sizes {size.size} --calibration {origin['calibration']}"
-    )
-    if size.folder.name.endswith("_stock"):
-        command += " --stock"
-    spec = read_spec(size.folder / SPEC)
-    if read_specs(source / SUBNETS).get(size.size) == spec:
-        return command
-    if read_specs(asr_exp / SUBNETS).get(size.size) == spec:
-        return f"{command} --subnets {asr_exp / SUBNETS}"
-    return f"{command}  # with the spec in {size.folder / SPEC}"
-
-
-def _asr_sh_command(title: str, script: Path) -> Iterator[str]:
-    if script.is_file():  # asr.sh leaves its command line there
-        command = script.read_text(encoding="utf-8").strip()
-        yield f"# {title}\n{command.removesuffix('"$@"; exit $?').strip()}"
 
 
 def _millions(size: SizeResult) -> float:

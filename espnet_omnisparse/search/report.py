@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from espnet_omnisparse.files import atomic_path, write_text
 from espnet_omnisparse.report.plots import COLOURS
+from espnet_omnisparse.report.tables import Table
 from espnet_omnisparse.search.evolution import Candidate, Found, pareto_front
 from espnet_omnisparse.search.run import FOLDER, UNIFORM, Problem
 from espnet_omnisparse.search.spec_costs import KINDS
@@ -81,18 +82,18 @@ def _table(problem: Problem, found: Found, title: str) -> Iterator[str]:
     layers = list(
         dict.fromkeys(n.split(".", 1)[1] for n in problem.model.encoder.space.weights)
     )
-    yield from _header(["size", "kept", "zeros (%)", *costs, title])
-    second = list(_header(["size", *layers]))
+    table = Table(["size", "kept", "zeros (%)", *costs, title])
+    second = Table(["size", *layers])
     for name, one in _sizes(problem, found).items():
         kept, of, _ = problem.spec(one, name).counts
         zeros = 100.0 * (1.0 - problem.cost("sparsity", one))
         numbers = [f"{problem.cost(k, one) / KINDS[k][1]:.3f}" for k in kinds]
         cells = [name, f"{kept} of {of}", f"{zeros:.1f}", *numbers]
-        yield _row([*cells, f"{found.fitness[one]:.3f}"])
-        means = (_mean(problem, one, layer) for layer in layers)
-        second.append(_row([name, *means]))
+        table.rows.append([*cells, f"{found.fitness[one]:.3f}"])
+        second.rows.append([name, *(_mean(problem, one, layer) for layer in layers)])
+    yield from table.markdown()
     yield "\nMean sparsity of the layers of a kind, in the branches kept:\n"
-    yield from second
+    yield from second.markdown()
 
 
 def _mean(problem: Problem, one: Candidate, layer: str) -> str:
@@ -104,15 +105,6 @@ def _mean(problem: Problem, one: Candidate, layer: str) -> str:
         if there and name.split(".", 1)[1] == layer
     ]
     return f"{sum(shares) / len(shares):.2f}" if shares else "–"
-
-
-def _header(cells: Sequence[str]) -> Iterator[str]:
-    yield _row(cells)
-    yield _row(["---"] * len(cells))
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "|" + "|".join(cells) + "|"
 
 
 def _figure(problem: Problem, found: Found, title: str) -> Figure:
