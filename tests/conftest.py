@@ -109,7 +109,7 @@ def build():
                 norm.num_batches_tracked.fill_(1000)
         if config["model"] == "omni":
             model.supernet.set_run_length(run_length)
-            model.supernet.updates.fill_(update)
+            model.supernet.update = update
         return model
 
     return make

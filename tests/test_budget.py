@@ -18,7 +18,8 @@ from espnet_omnisparse.cost.size import (
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.selection import build_selection
-from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.supernet.config import SupernetConfig
+from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.journal import settled_specs
 
 FEATURES = 20
@@ -127,7 +128,7 @@ def test_what_is_no_size_gets_its_sentence(wanted, sentence):
         if isinstance(share, int | float) and share > 0.9:
             sentence = "small has a sparsity of .*, but training goes up to .* 0.9"
     with pytest.raises(UserError, match=sentence):
-        Supernet(SupernetConfig.from_mapping(config), SearchSpace(3))
+        Supernet(SupernetConfig.read(config), SearchSpace(3))
 
 
 def test_a_size_is_a_limit_on_its_cost():
@@ -151,10 +152,10 @@ def test_a_size_with_a_sparsity_is_a_limit_and_a_share():
     tables = {kind: random_table(space, kind=kind) for kind in KINDS}
     tables["units"] = CostTable.counting(space)
     whole = parse_size("small", {"sparsity": 0.7}, "units", tables)
-    assert (whole.limit, whole.sparsity, whole.whole) == (12, 0.7, True)
+    assert (whole.limit, whole.sparsity, whole.keeps_all_units) == (12, 0.7, True)
     whole.check()
     both = parse_size("small", {"units": 4, "sparsity": 0.9}, "units", tables)
-    assert (both.limit, both.sparsity, both.whole) == (4, 0.9, False)
+    assert (both.limit, both.sparsity, both.keeps_all_units) == (4, 0.9, False)
     budget = parse_size("small", {"params": 200, "sparsity": 0.5}, "units", tables)
     assert (budget.table.kind, budget.limit, budget.sparsity) == ("params", 200, 0.5)
     dense = parse_size("small", {"units": 4}, "params", tables)
@@ -302,9 +303,7 @@ def test_a_supernet_refuses_a_budget_that_it_cannot_meet():
     table = random_table(SearchSpace(3))
     config = {"method": "uniform", "sizes": {"small": {"params": "1M"}}}
     with pytest.raises(UserError, match="small asks for 1,000,000 parameters"):
-        Supernet(
-            SupernetConfig.from_mapping(config), SearchSpace(3), lambda kind: table
-        )
+        Supernet(SupernetConfig.read(config), SearchSpace(3), lambda kind: table)
 
 
 # tables of real models
@@ -484,7 +483,7 @@ def test_a_table_survives_a_cast_of_the_model_exactly(dtype):
 
 def test_a_resumed_training_goes_on_with_the_latencies_it_began_with():
     space = SearchSpace(3)
-    config = SupernetConfig.from_mapping(
+    config = SupernetConfig.read(
         {
             "method": "random",
             "sizes": {"small": 0.4, "medium": {"latency_ms": 350}},

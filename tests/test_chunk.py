@@ -20,7 +20,8 @@ from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.forms import form_of
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
 from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
-from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.supernet.config import SupernetConfig
+from espnet_omnisparse.supernet.supernet import Supernet
 
 FEATURES = 20
 CONF = {
@@ -94,9 +95,9 @@ def supernet(updates=0, encoder=None, pattern=None, **conf):
         **conf,
     }
     space = SearchSpace(3, pattern=pattern)
-    net = Supernet(SupernetConfig.from_mapping(conf), space, chunk=encoder)
+    net = Supernet(SupernetConfig.read(conf), space, chunk=encoder)
     net.set_run_length(100)
-    net.updates.fill_(updates)
+    net.update = updates
     return net
 
 
@@ -109,7 +110,7 @@ def sparse(updates=60, **conf):
         "step1": 0,
         "sparsity": {
             "final": 0.9,
-            "nets": ["dense", "sparsest", "random", "around"],
+            "sandwich": ["dense", "sparsest", "random", "nearby"],
         },
         **conf,
     }
@@ -125,13 +126,13 @@ CHUNKS = ["full", LONG, SHORT]
 
 def test_on_the_layer_axis_the_largest_net_sees_the_first_and_sizes_the_last():
     net = supernet(chunks=CHUNKS)
-    assert seen(net.training_draws()) == {FULL: None}
-    net.updates.fill_(30)
-    assert seen(net.training_draws()) == {FULL: None, "current": Chunk(4, 8)}
+    assert seen(net.sample_subnets()) == {FULL: None}
+    net.update = 30
+    assert seen(net.sample_subnets()) == {FULL: None, "current": Chunk(4, 8)}
     found = set()
     for update in range(60, 80):
-        net.updates.fill_(update)
-        draws = seen(net.training_draws())
+        net.update = update
+        draws = seen(net.sample_subnets())
         assert draws.pop(FULL) is None
         assert set(draws.values()) == {Chunk(4, 8)}
         found |= set(draws)
@@ -143,12 +144,12 @@ def test_a_warm_start_trains_the_full_net_on_each_chunk_in_turn():
         net = make(chunks=CHUNKS, warm_start=10)
         heard = []
         for update in range(6):
-            net.updates.fill_(update)
-            (draw,) = net.training_draws()
-            assert draw.main and draw.gates == (1.0,) * 12
+            net.update = update
+            (draw,) = net.sample_subnets()
+            assert draw.is_largest and draw.gates == (1.0,) * 12
             heard.append(draw.chunk)
         assert heard == 2 * list(net.chunks)
-        (draw,) = net.validation_draws()
+        (draw,) = net.validation_subnets()
         assert draw.chunk is None  # what is validated is always the same
 
 
@@ -156,10 +157,10 @@ def test_on_the_weight_axis_the_nets_between_see_any_chunk():
     net = sparse(chunks=CHUNKS)
     options = [None, Chunk(8, 16), Chunk(4, 8)]
     assert net.chunks == tuple(options)
-    found = {"random": Counter(), "around": Counter()}
+    found = {"random": Counter(), "nearby": Counter()}
     for update in range(60, 100):
-        net.updates.fill_(update)
-        draws = seen(net.training_draws())
+        net.update = update
+        draws = seen(net.sample_subnets())
         assert draws[FULL] is None and draws["sparsest"] == Chunk(4, 8)
         for name, counts in found.items():
             counts[draws[name]] += 1
@@ -171,12 +172,12 @@ def test_the_same_update_draws_the_same_chunks():
     one, other = sparse(chunks=CHUNKS), sparse(chunks=CHUNKS)
     several = set()
     for update in range(60, 70):
-        other.training_draws()  # what was drawn before does not matter
+        other.sample_subnets()  # what was drawn before does not matter
         for net in (one, other):
-            net.updates.fill_(update)
-        draws = one.training_draws()
+            net.update = update
+        draws = one.sample_subnets()
         assert [(d.chunk, d.sparsity) for d in draws] == [
-            (d.chunk, d.sparsity) for d in other.training_draws()
+            (d.chunk, d.sparsity) for d in other.sample_subnets()
         ]
         several.add(tuple(draw.chunk for draw in draws))
     assert len(several) > 3
@@ -184,17 +185,17 @@ def test_the_same_update_draws_the_same_chunks():
 
 def test_a_single_chunk_is_everyones():
     for net in (sparse(chunks=[SHORT]), supernet(60, chunks=[SHORT])):
-        draws = net.training_draws() + net.validation_draws()
+        draws = net.sample_subnets() + net.validation_subnets()
         assert {draw.chunk for draw in draws} == {Chunk(4, 8)}
 
 
 def test_without_chunks_all_see_what_the_encoder_does():
     for encoder in (None, Chunk(5, 7)):
         for net in (supernet(60, encoder), supernet(30, encoder)):
-            assert {draw.chunk for draw in net.training_draws()} == {encoder}
-            assert {draw.chunk for draw in net.validation_draws()} == {encoder}
+            assert {draw.chunk for draw in net.sample_subnets()} == {encoder}
+            assert {draw.chunk for draw in net.validation_subnets()} == {encoder}
     net = supernet(60, Chunk(5, 7), chunks=["full", SHORT])
-    assert Chunk(5, 7) not in seen(net.training_draws()).values()
+    assert Chunk(5, 7) not in seen(net.sample_subnets()).values()
 
 
 def test_a_size_may_name_its_own_chunk():
@@ -205,11 +206,11 @@ def test_a_size_may_name_its_own_chunk():
     }
     net = supernet(60, sizes=sizes, chunks=CHUNKS)
     expected = {"small": Chunk(6, 12), "medium": None, "large": Chunk(4, 8)}
-    assert seen(net.validation_draws()) == {FULL: None, **expected}
+    assert seen(net.validation_subnets()) == {FULL: None, **expected}
     trained = {}
     for update in range(60, 80):
-        net.updates.fill_(update)
-        trained |= seen(net.training_draws())
+        net.update = update
+        trained |= seen(net.sample_subnets())
     assert trained == {FULL: None, **expected}
     with pytest.raises(UserError, match="supernet.sizes.small.chunk must be full, or"):
         supernet(sizes={"small": {"units": 4, "chunk": 16}})
@@ -218,9 +219,11 @@ def test_a_size_may_name_its_own_chunk():
 def test_a_size_told_by_its_chunk_alone_is_the_whole_net():
     sizes = {"small": 4, "stream": {"chunk": OWN}}
     net = supernet(60, sizes=sizes, chunks=["full", SHORT])
-    assert net.sizes["stream"].whole and not net.sizes["small"].whole
+    assert (
+        net.sizes["stream"].keeps_all_units and not net.sizes["small"].keeps_all_units
+    )
     assert all(net.size_masks()["stream"]) and sum(net.size_masks()["small"]) == 4
-    draws = {draw.size: draw for draw in net.validation_draws()}
+    draws = {draw.size: draw for draw in net.validation_subnets()}
     assert draws["stream"].chunk == Chunk(6, 12)
     assert draws["stream"].gates == (1.0,) * 12
     # the selection is about units, of which it drops none
@@ -232,8 +235,8 @@ def test_a_whole_size_is_trained_under_its_chunk_on_the_layer_axis():
     net = supernet(60, sizes=sizes, chunks=["full", SHORT])
     heard = Counter()
     for update in range(60, 80):
-        net.updates.fill_(update)
-        heard.update((draw.size, draw.chunk) for draw in net.training_draws())
+        net.update = update
+        heard.update((draw.size, draw.chunk) for draw in net.sample_subnets())
     assert heard == {
         (FULL, None): 20,
         ("small", Chunk(4, 8)): 20,
@@ -246,11 +249,11 @@ def test_one_net_can_be_trained_for_both_uses_without_smaller_sizes():
     net = supernet(
         10, method="none", sizes=sizes, chunks=["full", OWN], warm_start=10, step1=0
     )
-    trained = seen(net.training_draws())
+    trained = seen(net.sample_subnets())
     assert trained == {FULL: None, "stream": Chunk(6, 12)}
-    assert net.nets == 2 and seen(net.validation_draws()) == trained
-    net.updates.fill_(9)
-    assert seen(net.training_draws()) == {FULL: Chunk(6, 12)}  # still the warm start
+    assert net.subnets_per_update == 2 and seen(net.validation_subnets()) == trained
+    net.update = 9
+    assert seen(net.sample_subnets()) == {FULL: Chunk(6, 12)}  # still the warm start
 
 
 def test_methods_that_train_the_full_net_alone_refuse_a_whole_size():
@@ -261,11 +264,11 @@ def test_methods_that_train_the_full_net_alone_refuse_a_whole_size():
 
 def test_in_validation_the_full_net_sees_the_first_and_sizes_their_own():
     net = supernet(30, chunks=CHUNKS)
-    assert seen(net.validation_draws()) == {FULL: None, "current": Chunk(4, 8)}
+    assert seen(net.validation_subnets()) == {FULL: None, "current": Chunk(4, 8)}
     sizes = {"s5": {"sparsity": 0.5}, "s9": {"sparsity": 0.9, "chunk": LONG}}
     net = sparse(95, sizes=sizes, chunks=CHUNKS)
     expected = {FULL: None, "s5": Chunk(4, 8), "s9": Chunk(8, 16)}
-    assert seen(net.validation_draws()) == expected
+    assert seen(net.validation_subnets()) == expected
 
 
 def test_chunks_that_are_no_list_are_refused():
@@ -282,7 +285,7 @@ def test_each_net_has_its_loss_under_its_own_mask(tiny_config, build, batch, tra
     config = tiny_config(encoder={"causal": True}, supernet={"chunks": chunks})
     model = build(config, update=70).train(training)
     plan = model.supernet
-    draws = plan.training_draws() if training else plan.validation_draws()
+    draws = plan.sample_subnets() if training else plan.validation_subnets()
     assert {draw.chunk for draw in draws} == {None, Chunk(2, 1)}
     _, stats, _ = model(**batch)
     part = model.make_batch(**batch)
@@ -290,7 +293,9 @@ def test_each_net_has_its_loss_under_its_own_mask(tiny_config, build, batch, tra
     for draw in draws:
         losses = {}
         for chunk in (None, Chunk(2, 1)):
-            encoded, lengths = model.encoder.blocks(frames.within(chunk), draw.gates)
+            encoded, lengths = model.encoder.blocks(
+                frames.with_chunk_mask(chunk), draw.gates
+            )
             loss = model.ctc(encoded, lengths, part.text, part.text_lengths)
             losses[chunk] = float(loss.detach()) * len(part) / int(lengths.sum())
         found = float(stats[f"loss_{draw.size}"])
@@ -373,7 +378,7 @@ def test_an_extracted_size_sees_by_itself_what_it_saw_in_its_supernet(streaming)
     feats, lengths = torch.randn(2, 90, FEATURES), torch.tensor([90, 71])
     outputs = {}
     for name, spec in sizes.items():
-        frames = supernet.front_end(feats, lengths).within(spec.chunk)
+        frames = supernet.front_end(feats, lengths).with_chunk_mask(spec.chunk)
         expected, _ = supernet.blocks(frames, spec.gates())
         size = family.build(*family.cut(config, state, spec)).encoder
         found, out_lengths, _ = size(feats, lengths)

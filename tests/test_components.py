@@ -21,7 +21,8 @@ from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
-from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.supernet.config import SupernetConfig
+from espnet_omnisparse.supernet.supernet import Supernet
 
 # 4 heads of 6 channels, FFN chunks of 10: no two numbers alike
 WIDE = {"output_size": 24, "attention_heads": 4, "linear_units": 40}
@@ -452,14 +453,12 @@ def test_what_cannot_be_divided_is_refused(conf, sentence):
 def test_layer_dropout_drops_whole_branches_of_which_the_smallest_size_has_nothing():
     space = SearchSpace(2, "component", heads=2)
     conf = {"method": "simple_topk", "sizes": {"small": 3}, "step1": 1}
-    net = Supernet(
-        SupernetConfig.from_mapping({**conf, "layer_dropout_step2": 0.4}), space
-    )
+    net = Supernet(SupernetConfig.read({**conf, "layer_dropout_step2": 0.4}), space)
     net.set_run_length(10)
-    net.updates.fill_(1)
+    net.update = 1
     kept = [space.units.index(unit) for unit in ("0.ffn1.2", "1.mhsa.0", "1.mhsa.1")]
     net.selection.scores.data[kept] = 1.0
-    rates = net.training_draws()[0].layer_dropout
+    rates = net.sample_subnets()[0].layer_dropout
     spared = {"0.ffn1", "1.mhsa"}
     for unit, rate in zip(space.units, rates.tolist(), strict=True):
         branch = unit.rpartition(".")[0]

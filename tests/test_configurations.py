@@ -33,17 +33,17 @@ def test_every_configuration_builds_with_its_optimiser_and_scheduler(path, tmp_p
 
     # a run of whatever length holds the phases, and at its end all sizes are trained
     assert model.supernet.timeline.settled_at < RUN_LENGTH
-    model.supernet.updates.fill_(RUN_LENGTH - 1)
+    model.supernet.update = RUN_LENGTH - 1
     assert model.supernet.settled
-    sizes = {draw.size for draw in model.supernet.validation_draws()}
+    sizes = {draw.size for draw in model.supernet.validation_subnets()}
     assert set(model.supernet.sizes) <= sizes
     plan = model.supernet.config.sparsity
     masked = getattr(args, "encoder", None) == "omni_sparse_conformer"
     assert (plan is not None) == (masked or "pattern" in args.encoder_conf)
     if plan is not None:
-        drawn = model.supernet.training_draws()
-        assert len(drawn) == len(plan.nets)
-        assert drawn[0].main and model.supernet.reach == plan.final
+        drawn = model.supernet.sample_subnets()
+        assert len(drawn) == len(plan.sandwich)
+        assert drawn[0].is_largest and model.supernet.max_sparsity == plan.final
 
     comment = re.search(
         r"# T = ([\d,]+) updates per (?:(\d+) )?branch", path.read_text()

@@ -7,7 +7,7 @@ from test_model import assert_same_gradients, gradients
 from test_transducer_task import build, transducer_config
 
 from espnet_omnisparse.train import update
-from espnet_omnisparse.train.gradients import Ledger
+from espnet_omnisparse.train.gradients import GradientAccumulator
 
 
 class Toy(torch.nn.Module):
@@ -29,15 +29,15 @@ class Toy(torch.nn.Module):
 
 
 def trained(toy, x, factor, **options):
-    """The toy's gradients by a ledger."""
+    """The toy's gradients by a gradients."""
     toy = copy.deepcopy(toy)
-    ledger = Ledger(toy.parameters(), **options)
+    gradients = GradientAccumulator(toy.parameters(), **options)
     hidden = toy.front(x)
-    cut = ledger.cut(hidden)
+    cut = gradients.detach_shared(hidden)
     for loss in toy.losses(cut):
-        ledger.add(loss)
-    total = ledger.total()
-    assert ledger.has_gradients
+        gradients.add(loss)
+    total = gradients.total()
+    assert gradients.has_gradients
     (factor * total).backward()
     return total, {name: p.grad for name, p in toy.named_parameters()}
 
@@ -69,10 +69,10 @@ def test_a_front_end_without_gradients_needs_none():
 
 def test_a_tensor_that_autograd_hands_out_twice_is_not_added_to_itself():
     one, other = (torch.ones(2, requires_grad=True) for _ in range(2))
-    ledger = Ledger([one, other])
+    gradients = GradientAccumulator([one, other])
     for factor in (2.0, 3.0):
-        ledger.add((factor * (one + other)).sum())
-    total = ledger.total()
+        gradients.add((factor * (one + other)).sum())
+    total = gradients.total()
     (7.0 * total).backward(retain_graph=True)
     assert one.grad.tolist() == other.grad.tolist() == [35.0, 35.0]
     total.backward()
@@ -81,40 +81,40 @@ def test_a_tensor_that_autograd_hands_out_twice_is_not_added_to_itself():
 
 def test_a_gradient_that_is_one_number_expanded_can_be_added_to():
     weight = torch.ones(3, requires_grad=True)
-    ledger = Ledger([weight])
+    gradients = GradientAccumulator([weight])
     for _ in range(2):
-        ledger.add(weight.sum())
-    ledger.total().backward()
+        gradients.add(weight.sum())
+    gradients.total().backward()
     assert weight.grad.tolist() == [2.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize("keep_graphs", [False, True])
 def test_a_loss_without_gradient_is_counted_and_leads_nowhere(keep_graphs):
     weight = torch.ones(3, requires_grad=True)
-    ledger = Ledger([weight], keep_graphs)
-    assert not ledger.has_gradients and ledger.total() == 0.0
-    ledger.add(torch.tensor(2.0))
-    assert not ledger.has_gradients and ledger.total().item() == 2.0
-    ledger.add((3.0 * weight).sum())
-    ledger.add(torch.tensor(0.5))
-    assert ledger.has_gradients and ledger.total().item() == 11.5
-    ledger.total().backward()
+    gradients = GradientAccumulator([weight], keep_graphs)
+    assert not gradients.has_gradients and gradients.total() == 0.0
+    gradients.add(torch.tensor(2.0))
+    assert not gradients.has_gradients and gradients.total().item() == 2.0
+    gradients.add((3.0 * weight).sum())
+    gradients.add(torch.tensor(0.5))
+    assert gradients.has_gradients and gradients.total().item() == 11.5
+    gradients.total().backward()
     assert weight.grad.tolist() == [3.0, 3.0, 3.0]
 
 
 @pytest.mark.parametrize("keep_graphs", [False, True])
 def test_a_graph_is_freed_before_the_next_loss(keep_graphs):
     weight = torch.randn(4, 4, requires_grad=True)
-    ledger = Ledger([weight], keep_graphs)
+    gradients = GradientAccumulator([weight], keep_graphs)
     shared = torch.randn(3, 4) @ weight
-    cut = ledger.cut(shared)
+    cut = gradients.detach_shared(shared)
     activations, alive, losses = [], [], []
     for _ in range(3):
         activation = cut @ weight  # which its square keeps for the gradient
         activations.append(weakref.ref(activation))
         losses.append(activation.square().sum())
         del activation
-        ledger.add(losses[-1])
+        gradients.add(losses[-1])
         alive.append(sum(one() is not None for one in activations))
     assert alive == ([1, 2, 3] if keep_graphs else [0, 0, 0])
 
@@ -123,12 +123,12 @@ def test_what_several_losses_share_is_cut_once_and_gets_the_gradient_of_all():
     scores = torch.tensor([1.0, 2.0], requires_grad=True)  # no parameter of the net
     gates = (2.0 * scores).unbind()
     weight = torch.tensor([3.0, 5.0], requires_grad=True)
-    ledger = Ledger([weight, scores])
+    gradients = GradientAccumulator([weight, scores])
     for _ in range(2):
-        cuts = [ledger.cut(gate) for gate in gates]
-        ledger.add((torch.stack(cuts) * weight).sum())
-    assert cuts[0] is ledger.cut(gates[0])
-    ledger.total().backward()
+        cuts = [gradients.detach_shared(gate) for gate in gates]
+        gradients.add((torch.stack(cuts) * weight).sum())
+    assert cuts[0] is gradients.detach_shared(gates[0])
+    gradients.total().backward()
     assert scores.grad.tolist() == [12.0, 20.0]
     assert weight.grad.tolist() == [4.0, 8.0]
 
@@ -136,15 +136,15 @@ def test_what_several_losses_share_is_cut_once_and_gets_the_gradient_of_all():
 def backward_of_each(model, batch):
     """Gradients of an update's subnets, each by a pass and a backward of its own."""
     made = model.make_batch(**batch)
-    draws = model.supernet.training_draws()
+    draws = model.supernet.sample_subnets()
     assert len(draws) == 3
     total = dict.fromkeys(dict(model.named_parameters()), 0.0)
     for draw in draws:
         hidden = model.encoder.front_end(made.feats, made.feats_lengths)
         encoded, lengths = model.encoder.blocks(
-            hidden.within(draw.chunk), draw.gates, draw.sparsity
+            hidden.with_chunk_mask(draw.chunk), draw.gates, draw.sparsity
         )
-        loss, _ = model._head_loss(draw.size, encoded, lengths, made, scored=False)
+        loss = model._head_loss(draw.size, encoded, lengths, made).loss
         per_frame = draw.weight * loss * len(made) / hidden.mask.sum()
         for name, gradient in gradients(model, per_frame).items():
             total[name] = total[name] + gradient
@@ -159,7 +159,11 @@ def transducer_model(_):
     supernet = {
         "method": "none",
         "sizes": {"s50": {"sparsity": 0.5}},
-        "sparsity": {"final": 0.8, "ramp": 2, "nets": ["dense", "sparsest", "random"]},
+        "sparsity": {
+            "final": 0.8,
+            "ramp": 2,
+            "sandwich": ["dense", "sparsest", "random"],
+        },
         "chunks": ["full", {"size": 3, "left": 3}],
     }
     return build(transducer_config(supernet, auxiliary_ctc_weight=0.5), update=60)

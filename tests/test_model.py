@@ -92,7 +92,7 @@ def test_the_loss_is_the_weighted_sum_per_frame(tiny_model, batch, heads, update
     model = tiny_model(update=update, heads=heads).train()
     loss, stats, weight = model(**batch)
     expected = 0.0
-    for draw in model.supernet.training_draws():
+    for draw in model.supernet.sample_subnets():
         losses, frames = utterance_losses(model, draw, batch)
         mean = sum(losses) / sum(frames)
         assert stats[f"loss_{draw.size}"].item() == pytest.approx(mean.item(), 1e-5)
@@ -265,7 +265,7 @@ def test_only_the_full_net_records_batch_norm_statistics(tiny_model, batch, upda
     supernet = tiny_model(update=update, conv_norm="batch_norm").train()
     alone = tiny_model(conv_norm="batch_norm", supernet={"warm_start": 98, "step1": 1})
     alone.load_state_dict(supernet.state_dict())
-    alone.supernet.updates.zero_()
+    alone.supernet.update = 0
     supernet(**batch)
     alone.train()(**batch)
     assert statistics(supernet).keys() == statistics(alone).keys()
@@ -329,10 +329,10 @@ def test_the_update_counter_counts_optimiser_steps(tiny_config, build, batch):
     model(**batch)[0].backward()
     model(**batch)[0].backward()
     model.eval()(**batch)
-    assert int(model.supernet.updates) == 0
+    assert model.supernet.update == 0
     for updates in (1, 2, 3):
         optimizer.step()
-        assert int(model.supernet.updates) == updates
+        assert model.supernet.update == updates
 
 
 def test_every_parameter_is_in_one_group_and_the_scores_in_their_own(
@@ -479,7 +479,7 @@ def test_no_checkpoint_is_chosen_before_the_selection(
 def test_validation_losses_are_those_of_the_masked_net(tiny_model, batch):
     model = tiny_model(update=STEP2)
     stats = model(**batch)[1]
-    for draw in model.supernet.validation_draws():
+    for draw in model.supernet.validation_subnets():
         losses, frames = utterance_losses(model, draw, batch)
         expected = sum(losses).item() / sum(frames)
         assert stats[f"loss_{draw.size}"].item() == pytest.approx(expected, rel=1e-5)

@@ -519,7 +519,7 @@ def test_the_unmodified_asr_sh_makes_decodes_packs_and_uploads_each_size(tmp_pat
     supernet = {
         "method": "uniform",
         "sizes": {"half": {"units": 4, "sparsity": 0.5}, "s50": {"sparsity": 0.5}},
-        "sparsity": {"ramp": 0.4, "nets": ["dense", "sparsest", "around"]},
+        "sparsity": {"ramp": 0.4, "sandwich": ["dense", "sparsest", "nearby"]},
     }
     sparse = {**TINY, "encoder": "omni_sparse_conformer"}
     sparse["model_conf"] = {**TINY["model_conf"], "supernet": supernet}

@@ -193,7 +193,7 @@ def test_another_chunk_is_another_mask(size, given):
         wave[None].float(), torch.tensor([len(wave)])
     )
     encoder = recogniser.model.encoder
-    frames = encoder.front_end(feats, lengths).within(given)
+    frames = encoder.front_end(feats, lengths).with_chunk_mask(given)
     encoded, _ = encoder.blocks(frames)
     ids = collapsed(recogniser.model.ctc.argmax(encoded)[0].tolist())
     assert said(recogniser, wave.split(999)) == spelled(ids)

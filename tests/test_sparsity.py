@@ -6,6 +6,7 @@ import random
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,8 +22,10 @@ from training_helpers import REPOSITORY
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.supernet.sparsity import NETS, SparsityConfig
-from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
+from espnet_omnisparse.supernet.config import SupernetConfig
+from espnet_omnisparse.supernet.sampling import AdaptiveWeight
+from espnet_omnisparse.supernet.sparsity import SUBNETS, SparsityConfig
+from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train import loss_guard
 from espnet_omnisparse.train.journal import settled_specs
 
@@ -52,9 +55,9 @@ BOTH_AXES = {
 
 def supernet(updates=0, conf=ONE_AXIS, **sparsity):
     conf = {**conf, "sparsity": {**conf["sparsity"], **sparsity}}
-    net = Supernet(SupernetConfig.from_mapping(conf), SPACE)
+    net = Supernet(SupernetConfig.read(conf), SPACE)
     net.set_run_length(100)
-    net.updates.fill_(updates)
+    net.update = updates
     return net
 
 
@@ -81,14 +84,16 @@ def test_the_reach_follows_the_formula_through_a_run():
         net = supernet(update, initial=0.2)
         time = min(max(update - 10, 0), 20)
         ramp = 0.8 + (0.2 - 0.8) * (1 - time / 20) ** 3
-        assert net.reach == pytest.approx(ramp if update >= 10 else 0.0), update
+        assert net.max_sparsity == pytest.approx(ramp if update >= 10 else 0.0), update
         phase = "warm" if update < 10 else "ramp" if update < 30 else "step2"
         assert net.phase == phase
         assert net.settled == (update >= 30)
 
 
 def test_the_ramp_begins_after_step1():
-    reaches = {u: supernet(u, BOTH_AXES).reach for u in (9, 10, 29, 30, 31, 50, 99)}
+    reaches = {
+        u: supernet(u, BOTH_AXES).max_sparsity for u in (9, 10, 29, 30, 31, 50, 99)
+    }
     rising = pytest.approx(0.8 * (1 - (19 / 20) ** 3))
     assert reaches == {9: 0, 10: 0, 29: 0, 30: 0, 31: rising, 50: 0.8, 99: 0.8}
     assert [supernet(u, BOTH_AXES).phase for u in (9, 10, 29, 30, 49, 50)] == [
@@ -99,14 +104,14 @@ def test_the_ramp_begins_after_step1():
 def test_validation_during_the_ramp_goes_as_far_as_it_reaches():
     for update in (10, 14, 20, 30, 60):
         net = supernet(update)
-        full, *sizes = net.validation_draws()
+        full, *sizes = net.validation_subnets()
         assert full.size == "full" and full.sparsity == ()
         assert [draw.size for draw in sizes] == ["s40", "s80"]
         for draw, share in zip(sizes, (0.4, 0.8), strict=True):
-            expected = min(share, net.reach)
+            expected = min(share, net.max_sparsity)
             assert draw.sparsity == ((expected,) * WEIGHTS if expected else ())
             assert draw.gates == (1.0,) * 12
-    assert [draw.size for draw in supernet(9).validation_draws()] == ["full"]
+    assert [draw.size for draw in supernet(9).validation_subnets()] == ["full"]
 
 
 # levels and draws
@@ -138,7 +143,7 @@ def test_dense_and_sparsest_are_the_ends():
     assert drawn("sparsest", reach=0.37, count=2) == [(0.37,) * WEIGHTS] * 2
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", SUBNETS)
 @pytest.mark.parametrize("reach", [0.0, 0.05, 0.34, 0.8])
 def test_no_draw_is_above_the_reach(net, reach):
     shares = [share for shares in drawn(net, reach) for share in shares]
@@ -170,7 +175,7 @@ def test_uniform_is_the_same_in_every_weight_and_all_levels():
 
 
 def test_around_stays_within_two_levels_of_a_common_one():
-    shares = drawn("around", count=2000, weights=12)
+    shares = drawn("nearby", count=2000, weights=12)
     widths = [round((max(one) - min(one)) / 0.1) for one in shares]
     assert max(widths) == 4 and statistics.mean(widths) > 3
     pairs = [(one[0], one[1]) for one in shares]
@@ -180,11 +185,11 @@ def test_around_stays_within_two_levels_of_a_common_one():
 
 
 def plan_of_a_run(conf, seed=0):
-    net = supernet(conf={**conf, "seed": seed}, nets=["dense", "random", "around"])
+    net = supernet(conf={**conf, "seed": seed}, sandwich=["dense", "random", "nearby"])
     found = []
     for update in range(30, 60):
-        net.updates.fill_(update)
-        found.append([(d.size, d.gates, d.sparsity) for d in net.training_draws()])
+        net.update = update
+        found.append([(d.size, d.gates, d.sparsity) for d in net.sample_subnets()])
     return found
 
 
@@ -201,8 +206,8 @@ def test_draws_are_a_function_of_seed_and_update(conf):
     sparsities = [tuple(shares for _, _, shares in update) for update in first[1:]]
     assert len(set(sparsities)) == len(sparsities)
     # resumed: a fresh supernet that knows only the update
-    resumed = supernet(45, {**conf, "seed": 0}, nets=["dense", "random", "around"])
-    draws = [(d.size, d.gates, d.sparsity) for d in resumed.training_draws()]
+    resumed = supernet(45, {**conf, "seed": 0}, sandwich=["dense", "random", "nearby"])
+    draws = [(d.size, d.gates, d.sparsity) for d in resumed.sample_subnets()]
     assert draws == first[15]
 
 
@@ -210,12 +215,14 @@ DRAW_ELSEWHERE = """
 import sys
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
-from espnet_omnisparse.supernet.supernet import Supernet, SupernetConfig
-conf = SupernetConfig.from_mapping(eval(sys.argv[1]))
+from espnet_omnisparse.supernet.config import SupernetConfig
+from espnet_omnisparse.supernet.sampling import AdaptiveWeight
+from espnet_omnisparse.supernet.supernet import Supernet
+conf = SupernetConfig.read(eval(sys.argv[1]))
 net = Supernet(conf, SearchSpace(3, pattern=Pattern()))
 net.set_run_length(100)
-net.updates.fill_(60)
-print([(d.size, d.gates, d.sparsity) for d in net.training_draws()])
+net.update = 60
+print([(d.size, d.gates, d.sparsity) for d in net.sample_subnets()])
 """
 
 
@@ -227,7 +234,7 @@ def test_another_process_draws_the_same():
         text=True,
         check=True,
     )
-    draws = supernet(60, BOTH_AXES).training_draws()
+    draws = supernet(60, BOTH_AXES).sample_subnets()
     assert done.stdout == f"{[(d.size, d.gates, d.sparsity) for d in draws]}\n"
 
 
@@ -235,52 +242,50 @@ def test_another_process_draws_the_same():
 
 
 def test_the_warm_start_trains_the_dense_net_alone():
-    (draw,) = supernet(9).training_draws()
-    assert (draw.size, draw.sparsity, draw.main) == ("full", (), True)
+    (draw,) = supernet(9).sample_subnets()
+    assert (draw.size, draw.sparsity, draw.is_largest) == ("full", (), True)
 
 
 def test_an_update_trains_the_nets_of_the_plan():
     conf = {**ONE_AXIS, "subnet_weight": 0.7}
-    draws = supernet(40, conf).training_draws()
+    draws = supernet(40, conf).sample_subnets()
     assert [draw.size for draw in draws] == ["full", "sparsest", "random1", "random2"]
     assert [draw.weight for draw in draws] == [1.0, 0.7, 0.7, 0.7]
-    assert [draw.main for draw in draws] == [True, False, False, False]
+    assert [draw.is_largest for draw in draws] == [True, False, False, False]
     assert all(draw.gates == (1.0,) * 12 for draw in draws)
     full, sparsest, *others = [draw.sparsity for draw in draws]
     assert full == () and sparsest == (0.8,) * WEIGHTS
     assert others[0] != others[1]
-    adaptive = supernet(40, {**conf, "subnet_weight": "adaptive"}).training_draws()
-    assert [draw.weight for draw in adaptive] == [1.0, None, None, None]
+    adaptive = supernet(40, {**conf, "subnet_weight": "adaptive"}).sample_subnets()
+    assert [draw.weight for draw in adaptive] == [1.0] + 3 * [AdaptiveWeight()]
 
 
 def test_the_first_net_is_the_main_one_whatever_it_is():
-    draws = supernet(40, nets=["sparsest", "dense", "uniform"]).training_draws()
+    draws = supernet(40, sandwich=["sparsest", "dense", "uniform"]).sample_subnets()
     assert [draw.size for draw in draws] == ["sparsest", "full", "uniform"]
-    assert [draw.main for draw in draws] == [True, False, False]
+    assert [draw.is_largest for draw in draws] == [True, False, False]
 
 
 @pytest.mark.parametrize("update", [35, 50, 80])
 def test_draws_of_both_axes_come_from_the_product_of_the_axes(update):
-    nets = ["dense", "sparsest", "random", "around", "uniform"]
-    net = supernet(update, BOTH_AXES, nets=nets)
-    with torch.no_grad():
-        net.selection.scores.copy_(torch.randn(12))
+    sandwich = ["dense", "sparsest", "random", "nearby", "uniform"]
+    net = supernet(update, BOTH_AXES, sandwich=sandwich)
+    scores = torch.randn(12)
+    net.selection.scores.data = scores
     masks = net.selection.masks()
     everything = (1.0,) * 12
     trained = {name: tuple(1.0 if k else None for k in m) for name, m in masks.items()}
     assert {n: g.count(1.0) for n, g in trained.items()} == {
         **{"medium": 8, "half": 6, "small": 4}
     }
-    seen = {name: set() for name in nets[2:]}
+    seen = {name: set() for name in sandwich[2:]}
     for seed in range(40):
-        net.config = SupernetConfig.from_mapping(
-            {**BOTH_AXES, "sparsity": {**BOTH_AXES["sparsity"], "nets": nets}}
-            | {"seed": seed}
-        )
-        full, sparsest, *others = net.training_draws()
+        net = supernet(update, {**BOTH_AXES, "seed": seed}, sandwich=sandwich)
+        net.selection.scores.data = scores
+        full, sparsest, *others = net.sample_subnets()
         assert (full.gates, full.sparsity) == (everything, ())
         assert sparsest.gates == trained["small"]
-        assert sparsest.sparsity == (net.reach,) * WEIGHTS
+        assert sparsest.sparsity == (net.max_sparsity,) * WEIGHTS
         for draw in others:
             seen[draw.size].add(draw.gates)
             assert len(draw.sparsity) == WEIGHTS
@@ -291,13 +296,13 @@ def test_draws_of_both_axes_come_from_the_product_of_the_axes(update):
 def test_layer_dropout_of_both_axes_is_on_the_dense_net_outside_the_smallest():
     conf = {**BOTH_AXES, "layer_dropout_step2": 0.4}
     net = supernet(60, conf)
-    full, *others = net.training_draws()
+    full, *others = net.sample_subnets()
     smallest = net.selection.masks()["small"]
     assert torch.equal(full.layer_dropout == 0.0, smallest)
     assert full.layer_dropout.max().item() == pytest.approx(0.4)
     assert all(draw.layer_dropout is None for draw in others)
-    sparse_first = supernet(60, conf, nets=["sparsest", "dense"])
-    assert all(d.layer_dropout is None for d in sparse_first.training_draws())
+    sparse_first = supernet(60, conf, sandwich=["sparsest", "dense"])
+    assert all(d.layer_dropout is None for d in sparse_first.sample_subnets())
 
 
 def test_settled_specs_have_both_axes():
@@ -314,35 +319,47 @@ def test_settled_specs_have_both_axes():
         "full": (12, (), 0),
     }
     assert list(specs) == ["small", "half", "medium", "s60", "full"]
-    one = settled_specs(supernet(99, nets=["sparsest"]), "0f")
+    one = settled_specs(supernet(99, sandwich=["sparsest"]), "0f")
     assert list(one) == ["s80", "s40"]  # no dense net has been trained
 
 
 # what is refused
 
 BAD = [
-    ({"sparsity": 0.9}, "sparsity must be a section, such as .* not 0.9"),
+    ({"sparsity": 0.9}, "sparsity must be a section of options: 0.9"),
     ({"sparsity": [0.9]}, "sparsity must be a section"),
     ({"sparsity": {"finl": 0.9}}, "unknown key 'finl'; did you mean 'final'"),
     ({"sparsity": {"final": 1.0}}, "must rise from initial, .* not from 0.0 to 1.0"),
     ({"sparsity": {"final": 0.0}}, "must rise from initial"),
     ({"sparsity": {"initial": 0.9}}, "sparsity must .* not from 0.9 to 0.8"),
     ({"sparsity": {"initial": -0.1}}, "must rise from initial, at least 0"),
-    ({"sparsity": {"final": "9e-1"}}, "sparsity.final must be a number: '9e-1'"),
-    ({"sparsity": {"step": "1e-1"}}, "sparsity.step must be a number: '1e-1'"),
+    (
+        {"sparsity": {"final": "9e-1"}},
+        "final must be a number, not the text '9e-1'",
+    ),
+    (
+        {"sparsity": {"step": "1e-1"}},
+        "step must be a number, not the text '1e-1'",
+    ),
     ({"sparsity": {"step": 0.0}}, "step must be above 0 and at most final"),
     ({"sparsity": {"step": 0.81}}, "step must be above 0 and at most final"),
     ({"sparsity": {"ramp": 1.5}}, "ramp must be a number of updates, or a fraction"),
     ({"sparsity": {"ramp": -1}}, "ramp must be a number of updates, or a fraction"),
     ({"sparsity": {"ramp": float("nan")}}, "ramp must be a number of updates"),
-    ({"sparsity": {"ramp": True}}, "ramp must be a number: True"),
+    ({"sparsity": {"ramp": True}}, "ramp must be a number of updates, or .*, not True"),
     ({"sparsity": {"refresh": 0}}, "refresh must be a number of updates, at least 1"),
     ({"sparsity": {"refresh": 2.0}}, "refresh must be a number of updates"),
-    ({"sparsity": {"nets": []}}, "nets must list at least one of dense, sparsest"),
-    ({"sparsity": {"nets": ["densest"]}}, "nets must list .* not .'densest'."),
-    ({"sparsity": {"nets": "dense"}}, "nets must list .* not 'dense'"),
-    ({"sparsity": {"nets": 3}}, "nets must list .* not 3"),
-    ({"sparsity": {"nets": [["dense"]]}}, "nets must list"),
+    (
+        {"sparsity": {"sandwich": []}},
+        "sandwich must be a list of at least one of dense, sparsest",
+    ),
+    (
+        {"sparsity": {"sandwich": ["densest"]}},
+        "sandwich must be a list .* not .'densest'.",
+    ),
+    ({"sparsity": {"sandwich": "dense"}}, "sandwich must be a list .* not 'dense'"),
+    ({"sparsity": {"sandwich": 3}}, "sandwich must be a list .* not 3"),
+    ({"sparsity": {"sandwich": [["dense"]]}}, "sandwich must be a list"),
     ({"sparsity": {"ramp": 90}}, "sparsity.ramp take 100 of the run's 100 updates"),
     ({"sparsity": {"ramp": 0.9}}, "warm_start, supernet.step1 and sparsity.ramp take"),
     ({"sizes": {"s90": {"sparsity": 0.9}}}, "s90 has a sparsity of 0.9, but .* 0.8"),
@@ -353,7 +370,7 @@ BAD = [
     ({"distillation_weight": None}, "distillation_weight must be between"),
     ({"subnet_dropout": "half"}, "subnet_dropout must be one of adaptive, full, none"),
     (
-        {"distillation": "kl", "sparsity": {"nets": ["sparsest", "dense"]}},
+        {"distillation": "kl", "sparsity": {"sandwich": ["sparsest", "dense"]}},
         "distillation needs the dense net, the teacher, as the first",
     ),
     (
@@ -362,7 +379,7 @@ BAD = [
     ),
     *(
         ({"sizes": {name: {"sparsity": 0.5}}}, f"may not be called '{name}'")
-        for name in ("random", "sparsest", "random2", "dense", "around1")
+        for name in ("random", "sparsest", "random2", "dense", "nearby1")
     ),
 ]
 
@@ -373,7 +390,7 @@ def test_a_mistake_gets_its_sentence(changes, sentence):
     if isinstance(sparsity, dict):
         changes = {**changes, "sparsity": {**ONE_AXIS["sparsity"], **sparsity}}
     with pytest.raises(UserError, match=sentence) as error:
-        config = SupernetConfig.from_mapping({**ONE_AXIS, **changes})
+        config = SupernetConfig.read({**ONE_AXIS, **changes})
         Supernet(config, SPACE).set_run_length(100)
     assert "\n" not in str(error.value)
 
@@ -381,7 +398,7 @@ def test_a_mistake_gets_its_sentence(changes, sentence):
 def test_a_sparse_size_needs_the_section():
     conf = {"sizes": {"s50": {"sparsity": 0.5}}}
     with pytest.raises(UserError, match="s50 has a sparsity, .* add the section"):
-        SupernetConfig.from_mapping(conf)
+        SupernetConfig.read(conf)
 
 
 def test_masks_need_a_pattern(tiny_config, build):
@@ -431,19 +448,23 @@ def apart(sparse_model, batch):
     return make
 
 
-NETS_OF_ALL_KINDS = ["dense", "sparsest", "random", "around", "uniform"]
+SUBNETS_OF_ALL_KINDS = ["dense", "sparsest", "random", "nearby", "uniform"]
 
 
 @pytest.mark.parametrize("conf", [ONE_AXIS, BOTH_AXES], ids=["weights", "both"])
 def test_the_gradient_is_the_weighted_sum_of_the_subnets(
     sparse_model, apart, batch, conf
 ):
-    options = {"conf": conf, "sparsity": {"nets": NETS_OF_ALL_KINDS}, "update": 60}
+    options = {
+        "conf": conf,
+        "sparsity": {"sandwich": SUBNETS_OF_ALL_KINDS},
+        "update": 60,
+    }
     model = sparse_model(**options).train()
     loss, stats, _ = model(**batch)
     found = gradients(model, loss)
     expected = {name: torch.zeros_like(tensor) for name, tensor in found.items()}
-    draws = model.supernet.training_draws()
+    draws = model.supernet.sample_subnets()
     assert len(draws) == 5
     for draw in draws:
         alone, theirs = apart(model, draw, **options)
@@ -457,11 +478,11 @@ def test_the_gradient_is_the_weighted_sum_of_the_subnets(
 def test_a_masked_weight_gets_no_gradient_from_a_masked_subnet(
     sparse_model, apart, batch
 ):
-    options = {"sparsity": {"nets": ["sparsest"]}}
+    options = {"sparsity": {"sandwich": ["sparsest"]}}
     model = sparse_model(**options).train()
     loss, _, _ = model(**batch)
     found = gradients(model, loss)
-    (draw,) = model.supernet.training_draws()
+    (draw,) = model.supernet.sample_subnets()
     masks = keeps(model, draw)
     names = {id(p): name for name, p in model.named_parameters()}
     for name, weight in model.encoder.maskable().items():
@@ -529,9 +550,9 @@ def test_which_micro_batch_trains_which_net(sparse_model, batch):
 
 def test_per_accum_trains_as_many_nets_as_step_1_has():
     conf = {**BOTH_AXES, "update": "per_accum"}
-    assert supernet(conf=conf, nets=["sparsest"]).nets == 2
-    assert supernet(conf=conf).nets == 4
-    assert supernet(nets=["sparsest"]).nets == 1
+    assert supernet(conf=conf, sandwich=["sparsest"]).subnets_per_update == 2
+    assert supernet(conf=conf).subnets_per_update == 4
+    assert supernet(sandwich=["sparsest"]).subnets_per_update == 1
 
 
 # masks follow the weights
@@ -545,7 +566,7 @@ def test_masks_are_refreshed_every_so_often_and_before_validation(
     plain = model.encoder.refresh_masks
 
     def refresh():
-        refreshed.append(int(model.supernet.updates))
+        refreshed.append(model.supernet.update)
         plain()
 
     monkeypatch.setattr(model.encoder, "refresh_masks", refresh)
@@ -604,7 +625,7 @@ def test_the_dense_net_teaches_and_is_not_taught(sparse_model, batch, update, co
     results = [model(**batch) for _ in range(calls)]
     loss = sum(result[0] for result in results) / calls
     stats = {n: v for result in results for n, v in result[1].items()}
-    draws = model.supernet.training_draws()
+    draws = model.supernet.sample_subnets()
     parts = [torch.arange(4)] * 4
     if update == "split_batch":
         torch.manual_seed(3)
@@ -665,8 +686,9 @@ def spoiled(sparse_model, monkeypatch):
         plain = model._head_loss
 
         def loss(size, *args, **kwargs):
-            mean, stats = plain(size, *args, **kwargs)
-            return (mean * float("nan") if size in bad else mean), stats
+            head = plain(size, *args, **kwargs)
+            factor = float("nan") if size in bad else 1.0
+            return replace(head, loss=factor * head.loss)
 
         monkeypatch.setattr(model, "_head_loss", loss)
         return model
@@ -692,8 +714,8 @@ def test_a_loss_that_is_no_number_is_left_out(
     for name, gradient in gradients(model, loss).items():
         assert torch.equal(gradient, theirs[name]), name
     if update == "per_batch":
-        nets = ["dense", "random", "random"]
-        without = sparse_model(sparsity={"nets": nets}).train()(**batch)[0]
+        sandwich = ["dense", "random", "random"]
+        without = sparse_model(sparsity={"sandwich": sandwich}).train()(**batch)[0]
         assert loss.item() == pytest.approx(without.item(), rel=1e-6)
     warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
     (message,) = [m for m in (r.getMessage() for r in warnings) if "subnet" in m]
@@ -735,23 +757,23 @@ def running(model):
 @pytest.mark.parametrize("main", ["dense", "sparsest", "random"])
 @pytest.mark.parametrize("update", ["per_batch", "split_batch", "per_accum"])
 def test_only_the_first_net_moves_running_statistics(sparse_model, batch, update, main):
-    nets = [main, *(net for net in ("dense", "sparsest") if net != main)]
+    sandwich = [main, *(net for net in ("dense", "sparsest") if net != main)]
     options = {"conv_norm": "batch_norm", "encoder": {"pattern": "unstructured"}}
-    options["sparsity"] = {"nets": nets}
+    options["sparsity"] = {"sandwich": sandwich}
     model = sparse_model(supernet={"update": update}, **options).train()
-    model.accumulate(len(nets))
+    model.accumulate(len(sandwich))
     before = {name: tensor.clone() for name, tensor in running(model).items()}
     alone = sparse_model(**options).train()
     alone.load_state_dict(model.state_dict())
-    calls = len(nets) if update == "per_accum" else 1
+    calls = len(sandwich) if update == "per_accum" else 1
     torch.manual_seed(5)
     for _ in range(calls):
         model(**batch)
     torch.manual_seed(5)
     part = torch.arange(4)
     if update == "split_batch":
-        part = torch.randperm(4).tensor_split(len(nets))[0].sort().values
-    seen, draw = rows(batch, part), model.supernet.training_draws()[0]
+        part = torch.randperm(4).tensor_split(len(sandwich))[0].sort().values
+    seen, draw = rows(batch, part), model.supernet.sample_subnets()[0]
     alone.encoder.refresh_masks()
     speech = seen["speech"], seen["speech_lengths"]
     alone.encoder(*speech, None, draw.gates, draw.sparsity)
@@ -773,7 +795,7 @@ def test_a_teacher_that_is_asked_alone_records_nothing(sparse_model, batch):
 
 
 def test_statistics_of_a_net_pruned_alone_are_its_own(sparse_model, batch):
-    alone = sparse_model(conv_norm="batch_norm", sparsity={"nets": ["sparsest"]})
+    alone = sparse_model(conv_norm="batch_norm", sparsity={"sandwich": ["sparsest"]})
     stats = alone(**batch)[1]
     assert stats.keys() == {
         *("loss", "loss_sizes", "loss_s40", "loss_s80"),
@@ -799,7 +821,7 @@ def test_the_log_tells_how_far_the_ramp_is(sparse_model, batch):
         model = sparse_model(update).train()
         stats = model(**batch)[1]
         assert stats["phase"].item() == phase
-        assert stats["sparsity"].item() == pytest.approx(model.supernet.reach)
+        assert stats["sparsity"].item() == pytest.approx(model.supernet.max_sparsity)
 
 
 # dropout
@@ -859,7 +881,7 @@ def test_the_loss_with_a_transducer_is_the_mixture(tiny_config, build, batch):
     config["joint_net_conf"] = {"joint_space_size": 16}
     model = build(config, update=40)
     stats = model(**batch)[1]
-    for draw in model.supernet.validation_draws():
+    for draw in model.supernet.validation_subnets():
         losses, frames = utterance_losses(model, draw, batch)
         other = 0.0
         for one in range(4):

@@ -72,7 +72,7 @@ ENCODERS = {"asr": conformer, "transducer": transducer}
 def offline(encoder, feats, chunk, gates=None, sparsity=()):
     """The whole recording at once `[frames, size]`."""
     frames = encoder.front_end(feats[None], torch.tensor([len(feats)]))
-    encoded, lengths = encoder.blocks(frames.within(chunk), gates, sparsity)
+    encoded, lengths = encoder.blocks(frames.with_chunk_mask(chunk), gates, sparsity)
     assert lengths.tolist() == [encoded.size(1)]
     return encoded[0]
 

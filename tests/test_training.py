@@ -77,7 +77,7 @@ SETTINGS = {
                 "sparsity": {
                     "final": 0.8,
                     "ramp": 4,
-                    "nets": ["dense", "random"],
+                    "sandwich": ["dense", "random"],
                     "refresh": 3,
                 },
                 "warm_start": 1,
@@ -96,7 +96,7 @@ SETTINGS = {
                 "sparsity": {
                     "final": 0.8,
                     "ramp": 0.4,
-                    "nets": ["sparsest"],
+                    "sandwich": ["sparsest"],
                     "refresh": 3,
                 },
                 "warm_start": 2,
@@ -116,7 +116,7 @@ SETTINGS = {
                 "sparsity": {
                     "final": 0.8,
                     "ramp": 5,
-                    "nets": ["dense", "sparsest", "around"],
+                    "sandwich": ["dense", "sparsest", "nearby"],
                     "refresh": 3,
                 },
                 "warm_start": 2,

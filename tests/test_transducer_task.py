@@ -48,7 +48,7 @@ BLOCK = {
     "conv_mod_kernel_size": 5,
 }
 STREAMING = {"dynamic_chunk_training": True}
-SPARSITY = {"final": 0.8, "ramp": 2, "nets": ["dense", "sparsest", "random"]}
+SPARSITY = {"final": 0.8, "ramp": 2, "sandwich": ["dense", "sparsest", "random"]}
 SUPERNET = {"method": "simple_topk", "sizes": {"small": 4, "medium": 8}}
 # waveforms instead of features
 AUDIO = {
@@ -111,7 +111,7 @@ def build(config, run_length=100, update=60):
     model = shaken(family.build(config))
     if isinstance(model, OmniTransducerModel):
         model.supernet.set_run_length(run_length)
-        model.supernet.updates.fill_(update)
+        model.supernet.update = update
     return model
 
 
@@ -146,7 +146,7 @@ def encode(model, feats, lengths, spec=None):
     with torch.no_grad():
         if spec is None:
             return model.encoder(feats, lengths)[0]
-        hidden = model.encoder.front_end(feats, lengths).within(spec.chunk)
+        hidden = model.encoder.front_end(feats, lengths).with_chunk_mask(spec.chunk)
         return model.encoder.blocks(hidden, spec.gates(), spec.sparsity)[0]
 
 
@@ -243,7 +243,7 @@ def test_random_chunks_are_drawn_as_by_espnet(left_chunks):
     contexts = []
     run = model.encoder.blocks
     model.encoder.blocks = lambda frames, *rest: (
-        contexts.append(frames.context) or run(frames, *rest)
+        contexts.append(frames.attention_mask) or run(frames, *rest)
     )
     model.train()
     stock.train()
@@ -549,7 +549,7 @@ def test_the_largest_net_teaches_and_is_not_taught(batch, kind, split):
     model = build(transducer_config(supernet, loss_normalization="batch")).train()
     torch.manual_seed(3)
     loss, stats, _ = model(**batch)
-    draws = model.supernet.training_draws()
+    draws = model.supernet.sample_subnets()
     made = model.make_batch(**batch)
     parts = [made] * 3
     if split:
@@ -559,7 +559,7 @@ def test_the_largest_net_teaches_and_is_not_taught(batch, kind, split):
     total, apart = 0.0, []
     for draw, part in zip(draws, parts, strict=True):
         hidden = model.encoder.front_end(part.feats, part.feats_lengths)
-        within = hidden.within(draw.chunk)
+        within = hidden.with_chunk_mask(draw.chunk)
         encoded, lengths = model.encoder.blocks(within, draw.gates, draw.sparsity)
         student = joint_of(model, encoded, lengths, part.text)
         mean = slow_loss(*student, 0)

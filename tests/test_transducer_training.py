@@ -41,7 +41,7 @@ INTERRUPTED = training_config(
         "sparsity": {
             "final": 0.8,
             "ramp": 8,
-            "nets": ["dense", "sparsest", "around"],
+            "sandwich": ["dense", "sparsest", "nearby"],
             "refresh": 3,
         },
         "chunks": ["full", LIVE],
@@ -90,7 +90,7 @@ def test_a_training_killed_in_mid_epoch_and_resumed_equals_an_uninterrupted_one(
     assert_same_training(exp, uninterrupted)
     expected = logged(uninterrupted)
     assert logged(exp) == expected
-    assert {"loss_full", "loss_sparsest", "loss_around"} <= expected[4, "train"].keys()
+    assert {"loss_full", "loss_sparsest", "loss_nearby"} <= expected[4, "train"].keys()
 
 
 # --- several processes -------------------------------------------------------------
@@ -100,7 +100,11 @@ SAME_ON_BOTH = training_config(
     {
         "method": "simple_topk",
         "sizes": {"small": {"units": 5, "sparsity": 0.5}},
-        "sparsity": {"final": 0.5, "ramp": 3, "nets": ["dense", "sparsest", "around"]},
+        "sparsity": {
+            "final": 0.5,
+            "ramp": 3,
+            "sandwich": ["dense", "sparsest", "nearby"],
+        },
         "chunks": ["full", LIVE],
         "step1": 8,
         "score_lr": 100.0,
@@ -144,7 +148,7 @@ def test_two_processes_train_as_one_does_by_one_backward_of_all_subnets(
     )
 
     drawn = draws(single.output)
-    assert len(drawn) == 15 and any("'around'" in line for line in drawn)
+    assert len(drawn) == 15 and any("'nearby'" in line for line in drawn)
     assert [draws(outcome.output) for outcome in outcomes] == [drawn, drawn]
     sums = [checksums(outcome.output) for outcome in outcomes]
     assert sums[0] == sums[1] and len(set(sums[0])) == 3

@@ -223,8 +223,10 @@ def test_the_exits_of_a_masked_pass_are_those_of_the_net_with_zeros(feats):
     gates, sparsity = drawn(encoder, 5)
     net = zeroed(encoder, sparsity)
     frames = encoder.front_end(*feats)
-    found = encoder.exits(frames, (1, 3), gates, sparsity)
-    for one, other in zip(found, net.exits(frames, (1, 3), gates), strict=True):
+    found = encoder.intermediate_outputs(frames, (1, 3), gates, sparsity)
+    for one, other in zip(
+        found, net.intermediate_outputs(frames, (1, 3), gates), strict=True
+    ):
         assert torch.allclose(one, other, atol=1e-6)
     assert len(found) == 2
 

@@ -284,7 +284,7 @@ def _kill_at_update(update: int) -> None:
 
     def count_update(supernet: Any) -> None:
         count(supernet)
-        if int(supernet.updates) == update:
+        if supernet.update == update:
             os.kill(os.getpid(), signal.SIGKILL)
 
     Supernet.count_update = count_update
@@ -314,18 +314,18 @@ def _kill_in_save(name: str, time: int) -> None:
 def _print_draws() -> None:
     from espnet_omnisparse.supernet.supernet import Supernet
 
-    plain = Supernet.training_draws
+    plain = Supernet.sample_subnets
 
-    def training_draws(supernet: Any) -> list[Any]:
+    def sample_subnets(supernet: Any) -> list[Any]:
         draws = plain(supernet)
         kept = [[gate is not None for gate in draw.gates] for draw in draws]
         names = [draw.size for draw in draws]
         sparsity = [draw.sparsity for draw in draws]
         chunks = [draw.chunk for draw in draws]
-        print(_DRAWS, int(supernet.updates), names, kept, sparsity, chunks, flush=True)
+        print(_DRAWS, supernet.update, names, kept, sparsity, chunks, flush=True)
         return draws
 
-    Supernet.training_draws = training_draws
+    Supernet.sample_subnets = sample_subnets
 
 
 def _print_checksums() -> None:

@@ -73,7 +73,7 @@ def peak_of_step(args: argparse.Namespace, step: str) -> float:
     model = build(configuration(args, update)).train()
     if update is not None:
         model.supernet.set_run_length(100)
-        model.supernet.updates.fill_(99)
+        model.supernet.update = 99
     frames, labels = int(100 * args.seconds), int(5 * args.seconds)
     batch = {
         "speech": torch.randn(args.batch, frames, FEATURES),

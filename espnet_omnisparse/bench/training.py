@@ -110,7 +110,7 @@ def supernet_at(
     """A supernet at a certain update of its run."""
     model = build(configuration(args, update, method))
     model.supernet.set_run_length(RUN_LENGTH)
-    model.supernet.updates.fill_(at)
+    model.supernet.update = at
     return model
 
 
@@ -167,7 +167,7 @@ def bench_sparsity(args: argparse.Namespace) -> None:
     dense.supernet.set_run_length(RUN_LENGTH)
     modes = ("per_batch", "split_batch", "per_accum")
     models = {mode: supernet_at(args, mode, STEP2_AT, SPARSE) for mode in modes}
-    nets = models["per_accum"].supernet.nets
+    nets = models["per_accum"].supernet.subnets_per_update
     models["per_accum"].accumulate(nets)
     batch = make_batch(args)
     runs = {"dense": step(dense, batch)}

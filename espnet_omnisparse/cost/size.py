@@ -107,7 +107,8 @@ class Size:
             the table's steps (int).
         sparsity: Of every weight.
         chunk: What its frames see; `None`: the whole recording.
-        whole: Whether it keeps every unit, and is told by its sparsity or chunk alone.
+        keeps_all_units: Whether it keeps every unit, and is told by its sparsity or
+            chunk alone.
     """
 
     name: str
@@ -115,7 +116,7 @@ class Size:
     wanted: int | float
     sparsity: float = 0.0
     chunk: Chunk | None = None
-    whole: bool = False
+    keeps_all_units: bool = False
 
     @property
     def limit(self) -> int:
@@ -146,7 +147,7 @@ class Size:
         Raises:
             UserError: Naming the nearest limit that can be met.
         """
-        if self.whole:
+        if self.keeps_all_units:
             return
         per_unit = self.table.units + self.table.shared[list(self.table.groups)]
         lowest = int(self.table.rest + per_unit.max())

@@ -30,30 +30,30 @@ class Frames:
         x: `[batch, time, size]`.
         pos_emb: Relative positions, or `None` where the attention takes none.
         mask: `[batch, 1, time]`, true on real frames.
-        context: `[time, time]`, true where a frame (row) may see another (column);
-            `None`: each sees all.
+        attention_mask: `[time, time]`, true where a frame (row) may see another
+            (column); `None`: each sees all.
     """
 
     x: torch.Tensor
     pos_emb: torch.Tensor | None
     mask: torch.Tensor
-    context: torch.Tensor | None = None
+    attention_mask: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
         """Real frames of each sequence `[batch]`."""
         return self.mask.squeeze(1).sum(1)
 
-    def within(self, chunk: Chunk | None) -> "Frames":
+    def with_chunk_mask(self, chunk: Chunk | None) -> "Frames":
         """The same frames, seeing each other as in a stream of such chunks.
 
         Args:
             chunk: `None`: each sees all.
         """
-        context = None
+        mask = None
         if chunk is not None:
-            context = chunk.mask(self.x.size(1), self.x.device)
-        return replace(self, context=context)
+            mask = chunk.mask(self.x.size(1), self.x.device)
+        return replace(self, attention_mask=mask)
 
 
 class ChannelNorm(torch.nn.Module):
@@ -164,8 +164,8 @@ class PrunableBlock(torch.nn.Module):
             return (x, frames.mask)
         if branch == "mhsa":
             mask = frames.mask
-            if frames.context is not None:
-                mask = mask & frames.context
+            if frames.attention_mask is not None:
+                mask = mask & frames.attention_mask
             positions = () if frames.pos_emb is None else (frames.pos_emb,)
             return (x, x, x, *positions, mask)
         return (x,)
@@ -200,8 +200,9 @@ class TransducerBlock(PrunableBlock):
         if branch == "conv":
             return (x, hidden)
         if branch == "mhsa":
-            context = None if frames.context is None else ~frames.context
-            return (x, x, x, frames.pos_emb, hidden, context)
+            allowed = frames.attention_mask
+            unseen = None if allowed is None else ~allowed
+            return (x, x, x, frames.pos_emb, hidden, unseen)
         return (x,)
 
     def _run(self, branch: str, *args) -> torch.Tensor:

@@ -169,9 +169,9 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         else:
             embedded, mask = self.embed(feats, mask)
         x, pos_emb = embedded if isinstance(embedded, tuple) else (embedded, None)
-        return Frames(x, pos_emb, mask).within(self.chunk)
+        return Frames(x, pos_emb, mask).with_chunk_mask(self.chunk)
 
-    def finish(self, x: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, x: torch.Tensor) -> torch.Tensor:
         """The norm after the last block."""
         return self.after_norm(x)
 

@@ -63,7 +63,7 @@ class PrunableEncoder:
         """
         raise NotImplementedError
 
-    def finish(self, x: torch.Tensor) -> torch.Tensor:
+    def final_norm(self, x: torch.Tensor) -> torch.Tensor:
         """The norm after the last block."""
         raise NotImplementedError
 
@@ -96,10 +96,12 @@ class PrunableEncoder:
         Returns:
             `[batch, time, size]`, and the number of frames of each sequence.
         """
-        (encoded,) = self.exits(frames, (len(self.layers),), gates, sparsity)
+        (encoded,) = self.intermediate_outputs(
+            frames, (len(self.layers),), gates, sparsity
+        )
         return encoded, frames.lengths
 
-    def exits(
+    def intermediate_outputs(
         self,
         frames: Frames,
         after: Collection[int],
@@ -125,7 +127,7 @@ class PrunableEncoder:
                 x = self._run_block(self.layers[number - 1], frames, row, masked)
                 frames = replace(frames, x=x)
             if number in after:
-                outputs.append(self.finish(frames.x))
+                outputs.append(self.final_norm(frames.x))
         return outputs
 
     def _rows(

@@ -116,10 +116,10 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
             )
         x, padding = self.embed(feats, make_source_mask(lengths))
         frames = Frames(x, self.pos_enc(x), ~padding[:, None])
-        return frames.within(self.chunk)
+        return frames.with_chunk_mask(self.chunk)
 
-    def finish(self, x: torch.Tensor) -> torch.Tensor:
-        """See `PrunableEncoder.finish`."""
+    def final_norm(self, x: torch.Tensor) -> torch.Tensor:
+        """See `PrunableEncoder.final_norm`."""
         return self.encoders.norm_blocks(x)
 
     def subsample(self, feats: torch.Tensor) -> torch.Tensor:
@@ -159,7 +159,7 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         """
         frames = self.front_end(x, x_len)
         if self.training and self.dynamic_chunk_training and self.chunk is None:
-            frames = frames.within(self._random_chunk(frames.x.size(1)))
+            frames = frames.with_chunk_mask(self._random_chunk(frames.x.size(1)))
         return self.blocks(frames, gates, sparsity)
 
     def _random_chunk(self, frames: int) -> Chunk | None:

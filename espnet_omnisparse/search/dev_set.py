@@ -93,7 +93,7 @@ class DevSet:
     def _front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
         """What the blocks take, seeing what sizes see."""
         hidden = self._model.encoder.front_end(feats, lengths)
-        return hidden.within(self._model.supernet.chunks[-1])
+        return hidden.with_chunk_mask(self._model.supernet.chunks[-1])
 
     def _prepared(self, batch: dict[str, torch.Tensor]) -> tuple[Frames, Batch]:
         batch = {name: tensor.to(self._device) for name, tensor in batch.items()}

@@ -101,7 +101,7 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
         )
     mark = fingerprint(state, config["token_list"])
     masks = _trained_masks(exp, mark, space)
-    options = SparsityConfig.from_mapping(plan)
+    options = SparsityConfig.read(plan)
     genes = _genes(space, masks, options.levels(options.final))
     kinds = {budget.kind for budget in budgets}
     tables = {}

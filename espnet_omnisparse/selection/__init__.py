@@ -11,18 +11,20 @@ Adding one touches nothing else.
 True
 """
 
+import inspect
 from collections.abc import Mapping
 from importlib import import_module
 from pkgutil import iter_modules
-from types import UnionType
 from typing import Any, ClassVar, Protocol, get_type_hints
 
+import pydantic
 import torch
 
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.options import Section
 
 
 class Net(Protocol):
@@ -57,6 +59,20 @@ class Selection(torch.nn.Module):
         super().__init_subclass__(**kwargs)
         cls.registry[name] = cls
 
+    @classmethod
+    def options(cls) -> type[Section]:
+        """The method's options, as the section `method_conf` that its constructor has.
+
+        They are the arguments behind `space` and `sizes`; `Annotated` ones have their
+        bounds and their meaning from `pydantic.Field`.
+        """
+        hints = get_type_hints(cls.__init__, include_extras=True)
+        _, _, _, *declared = inspect.signature(cls.__init__).parameters.values()
+        fields = {one.name: (hints.get(one.name, Any), one.default) for one in declared}
+        section = pydantic.create_model(cls.__name__, __base__=Section, **fields)
+        section.name = "supernet.method_conf"
+        return section
+
     def __init__(self, space: SearchSpace, sizes: Mapping[str, Size]):
         super().__init__()
         self.space = space
@@ -65,8 +81,11 @@ class Selection(torch.nn.Module):
     def check_length(self, length: int) -> None:
         """Refuses a step 1 of `length` updates if the method cannot do with it.
 
+        Args:
+            length: Of step 1, in updates.
+
         Raises:
-            UserError: Then.
+            UserError: If it is too short.
         """
         if length < 1:
             raise UserError(
@@ -123,12 +142,21 @@ class Selection(torch.nn.Module):
 
 
 def build_selection(
-    method: str, space: SearchSpace, sizes: Mapping[str, Size], conf: Mapping
+    method: str,
+    space: SearchSpace,
+    sizes: Mapping[str, Size],
+    conf: Mapping[str, Any] | None,
 ) -> Selection:
     """Makes the method named `method` from its options.
 
+    Args:
+        method: A key of `Selection.registry`.
+        space: The supernet's units.
+        sizes: Wanted sizes below the full one, largest first.
+        conf: The method's options; `None`: none are given.
+
     Raises:
-        UserError: If the method, or one of its options, is unknown.
+        UserError: If the method, or one of its options, is unknown or impossible.
     """
     for module in iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
@@ -137,28 +165,5 @@ def build_selection(
             f"supernet.method {method!r} is unknown; the methods are "
             f"{', '.join(sorted(Selection.registry))}."
         )
-    selection = Selection.registry[method]
-    _check_types(method, conf, get_type_hints(selection.__init__))
-    try:
-        return selection(space, sizes, **conf)
-    except TypeError as error:
-        raise UserError(f"supernet.method_conf of {method}: {error}.") from error
-
-
-def _check_types(method: str, conf: Mapping, hints: Mapping[str, Any]) -> None:
-    for name, value in conf.items():
-        hint = hints.get(name, object)
-        if isinstance(hint, type | UnionType) and not _fits(value, hint):
-            wanted = getattr(hint, "__name__", hint)
-            raise UserError(
-                f"supernet.method_conf of {method}: {name} must be {wanted}, not "
-                f"{value!r}."
-            )
-
-
-def _fits(value: Any, hint: type | UnionType) -> bool:
-    if isinstance(value, bool):  # to Python it is an int as well
-        return hint in (bool, object)
-    if isinstance(value, int):
-        return isinstance(value, hint) or isinstance(float(value), hint)
-    return isinstance(value, hint)
+    chosen = Selection.registry[method]
+    return chosen(space, sizes, **dict(chosen.options().read(conf)))

@@ -8,13 +8,15 @@ evaluations. With BatchNorm these losses are uncalibrated.
 
 import logging
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from espnet_omnisparse.core.mask import ranking
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.options import Count
 from espnet_omnisparse.selection import Net, Selection
 
 
@@ -28,11 +30,14 @@ class Greedy(Selection, name="greedy"):
     """
 
     def __init__(
-        self, space: SearchSpace, sizes: Mapping[str, Size], utterances: int = 50
+        self,
+        space: SearchSpace,
+        sizes: Mapping[str, Size],
+        utterances: Annotated[
+            Count, Field(description="validation utterances that a loss is taken over")
+        ] = 50,
     ):
         super().__init__(space, sizes)
-        if utterances < 1:
-            raise UserError("supernet.method_conf: utterances must be at least 1.")
         self.utterances = utterances
         self.register_buffer("importance", torch.zeros(len(space)))
 

@@ -5,8 +5,10 @@ Dynamic Encoder Size Based on Data-Driven Layer-wise Pruning for Speech Recognit
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.mask import ranking, top_k_mask
@@ -14,6 +16,7 @@ from espnet_omnisparse.core.schedule import iteration_ends, resolve_updates
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.options import Count, Length
 from espnet_omnisparse.selection import Selection
 
 OPEN, SHUT = 10.0, -5.0
@@ -38,12 +41,23 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
         self,
         space: SearchSpace,
         sizes: Mapping[str, Size],
-        zero_out: int = 2,
-        first_iteration: int | float | None = None,
+        zero_out: Annotated[
+            Count,
+            Field(
+                description="how many more units are shut at the end of each "
+                "iteration; there are as many iterations as it takes to come down to "
+                "the smallest size"
+            ),
+        ] = 2,
+        first_iteration: Annotated[
+            Length | None,
+            Field(
+                description="length of the first iteration, in updates or as a "
+                "fraction of step 1; by default as the others"
+            ),
+        ] = None,
     ):
         super().__init__(space, sizes)
-        if zero_out < 1:
-            raise UserError("supernet.method_conf: zero_out must be at least 1.")
         self.zero_out = zero_out
         self.first_iteration = first_iteration
         self.scores = torch.nn.Parameter(torch.full((len(space),), OPEN))

@@ -7,11 +7,14 @@ that has never been trained at any of them.
 
 import random
 from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
 
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.options import Number
 from espnet_omnisparse.selection.uniform import Uniform
 
 
@@ -27,13 +30,14 @@ class LayerDrop(Uniform, name="layerdrop"):
     joint = False
 
     def __init__(
-        self, space: SearchSpace, sizes: Mapping[str, Size], rate: float = 0.5
+        self,
+        space: SearchSpace,
+        sizes: Mapping[str, Size],
+        rate: Annotated[
+            Number, Field(gt=0, lt=1, description="how often a block is left out")
+        ] = 0.5,
     ):
         super().__init__(space, sizes)
-        if not 0.0 < rate < 1.0:
-            raise UserError(
-                "supernet.method_conf: rate must be between 0 and 1, exclusively."
-            )
         self.rate = rate
 
     def full_gates(self, time: int, length: int) -> tuple[Gate, ...]:

@@ -6,13 +6,16 @@ Efficient Supernet Training with Orthogonal Softmax for Scalable ASR Model Compr
 
 import random
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.options import Number
 from espnet_omnisparse.selection import Selection
 
 TAU_MIN = 0.01
@@ -38,20 +41,26 @@ class OrthoSoftmax(Selection, name="ortho_softmax"):
         self,
         space: SearchSpace,
         sizes: Mapping[str, Size],
-        tau: float = 1.0,
-        tau_decay: float | None = None,
-        tau_end: float = 0.2,
+        tau: Annotated[
+            Number,
+            Field(gt=0, description="temperature at the beginning of step 1"),
+        ] = 1.0,
+        tau_decay: Annotated[
+            Number | None,
+            Field(
+                gt=0,
+                le=1,
+                description="factor on it per update, published as 0.999992; without "
+                "it, `tau_end` is reached at the end of step 1",
+            ),
+        ] = None,
+        tau_end: Annotated[Number, Field(gt=0, description="see `tau_decay`")] = 0.2,
     ):
         super().__init__(space, sizes)
-        if tau_decay is None and not tau >= tau_end > 0:
+        if tau_decay is None and tau < tau_end:
             raise UserError(
-                "supernet.method_conf: tau must be at least tau_end, and tau_end above "
-                "0."
-            )
-        if tau <= 0 or (tau_decay is not None and not 0 < tau_decay <= 1):
-            raise UserError(
-                "supernet.method_conf: tau must be above 0, and tau_decay above 0 and "
-                "at most 1."
+                f"supernet.method_conf.tau must be at least tau_end, {tau_end}, not "
+                f"{tau}."
             )
         self.tau, self.tau_decay, self.tau_end = tau, tau_decay, tau_end
         # equal rows would have equal gradients for ever

@@ -4,8 +4,10 @@ It has no step 1, and a step 2.
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
@@ -23,7 +25,12 @@ class RandomOrder(Selection, name="random"):
 
     learns = False
 
-    def __init__(self, space: SearchSpace, sizes: Mapping[str, Size], seed: int = 0):
+    def __init__(
+        self,
+        space: SearchSpace,
+        sizes: Mapping[str, Size],
+        seed: Annotated[int, Field(strict=True, description="of the order")] = 0,
+    ):
         super().__init__(space, sizes)
         self.seed = seed
 

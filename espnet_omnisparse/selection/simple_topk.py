@@ -5,15 +5,17 @@ Dynamic Encoder Size Based on Data-Driven Layer-wise Pruning for Speech Recognit
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from espnet_omnisparse.core.gate import Gate, relaxed_top_k, straight_through
 from espnet_omnisparse.core.mask import ranking, top_k_mask
 from espnet_omnisparse.core.schedule import shrinking_k
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.options import Count, Number
 from espnet_omnisparse.selection import Selection
 
 
@@ -34,16 +36,26 @@ class SimpleTopK(Selection, name="simple_topk"):
         self,
         space: SearchSpace,
         sizes: Mapping[str, Size],
-        shrink: int = 1,
-        straight_through: bool = True,
-        temperature: float = 1.0,
+        shrink: Annotated[
+            Count,
+            Field(
+                description="r: how many units k loses at a time; every "
+                "`step1 * r / (units - smallest)` updates"
+            ),
+        ] = 1,
+        straight_through: Annotated[
+            bool,
+            Field(
+                strict=True,
+                description="hard gates forward, relaxed gates backward; false: soft "
+                "gates",
+            ),
+        ] = True,
+        temperature: Annotated[
+            Number, Field(gt=0, description="of the relaxed top-k")
+        ] = 1.0,
     ):
         super().__init__(space, sizes)
-        if shrink < 1 or temperature <= 0:
-            raise UserError(
-                "supernet.method_conf: shrink must be at least 1 and temperature "
-                "above 0."
-            )
         self.shrink = shrink
         self.straight_through = straight_through
         self.temperature = temperature

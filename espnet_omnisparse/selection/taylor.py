@@ -6,14 +6,16 @@ sums the importance; it has a step 2.
 """
 
 from collections.abc import Mapping
+from typing import Annotated
 
 import torch
+from pydantic import Field
 
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.mask import ranking
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.options import Number
 from espnet_omnisparse.selection import Selection
 
 
@@ -27,13 +29,14 @@ class Taylor(Selection, name="taylor"):
     """
 
     def __init__(
-        self, space: SearchSpace, sizes: Mapping[str, Size], momentum: float = 0.99
+        self,
+        space: SearchSpace,
+        sizes: Mapping[str, Size],
+        momentum: Annotated[
+            Number, Field(ge=0, lt=1, description="of the importance's running mean")
+        ] = 0.99,
     ):
         super().__init__(space, sizes)
-        if not 0.0 <= momentum < 1.0:
-            raise UserError(
-                "supernet.method_conf: momentum must be at least 0 and below 1."
-            )
         self.momentum = momentum
         self.register_buffer("importance", torch.zeros(len(space)))
         self._gates: torch.Tensor | None = None

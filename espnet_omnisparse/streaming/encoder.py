@@ -67,7 +67,7 @@ class EncoderStream:
     def _chunk(self, x: torch.Tensor) -> torch.Tensor:
         for block, state in zip(self._encoder.layers, self._blocks, strict=True):
             x = self._block(block, state, x)
-        return self._encoder.finish(x)
+        return self._encoder.final_norm(x)
 
     def _block(
         self, block: PrunableBlock, state: "BlockState", x: torch.Tensor

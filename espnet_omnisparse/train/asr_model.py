@@ -17,8 +17,9 @@ from espnet_omnisparse.losses.distillation import (
     frame_loss,
     lattice_loss,
 )
+from espnet_omnisparse.losses.head import HeadLoss
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
-from espnet_omnisparse.supernet.supernet import CURRENT
+from espnet_omnisparse.supernet.config import CURRENT
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
 from espnet_omnisparse.train.update import SupernetModel
@@ -102,13 +103,11 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         encoded: torch.Tensor,
         lengths: torch.Tensor,
         part: Batch,
-        scored: bool,
         teacher: Teacher | None = None,
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Mean loss of the part's utterances on one subnet's output, and its accuracy.
+    ) -> HeadLoss:
+        """Loss and accuracy on one subnet's output; in validation also its error rate.
 
-        With `scored` also its character error rate, by greedy search; with a teacher
-        also `taught`, how far it is from that.
+        The character error rate of greedy search. See `SupernetModel`.
         """
         head = self.head(size)
         kind = self.supernet.config.distillation
@@ -117,7 +116,7 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         taught = None
         if teacher is not None:
             taught = frame_loss(head.ctc_lo(encoded), teacher.ctc, lengths, kind)
-        if scored and self.error_calculator is not None:
+        if not self.training and self.error_calculator is not None:
             stats[self._stat("cer_ctc", size)] = self.error_calculator(
                 head.argmax(encoded).cpu(), part.text.cpu(), is_ctc=True
             )
@@ -141,9 +140,7 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
             stats[self._stat("acc", size)] = accuracy
         if other is not None:
             loss = self.ctc_weight * loss + (1.0 - self.ctc_weight) * other
-        if taught is not None:
-            stats["taught"] = taught
-        return loss, stats
+        return HeadLoss(loss, taught, stats)
 
     def head(self, size: str) -> CTC:
         """The CTC head of a size."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 
 
-class Ledger:
+class GradientAccumulator:
     """Sums losses, and their gradients one after the other.
 
     Args:
@@ -21,10 +21,10 @@ class Ledger:
         keep_graphs: Sum the losses alone and leave all gradients to the trainer.
 
     >>> weight = torch.ones(2, requires_grad=True)
-    >>> ledger = Ledger([weight])
+    >>> gradients = GradientAccumulator([weight])
     >>> for factor in (1.0, 10.0):
-    ...     ledger.add((factor * weight).sum())
-    >>> total = ledger.total()
+    ...     gradients.add((factor * weight).sum())
+    >>> total = gradients.total()
     >>> (2 * total).backward()
     >>> total.item(), weight.grad.tolist()
     (22.0, [22.0, 22.0])
@@ -34,21 +34,21 @@ class Ledger:
         self._keep_graphs = keep_graphs
         # with respect to what -> whose gradient that is
         self._targets = {p: p for p in parameters if p.requires_grad}
-        self._cuts: dict[torch.Tensor, torch.Tensor] = {}
+        self._detached: dict[torch.Tensor, torch.Tensor] = {}
         self._gradients: dict[torch.Tensor, torch.Tensor] = {}
         self._value: torch.Tensor | float = 0.0
 
-    def cut(self, shared: torch.Tensor) -> torch.Tensor:
+    def detach_shared(self, shared: torch.Tensor) -> torch.Tensor:
         """What to make losses of instead of something that they share.
 
         Its graph, unlike a loss's, is kept until the trainer's backward.
         """
         if self._keep_graphs or not shared.requires_grad:
             return shared
-        if shared not in self._cuts:
-            self._cuts[shared] = shared.detach().requires_grad_()
-            self._targets[self._cuts[shared]] = shared
-        return self._cuts[shared]
+        if shared not in self._detached:
+            self._detached[shared] = shared.detach().requires_grad_()
+            self._targets[self._detached[shared]] = shared
+        return self._detached[shared]
 
     def add(self, loss: torch.Tensor) -> None:
         """Adds a loss, a scalar, and frees its graph."""

@@ -37,13 +37,13 @@ def log_epoch(folder: Path, epoch: int, supernet: Supernet, seconds: float) -> N
     scores = supernet.selection.scores_now()
     line = {
         "epoch": epoch,
-        "update": int(supernet.updates),
+        "update": supernet.update,
         "phase": supernet.phase,
-        "reach": supernet.reach,
+        "max_sparsity": supernet.max_sparsity,
         "train_seconds": round(seconds, 2),
         "kept": {
             draw.size: sum(gate is not None for gate in draw.gates)
-            for draw in supernet.validation_draws()
+            for draw in supernet.validation_subnets()
         },
         "scores": None if scores is None else [float(score) for score in scores],
     }

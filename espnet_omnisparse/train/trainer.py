@@ -80,7 +80,7 @@ class OmniTrainer(Trainer):
         if isinstance(inner, SupernetModel):
             inner.accumulate(options.accum_grad)
         supernet = inner.supernet if isinstance(inner, SupernetModel) else None
-        before = int(supernet.updates) if supernet else 0
+        before = supernet.update if supernet else 0
         start = time.perf_counter()
         invalid = super().train_one_epoch(
             model=model,
@@ -94,7 +94,7 @@ class OmniTrainer(Trainer):
         seconds = time.perf_counter() - start
         if supernet is None:
             return invalid
-        made = int(supernet.updates) - before
+        made = supernet.update - before
         if hasattr(iterator, "__len__"):
             _warn_of_skipped(made, len(iterator) // options.accum_grad)
         distributed = kwargs["distributed_option"]
@@ -161,11 +161,12 @@ def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
     """Fixes the phases of the run."""
     supernet, epochs = model.supernet, options.max_epoch
     supernet.set_run_length(None if per_epoch is None else per_epoch * epochs)
-    if supernet.config.update == "per_accum" and options.accum_grad < supernet.nets:
+    most = supernet.subnets_per_update
+    if supernet.config.update == "per_accum" and options.accum_grad < most:
         raise UserError(
-            f"supernet.update: per_accum trains {supernet.nets} nets in an update, one "
-            f"in each micro-batch: set accum_grad to {supernet.nets} or a multiple, "
-            f"not {options.accum_grad}."
+            f"supernet.update: per_accum trains {most} subnets in an update, one in "
+            f"each micro-batch: set accum_grad to {most} or a multiple, not "
+            f"{options.accum_grad}."
         )
     if supernet.selection.learns:
         logging.info(

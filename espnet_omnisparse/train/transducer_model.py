@@ -14,6 +14,7 @@ from espnet2.asr_transducer.utils import get_transducer_task_io
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher, collapse, lattice_loss
+from espnet_omnisparse.losses.head import HeadLoss
 from espnet_omnisparse.losses.rnnt import Lattice, make_criterion
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.update import SupernetModel
@@ -132,9 +133,8 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
         encoded: torch.Tensor,
         lengths: torch.Tensor,
         part: Batch,
-        scored: bool,
         teacher: Teacher | None = None,
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
+    ) -> HeadLoss:
         """ESPnet's losses of the part's utterances on one subnet's output."""
         lattice, predicted = self.lattice(encoded, lengths, part.text)
         joint, target, t_len, u_len = lattice
@@ -156,18 +156,19 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
         if self.use_auxiliary_lm_loss:
             lm = self._calc_lm_loss(predicted, target)
             loss = loss + weighted("loss_aux_lm", self.auxiliary_lm_loss_weight, lm)
+        distillation = None
         if teacher is not None:
-            stats["taught"] = lattice_loss(
+            distillation = lattice_loss(
                 joint,
                 teacher.lattice,
                 *(target, t_len, u_len, BLANK),
                 self.supernet.config.distillation,
             )
-        if scored and (self.report_cer or self.report_wer):
+        if not self.training and (self.report_cer or self.report_wer):
             cer, wer = self._errors(encoded, target, t_len)
             stats[self._stat("cer_transducer", size)] = cer
             stats[self._stat("wer_transducer", size)] = wer
-        return loss, stats
+        return HeadLoss(loss, distillation, stats)
 
     def _errors(
         self, encoded: torch.Tensor, target: torch.Tensor, t_len: torch.Tensor

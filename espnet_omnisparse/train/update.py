@@ -4,7 +4,7 @@ What is particular to a task (features, heads, losses) is its model's; which sub
 which utterances, with what weight, and how their losses become one is here.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,10 +19,13 @@ from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.cost.count import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher
+from espnet_omnisparse.losses.head import HeadLoss
 from espnet_omnisparse.nn.block import Frames
-from espnet_omnisparse.supernet.supernet import ADAPTIVE, Draw, Supernet, SupernetConfig
+from espnet_omnisparse.supernet.config import ADAPTIVE, SupernetConfig
+from espnet_omnisparse.supernet.sampling import AdaptiveWeight, SampledSubnet
+from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.batch import Batch
-from espnet_omnisparse.train.gradients import Ledger
+from espnet_omnisparse.train.gradients import GradientAccumulator
 from espnet_omnisparse.train.loss_guard import LossGuard
 
 NORMALIZATIONS = ("frames", "batch")
@@ -55,7 +58,7 @@ class SupernetModel:
         Raises:
             UserError: If they contradict each other.
         """
-        config = SupernetConfig.from_mapping(options or {})
+        config = SupernetConfig.read(options)
         if loss_normalization not in NORMALIZATIONS:
             raise UserError(
                 "model_conf.loss_normalization must be one of "
@@ -99,13 +102,16 @@ class SupernetModel:
         encoded: torch.Tensor,
         lengths: torch.Tensor,
         part: Batch,
-        scored: bool,
         teacher: Teacher | None = None,
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Mean loss of the part's utterances on one subnet's output, and statistics.
+    ) -> HeadLoss:
+        """Loss and statistics of one subnet's output; error rates in validation.
 
-        With `scored` also its error rates; with a teacher also `taught`, how far it is
-        from that.
+        Args:
+            size: The subnet's name.
+            encoded: Its encoder output `[batch, time, size]`.
+            lengths: Frames of each utterance `[batch]`.
+            part: The utterances.
+            teacher: What it is compared with, if it has a teacher.
         """
         raise NotImplementedError
 
@@ -138,53 +144,97 @@ class SupernetModel:
         """
         batch = self.make_batch(speech, speech_lengths, text, text_lengths)
         self._refresh_masks()
-        if self.training:
-            draws = self.supernet.training_draws()
-            groups = self._divide(batch, draws)
-        else:
-            draws = self.supernet.validation_draws()
-            groups = [(batch, draws)]
-
-        ledger = Ledger(self.parameters(), keep_graphs=_in_float16())
-        groups = [(part, [_cut(draw, ledger) for draw in d]) for part, d in groups]
-        frames = 0
-        stats: dict[str, Any] = {}
-        now = int(self.supernet.updates)
-        for part, part_draws in groups:
+        supernet, stats, frames = self.supernet, {}, 0
+        gradients = GradientAccumulator(self.parameters(), keep_graphs=_in_float16())
+        sampled = (
+            supernet.sample_subnets()
+            if self.training
+            else supernet.validation_subnets()
+        )
+        sampled = [_with_shared_gates(subnet, gradients) for subnet in sampled]
+        for part, subnets in self._divide(batch, sampled):
             hidden = self.encoder.front_end(part.feats, part.feats_lengths)
-            part_frames = hidden.mask.sum()
-            frames = frames + part_frames
-            scale = self._scale(len(part), part_frames)
-            cut = replace(hidden, x=ledger.cut(hidden.x))
-            # a mean over the part's utterances, an unbiased estimate of the whole
-            # batch's: split_batch has the expectation of per_batch
-            for draw, losses in self._losses(part_draws, cut, part):
-                admitted = []
-                for size, weight, mean, extra in losses:
-                    scaled = mean.detach() * scale
-                    if weight is None:  # adaptive: what is learned already weighs less
-                        weight = 1.0 - torch.exp(-scaled)
-                    stats[self._stat("loss", size)] = scaled
-                    stats.update(extra)
-                    if self.training and self._guard.admits(draw, size, scaled, now):
-                        admitted.append(weight * mean)
-                if admitted:
-                    ledger.add(sum(admitted))
-                # what is left of its graph goes before the next subnet's comes
-                del losses, admitted, mean
+            shared = replace(hidden, x=gradients.detach_shared(hidden.x))
+            largest = teacher = None
+            for subnet in subnets:
+                if self._learns_from_teacher(subnet) and teacher is None:
+                    teacher = self._teacher(largest, shared, part)
+                output = self._add_loss(subnet, shared, part, teacher, gradients, stats)
+                if subnet.is_largest:
+                    largest = output
+            frames = frames + hidden.mask.sum()
         if self.training:
-            loss = ledger.total() * self._scale(len(batch), frames)
-            if not ledger.has_gradients:  # no subnet has a usable loss
-                loss = float("nan") * next(self.encoder.parameters()).sum()
-            # the update has the expectation of one in which each sees everything
-            loss = loss * self._micro_batches(draws) + self.supernet.penalty()
+            loss = self._training_loss(gradients, len(batch), frames, sampled)
             stats.update(self._training_stats())
         else:
-            loss = stats[self._stat("loss", draws[0].size)]
-            stats["loss_sizes"] = self._loss_of_sizes(stats, draws)
+            loss = stats[self._stat("loss", sampled[0].size)]
+            stats["loss_sizes"] = self._loss_of_sizes(stats, sampled)
         stats["loss"] = loss.detach()
         weight = frames if self.loss_normalization == "frames" else len(batch)
         return force_gatherable((loss, stats, weight), loss.device)
+
+    def _add_loss(
+        self,
+        subnet: SampledSubnet,
+        hidden: Frames,
+        part: Batch,
+        teacher: Teacher | None,
+        gradients: GradientAccumulator,
+        stats: dict[str, Any],
+    ) -> torch.Tensor:
+        """Adds a subnet's losses, those of its exits too, and their gradients.
+
+        Nothing of its graph is left afterwards.
+
+        Args:
+            subnet: The subnet.
+            hidden: The front end's output for the part.
+            part: The utterances it sees.
+            teacher: What it learns from, if it does.
+            gradients: Where its loss is added, in training.
+            stats: Where its statistics are added.
+
+        Returns:
+            Its encoder output `[batch, time, size]`, without its graph.
+        """
+        share = self.supernet.config.distillation_weight
+        scale = self._scale(len(part), hidden.mask.sum())
+        outputs = self._outputs(subnet, hidden)
+        losses = []
+        for size, encoded in outputs.items():
+            head = self._head_loss(size, encoded, hidden.lengths, part, teacher)
+            # a mean over the part's utterances, an unbiased estimate of the whole
+            # batch's: split_batch has the expectation of per_batch
+            mean = head.mixed(share)
+            scaled = mean.detach() * scale
+            stats[self._stat("loss", size)] = scaled
+            stats.update(head.stats)
+            weight = subnet.weight if size == subnet.size else subnet.exit_weight
+            if isinstance(weight, AdaptiveWeight):
+                weight = weight(scaled)
+            now = self.supernet.update
+            if self.training and self._guard.admits(subnet, size, scaled, now):
+                losses.append(weight * mean)
+        if losses:
+            gradients.add(sum(losses))
+        return outputs[subnet.size].detach()
+
+    def _training_loss(
+        self,
+        gradients: GradientAccumulator,
+        utterances: int,
+        frames: torch.Tensor,
+        sampled: Sequence[SampledSubnet],
+    ) -> torch.Tensor:
+        """The loss of an update, in the chosen normalisation.
+
+        It has the expectation of one in which every subnet sees everything.
+        """
+        if not gradients.has_gradients:  # no subnet has a finite loss
+            loss = float("nan") * next(self.encoder.parameters()).sum()
+        else:
+            loss = gradients.total() * self._scale(utterances, frames)
+        return loss * self._micro_batches(sampled) + self.supernet.penalty()
 
     def mask_loss(
         self,
@@ -210,7 +260,7 @@ class SupernetModel:
         """
         batch = self.make_batch(speech, speech_lengths, text, text_lengths)
         hidden = self.encoder.front_end(batch.feats, batch.feats_lengths)
-        hidden = hidden.within(self.supernet.chunks[-1])  # what sizes see
+        hidden = hidden.with_chunk_mask(self.supernet.chunks[-1])  # what sizes see
         return self.subnet_loss(hidden, batch, mask_gates(mask)), len(batch)
 
     def subnet_loss(
@@ -229,44 +279,46 @@ class SupernetModel:
             sparsity: A sparsity per weight; the masks are those of the last refresh.
         """
         encoded, lengths = self.encoder.blocks(hidden, gates, sparsity)
-        return self._head_loss(FULL, encoded, lengths, batch, scored=False)[0]
+        return self._head_loss(FULL, encoded, lengths, batch).loss
 
     def _divide(
-        self, batch: Batch, draws: list[Draw]
-    ) -> list[tuple[Batch, list[Draw]]]:
+        self, batch: Batch, sampled: Sequence[SampledSubnet]
+    ) -> list[tuple[Batch, Sequence[SampledSubnet]]]:
         """Which subnets see which utterances."""
+        if not self.training:
+            return [(batch, sampled)]
         update = self.supernet.config.update
         if update == "per_accum":
             turn = self._micro_batch % self._accumulation
             self._micro_batch += 1
-            return [(batch, [draws[turn % len(draws)]])]
-        if update == "per_batch" or len(batch) < len(draws):
-            return [(batch, draws)]
+            return [(batch, [sampled[turn % len(sampled)]])]
+        if update == "per_batch" or len(batch) < len(sampled):
+            return [(batch, sampled)]
         order = torch.randperm(len(batch), device=batch.feats.device)
-        parts = order.tensor_split(len(draws))
+        parts = order.tensor_split(len(sampled))
         return [
-            (batch.rows(part.sort().values), [draw])
-            for part, draw in zip(parts, draws, strict=True)
+            (batch.rows(part.sort().values), [subnet])
+            for part, subnet in zip(parts, sampled, strict=True)
         ]
 
     def accumulate(self, batches: int) -> None:
         """Says that an update has so many micro-batches, and that one begins."""
         self._accumulation, self._micro_batch = batches, 0
 
-    def _micro_batches(self, draws: list[Draw]) -> float:
+    def _micro_batches(self, sampled: Sequence[SampledSubnet]) -> float:
         """For how many micro-batches the present one stands, of those of an update."""
         if self.supernet.config.update != "per_accum":
             return 1.0
-        turn = (self._micro_batch - 1) % self._accumulation % len(draws)
+        turn = (self._micro_batch - 1) % self._accumulation % len(sampled)
         # fewer turns for some, where the nets do not divide the micro-batches
-        return self._accumulation / len(range(turn, self._accumulation, len(draws)))
+        return self._accumulation / len(range(turn, self._accumulation, len(sampled)))
 
     def _refresh_masks(self) -> None:
         """Makes the masks of weights follow the weights, as often as wanted."""
         plan = self.supernet.config.sparsity
         if plan is None:
             return
-        now = int(self.supernet.updates)
+        now = self.supernet.update
         if not self.training:
             # afterwards training begins anew: a resumed run has no older masks
             self._refreshed_at = None
@@ -276,67 +328,33 @@ class SupernetModel:
             self._refreshed_at = now
         self.encoder.refresh_masks()
 
-    def _losses(
-        self, draws: list[Draw], hidden: Frames, part: Batch
-    ) -> Iterator[
-        tuple[Draw, list[tuple[str, float | None, torch.Tensor, dict[str, Any]]]]
-    ]:
-        """Each subnet, one after the other: size, weight, loss, statistics of each end.
-
-        The next one is computed when it is asked for.
-        """
-        share = self.supernet.config.distillation_weight
-        teaching = self.training and self.supernet.config.distillation != "none"
-        teacher = main = None
-        for draw in draws:
-            losses = []
-            for size, weight, encoded in self._outputs(draw, hidden):
-                if draw.main:
-                    main = encoded.detach()
-                elif teaching and teacher is None:
-                    teacher = self._teacher(main, hidden, part)
-                mean, extra = self._head_loss(
-                    size,
-                    encoded,
-                    hidden.lengths,
-                    part,
-                    scored=not self.training,
-                    teacher=teacher,
-                )
-                taught = extra.pop("taught", None)
-                if taught is not None:
-                    mean = (1.0 - share) * mean + share * taught
-                losses.append((size, weight, mean, extra))
-            yield draw, losses
-            del losses, mean, encoded
-
     def _outputs(
-        self, draw: Draw, hidden: Frames
-    ) -> Iterator[tuple[str, float | None, torch.Tensor]]:
-        """Size, loss weight and encoder output of a subnet and of its exits."""
-        gates = draw.gates
-        if draw.layer_dropout is not None:
+        self, subnet: SampledSubnet, hidden: Frames
+    ) -> dict[str, torch.Tensor]:
+        """Encoder output `[batch, time, size]` of a subnet, then of its exits."""
+        gates = subnet.gates
+        if subnet.layer_dropout is not None:
             groups = self.encoder.space.groups
-            gates = layer_dropout_gates(draw.layer_dropout, len(hidden.x), groups)
-        hidden = hidden.within(draw.chunk)
-        last = len(self.encoder.layers)
-        # largest first, as in every list of sizes, and as the draws are
-        ends = {draw.size: last, **draw.exits}
+            gates = layer_dropout_gates(subnet.layer_dropout, len(hidden.x), groups)
+        hidden = hidden.with_chunk_mask(subnet.chunk)
+        ends = {subnet.size: len(self.encoder.layers), **subnet.exits}
         dropout = self.supernet.config.subnet_dropout
-        with nullcontext() if draw.main else self.encoder.as_subnet(dropout):
-            outputs = self.encoder.exits(
-                hidden, set(ends.values()), gates, draw.sparsity
+        with nullcontext() if subnet.is_largest else self.encoder.as_subnet(dropout):
+            outputs = self.encoder.intermediate_outputs(
+                hidden, set(ends.values()), gates, subnet.sparsity
             )
         by_end = dict(zip(sorted(set(ends.values())), outputs, strict=True))
-        for size, end in ends.items():
-            weight = draw.weight if size == draw.size else draw.exit_weight
-            yield size, weight, by_end[end]
+        return {size: by_end[end] for size, end in ends.items()}
+
+    def _learns_from_teacher(self, subnet: SampledSubnet) -> bool:
+        distilled = self.supernet.config.distillation != "none"
+        return self.training and distilled and not subnet.is_largest
 
     @torch.no_grad()
     def _teacher(
         self, encoded: torch.Tensor | None, hidden: Frames, part: Batch
     ) -> Teacher:
-        """The largest net's word on the part.
+        """Teacher outputs: what the largest subnet gives for the part.
 
         Args:
             encoded: Its output; `None`: it is not trained on this part.
@@ -346,7 +364,9 @@ class SupernetModel:
         if encoded is None:
             with self.encoder.as_subnet("full"):
                 full = self.supernet.full()
-                encoded, _ = self.encoder.blocks(hidden.within(full.chunk), full.gates)
+                encoded, _ = self.encoder.blocks(
+                    hidden.with_chunk_mask(full.chunk), full.gates
+                )
         return self._make_teacher(encoded, hidden.lengths, part)
 
     def _scale(self, utterances: int, frames: torch.Tensor) -> torch.Tensor | float:
@@ -368,14 +388,16 @@ class SupernetModel:
         phase = self.supernet.phase
         stats = {"phase": float(PHASES.index(phase))}
         if self.supernet.config.sparsity is not None:
-            stats["sparsity"] = self.supernet.reach
+            stats["sparsity"] = self.supernet.max_sparsity
         if phase == STEP1:
             mask = self.supernet.selection.mask_now(*self.supernet.step1_time)
             if mask is not None:
                 stats["k"] = float(mask.sum())
         return stats
 
-    def _loss_of_sizes(self, stats: dict[str, Any], draws: list[Draw]) -> Any:
+    def _loss_of_sizes(
+        self, stats: dict[str, Any], sampled: Sequence[SampledSubnet]
+    ) -> Any:
         """The criterion for choosing and averaging checkpoints.
 
         The mean loss over all sizes once they are selected. Before, a huge value, so
@@ -384,17 +406,23 @@ class SupernetModel:
         """
         supernet = self.supernet
         # an epoch that ends with step 1 trained nothing of step 2
-        if int(supernet.updates) <= supernet.timeline.settled_at:
+        if supernet.update <= supernet.timeline.settled_at:
             return NOT_SELECTED
         if self.encoder.conv_norm == "batch_norm":
-            return stats[self._stat("loss", draws[0].size)]
-        return sum(stats[f"loss_{draw.size}"] for draw in draws) / len(draws)
+            return stats[self._stat("loss", sampled[0].size)]
+        losses = [stats[f"loss_{subnet.size}"] for subnet in sampled]
+        return sum(losses) / len(losses)
 
 
-def _cut(draw: Draw, ledger: Ledger) -> Draw:
-    """A draw whose gates, which may be made of a selection's scores, are shared."""
-    gates = (ledger.cut(g) if isinstance(g, torch.Tensor) else g for g in draw.gates)
-    return replace(draw, gates=tuple(gates))
+def _with_shared_gates(
+    subnet: SampledSubnet, gradients: GradientAccumulator
+) -> SampledSubnet:
+    """The subnet; its gates, which may be made of a selection's scores, are shared."""
+    gates = (
+        gradients.detach_shared(gate) if isinstance(gate, torch.Tensor) else gate
+        for gate in subnet.gates
+    )
+    return replace(subnet, gates=tuple(gates))
 
 
 def _in_float16() -> bool:

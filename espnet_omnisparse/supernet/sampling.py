@@ -1,0 +1,229 @@
+"""Which subnets an update trains, and with what weight: the sandwich rule.
+
+The largest subnet, the smallest and random ones between them (US-Nets, arXiv
+1903.05134). What is drawn is a function of the update count alone, so a resumed run and
+every process of a distributed one draw the same subnets.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.gate import Gate, mask_gates
+from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.spec import FULL
+from espnet_omnisparse.cost.size import Size
+from espnet_omnisparse.selection import Selection
+from espnet_omnisparse.supernet.config import ADAPTIVE, CURRENT, SupernetConfig
+from espnet_omnisparse.supernet.sparsity import DENSE, SPARSEST, SparsityConfig
+
+
+class AdaptiveWeight:
+    """The loss weight `1 - exp(-loss)`: what is learned already weighs less.
+
+    Of OrthoSoftmax (arXiv 2501.18895), for losses per frame.
+    """
+
+    def __call__(self, loss: torch.Tensor) -> torch.Tensor:
+        """The weight of a subnet whose loss per frame is `loss`, a scalar."""
+        return 1.0 - torch.exp(-loss)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AdaptiveWeight)
+
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True)
+class SampledSubnet:
+    """One subnet of one update.
+
+    Attributes:
+        size: Its name: `full`, `current` (the subnet of step 1), a size, or one of
+            `sparsity.SUBNETS`.
+        gates: A gate per unit.
+        weight: Of its loss.
+        sparsity: A sparsity per weight; empty: nothing is masked.
+        is_largest: Whether it is the one with full regularisation, whose BatchNorm
+            statistics count and which teaches the others.
+        chunk: What its frames see; `None`: the whole recording.
+        layer_dropout: Rate per unit `[units]`; `None` for no layer dropout.
+        exits: Sizes that end inside this one -> the number of blocks they end after;
+            their losses have `exit_weight`.
+        exit_weight: See `exits`.
+    """
+
+    size: str
+    gates: tuple[Gate, ...]
+    weight: float | AdaptiveWeight = 1.0
+    sparsity: tuple[float, ...] = ()
+    is_largest: bool = False
+    chunk: Chunk | None = None
+    layer_dropout: torch.Tensor | None = None
+    exits: Mapping[str, int] = field(default_factory=dict)
+    exit_weight: float | AdaptiveWeight = 1.0
+
+
+class Sampler:
+    """Draws the subnets of an update.
+
+    Args:
+        config: The supernet's options.
+        space: The encoder's units.
+        sizes: The wanted sizes, largest first.
+        selection: What decides on their units.
+        chunks: What subnets see, the first the largest, the last the smallest.
+    """
+
+    def __init__(
+        self,
+        config: SupernetConfig,
+        space: SearchSpace,
+        sizes: Mapping[str, Size],
+        selection: Selection,
+        chunks: tuple[Chunk | None, ...],
+    ):
+        self._config, self._space, self._sizes = config, space, sizes
+        self._selection, self._chunks = selection, chunks
+        weight = config.subnet_weight
+        self._weight = AdaptiveWeight() if weight == ADAPTIVE else weight
+
+    @property
+    def joint(self) -> bool:
+        """Whether the full net has sizes trained beside it, masks on weights apart."""
+        return self._selection.joint or any(
+            size.keeps_all_units for size in self._sizes.values()
+        )
+
+    @property
+    def most(self) -> int:
+        """The most subnets that an update trains."""
+        if self._config.sparsity:
+            # step 1 trains two
+            return max(len(self._config.sparsity.sandwich), 1 + self._selection.learns)
+        # the full net, the smallest size and one between them
+        return min(3, 1 + len(self._sizes)) if self.joint else 1
+
+    def full(self, **options) -> SampledSubnet:
+        """The full net."""
+        gates = (1.0,) * len(self._space)
+        options = {"chunk": self._chunks[0], "gates": gates, **options}
+        return SampledSubnet(FULL, is_largest=True, **options)
+
+    def warm_start(self, update: int) -> list[SampledSubnet]:
+        """The full net, on each chunk in turn: all that any size sees."""
+        return [self.full(chunk=self._chunks[update % len(self._chunks)])]
+
+    def step1(self, time: int, length: int) -> list[SampledSubnet]:
+        """The full net, and the subnet of the scores that step 1 learns.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1.
+        """
+        gates = self._selection.gates(time, length)
+        if gates is None:
+            return [self._alone(time, length)]
+        rates, rate = None, self._config.layer_dropout_step1
+        if rate > 0.0:  # ranking the units takes time in every update
+            rates = self._rates(rate, self._selection.mask_now(time, length))
+        return [
+            self.full(layer_dropout=rates),
+            SampledSubnet(CURRENT, gates, self._weight, chunk=self._chunks[-1]),
+        ]
+
+    def without_sizes(self, time: int, length: int) -> list[SampledSubnet]:
+        """The full net and its exits, of methods without joint training."""
+        exits = self._selection.exits()
+        return [self._alone(time, length, exits=exits, exit_weight=self._weight)]
+
+    def _alone(self, time: int, length: int, **options) -> SampledSubnet:
+        """The full net where a method without another subnet trains it."""
+        gates = self._selection.full_gates(time, length)
+        return self.full(**options, **({} if gates is None else {"gates": gates}))
+
+    def of_sizes(
+        self, masks: Mapping[str, torch.Tensor], update: int
+    ) -> list[SampledSubnet]:
+        """The sandwich of the layer axis: full net, smallest size, one between.
+
+        Args:
+            masks: The units `[units]` of each size, largest first.
+            update: The update count.
+        """
+        *between, smallest = masks
+        rates = self._rates(self._config.layer_dropout_step2, masks[smallest])
+        names = [smallest]
+        if between:
+            names.append(self._generator(update).choice(between))
+        return [
+            self.full(layer_dropout=rates),
+            *(
+                SampledSubnet(
+                    name,
+                    mask_gates(masks[name]),
+                    self._weight,
+                    chunk=self._sizes[name].chunk,
+                )
+                for name in names
+            ),
+        ]
+
+    def of_sparsities(
+        self, plan: SparsityConfig, highest: float, update: int
+    ) -> list[SampledSubnet]:
+        """The sandwich of the weight axis; with sizes of units, of both axes.
+
+        Args:
+            plan: The options of the weight axis.
+            highest: The highest sparsity of this update.
+            update: The update count.
+        """
+        generator = self._generator(update)
+        masks = list(self._selection.masks().values())
+        weights = len(self._space.weights)
+        sampled = []
+        for number, subnet in enumerate(plan.sandwich):
+            mask = torch.ones(len(self._space), dtype=torch.bool)
+            if subnet == SPARSEST and masks:
+                mask = masks[-1]
+            elif subnet != DENSE and masks:
+                mask = generator.choice([mask, *masks])
+            sparsity = plan.draw(subnet, highest, weights, generator)
+            name = FULL if subnet == DENSE else subnet
+            if plan.sandwich.count(subnet) > 1:
+                name += str(plan.sandwich[: number + 1].count(subnet))
+            largest = number == 0
+            rates = None
+            if largest and subnet == DENSE and masks:
+                rates = self._rates(self._config.layer_dropout_step2, masks[-1])
+            chunk = self._chunks[0] if largest else self._chunks[-1]
+            if not largest and subnet != SPARSEST and len(self._chunks) > 1:
+                chunk = generator.choice(self._chunks)
+            sampled.append(
+                SampledSubnet(
+                    name,
+                    mask_gates(mask),
+                    1.0 if largest else self._weight,
+                    sparsity,
+                    largest,
+                    chunk,
+                    rates,
+                )
+            )
+        return sampled
+
+    def _generator(self, update: int) -> random.Random:
+        """Randomness of an update: the same on every process and resumed."""
+        return random.Random(f"{self._config.seed}-{update}")
+
+    def _rates(self, rate: float, kept: torch.Tensor) -> torch.Tensor | None:
+        """Layer dropout on the branches of which `kept` has nothing."""
+        if rate == 0.0:
+            return None
+        groups = torch.tensor(self._space.groups, device=kept.device)
+        touched = groups.bincount(weights=kept.float()) > 0
+        return rate * (~touched[groups]).float()
