@@ -497,8 +497,10 @@ def test_split_batch_has_the_expectation_of_per_batch(
     sparse_model, batch, distillation
 ):
     conf = {"distillation": distillation}
-    whole = sparse_model(supernet=conf).train()
-    split = sparse_model(supernet={**conf, "update": "split_batch"}).train()
+    # a sum of 24 updates in another order: in float64 rounding stays below the bound
+    batch["speech"] = batch["speech"].double()
+    whole = sparse_model(supernet=conf).double().train()
+    split = sparse_model(supernet={**conf, "update": "split_batch"}).double().train()
     expected, _, weight = whole(**batch)
     total, losses = None, []
     for seed in seed_of_each_division(4, 4):
@@ -509,7 +511,7 @@ def test_split_batch_has_the_expectation_of_per_batch(
         one = gradients(split, loss / 24)
         total = one if total is None else {n: t + one[n] for n, t in total.items()}
     assert len(losses) == 24 and max(losses) > 1.01 * min(losses)
-    assert sum(losses) / 24 == pytest.approx(expected.item(), rel=1e-5)
+    assert sum(losses) / 24 == pytest.approx(expected.item(), rel=1e-6)
     assert_same_gradients(total, gradients(whole, expected))
 
 

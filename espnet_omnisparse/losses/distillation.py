@@ -9,7 +9,7 @@ student for what the teacher rules out, and at alpha = 1, which is `kl` again an
 punishes it for what it misses. The transducer's teacher is reduced to three
 probabilities per node: the correct label, blank, and the rest (arXiv 2011.06110).
 
-Everything is computed in float32, whatever the input and autocast: ratios of
+Everything is computed in float32 at least, whatever the input and autocast: ratios of
 probabilities overflow in less.
 """
 
@@ -63,8 +63,8 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> torch
     if kind not in ("kl", "alpha"):
         raise ValueError(f"no divergence is called {kind!r}")
     with torch.autocast(student.device.type, enabled=False):
-        log_q = student.float().log_softmax(-1)
-        log_p = teacher.detach().float().log_softmax(-1)
+        log_q = _precise(student).log_softmax(-1)
+        log_p = _precise(teacher.detach()).log_softmax(-1)
         kl = (log_p.exp() * (log_p - log_q)).sum(-1)
         if kind == "kl":
             return kl
@@ -195,10 +195,11 @@ class _Collapse(torch.autograd.Function):
     def forward(
         ctx, joint: torch.Tensor, slots: torch.Tensor, blank: int
     ) -> torch.Tensor:
-        collapsed = joint.new_empty((*joint.shape[:-1], 3), dtype=torch.float32)
+        dtype = torch.promote_types(joint.dtype, torch.float32)
+        collapsed = joint.new_empty((*joint.shape[:-1], 3), dtype=dtype)
         sums = torch.empty_like(collapsed[..., :2])
         for out, norms, logits, slot in zip(collapsed, sums, joint, slots, strict=True):
-            logits = logits.float()
+            logits = _precise(logits)
             index = _slot_index(slot, logits)
             total = logits.logsumexp(-1)
             # two symbols leave no rest: finite, or its softmax were NaN
@@ -223,7 +224,7 @@ class _Collapse(torch.autograd.Function):
         for out, grad, norms, logits, slot in zip(
             result, gradient, sums, joint, slots, strict=True
         ):
-            logits = logits.float()
+            logits = _precise(logits)
             index = _slot_index(slot, logits)
             label, of_blank, of_rest = grad.unsqueeze(-1).unbind(-2)
             total, rest = norms.unsqueeze(-1).unbind(-2)
@@ -234,6 +235,11 @@ class _Collapse(torch.autograd.Function):
             joined[..., ctx.blank] += of_blank.squeeze(-1)
             out.copy_(joined)
         return result, None, None
+
+
+def _precise(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, or in float64 where it is that."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _slot_index(slot: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

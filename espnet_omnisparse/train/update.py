@@ -25,6 +25,7 @@ from espnet_omnisparse.supernet.config import ADAPTIVE, SupernetConfig
 from espnet_omnisparse.supernet.sampling import AdaptiveWeight, SampledSubnet
 from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.batch import Batch
+from espnet_omnisparse.train.division import Division
 from espnet_omnisparse.train.gradients import GradientAccumulator
 from espnet_omnisparse.train.loss_guard import LossGuard
 
@@ -84,7 +85,7 @@ class SupernetModel:
             )
         self._refreshed_at: int | None = None
         self._guard = LossGuard()
-        self.accumulate(1)
+        self._division = Division(config.update)
 
     def make_batch(
         self,
@@ -146,22 +147,28 @@ class SupernetModel:
         self._refresh_masks()
         supernet, stats, frames = self.supernet, {}, 0
         gradients = GradientAccumulator(self.parameters(), keep_graphs=_in_float16())
-        sampled = (
-            supernet.sample_subnets()
-            if self.training
-            else supernet.validation_subnets()
-        )
-        sampled = [_with_shared_gates(subnet, gradients) for subnet in sampled]
-        for part, subnets in self._divide(batch, sampled):
+        if self.training:
+            sampled = supernet.sample_subnets()
+            sampled = [_with_shared_gates(subnet, gradients) for subnet in sampled]
+            parts = self._division.divide(batch, sampled)
+        else:
+            sampled = supernet.validation_subnets()
+            parts = [(batch, sampled)]
+        for part, subnets in parts:
             hidden = self.encoder.front_end(part.feats, part.feats_lengths)
             shared = replace(hidden, x=gradients.detach_shared(hidden.x))
             largest = teacher = None
             for subnet in subnets:
-                if self._learns_from_teacher(subnet) and teacher is None:
-                    teacher = self._teacher(largest, shared, part)
-                output = self._add_loss(subnet, shared, part, teacher, gradients, stats)
+                outputs = self._outputs(subnet, shared)
                 if subnet.is_largest:
-                    largest = output
+                    largest = outputs[subnet.size].detach()
+                elif self._distils and teacher is None:
+                    teacher = self._teacher(largest, shared, part)
+                losses = self._losses(subnet, outputs, shared, part, teacher, stats)
+                if losses:
+                    gradients.add(sum(losses))
+                # what is left of its graph goes before the next subnet's comes
+                del outputs, losses
             frames = frames + hidden.mask.sum()
         if self.training:
             loss = self._training_loss(gradients, len(batch), frames, sampled)
@@ -173,33 +180,30 @@ class SupernetModel:
         weight = frames if self.loss_normalization == "frames" else len(batch)
         return force_gatherable((loss, stats, weight), loss.device)
 
-    def _add_loss(
+    def _losses(
         self,
         subnet: SampledSubnet,
+        outputs: Mapping[str, torch.Tensor],
         hidden: Frames,
         part: Batch,
         teacher: Teacher | None,
-        gradients: GradientAccumulator,
         stats: dict[str, Any],
-    ) -> torch.Tensor:
-        """Adds a subnet's losses, those of its exits too, and their gradients.
-
-        Nothing of its graph is left afterwards.
+    ) -> list[torch.Tensor]:
+        """The weighted losses of a subnet and its exits, those that train it.
 
         Args:
             subnet: The subnet.
+            outputs: What `_outputs` returns for it.
             hidden: The front end's output for the part.
             part: The utterances it sees.
-            teacher: What it learns from, if it does.
-            gradients: Where its loss is added, in training.
-            stats: Where its statistics are added.
+            teacher: What it learns from; the largest subnet has none.
+            stats: Where statistics are added.
 
         Returns:
-            Its encoder output `[batch, time, size]`, without its graph.
+            Scalars; none in validation, and none where the loss is not finite.
         """
         share = self.supernet.config.distillation_weight
         scale = self._scale(len(part), hidden.mask.sum())
-        outputs = self._outputs(subnet, hidden)
         losses = []
         for size, encoded in outputs.items():
             head = self._head_loss(size, encoded, hidden.lengths, part, teacher)
@@ -215,9 +219,7 @@ class SupernetModel:
             now = self.supernet.update
             if self.training and self._guard.admits(subnet, size, scaled, now):
                 losses.append(weight * mean)
-        if losses:
-            gradients.add(sum(losses))
-        return outputs[subnet.size].detach()
+        return losses
 
     def _training_loss(
         self,
@@ -234,7 +236,7 @@ class SupernetModel:
             loss = float("nan") * next(self.encoder.parameters()).sum()
         else:
             loss = gradients.total() * self._scale(utterances, frames)
-        return loss * self._micro_batches(sampled) + self.supernet.penalty()
+        return loss * self._division.stands_for(sampled) + self.supernet.penalty()
 
     def mask_loss(
         self,
@@ -281,37 +283,9 @@ class SupernetModel:
         encoded, lengths = self.encoder.blocks(hidden, gates, sparsity)
         return self._head_loss(FULL, encoded, lengths, batch).loss
 
-    def _divide(
-        self, batch: Batch, sampled: Sequence[SampledSubnet]
-    ) -> list[tuple[Batch, Sequence[SampledSubnet]]]:
-        """Which subnets see which utterances."""
-        if not self.training:
-            return [(batch, sampled)]
-        update = self.supernet.config.update
-        if update == "per_accum":
-            turn = self._micro_batch % self._accumulation
-            self._micro_batch += 1
-            return [(batch, [sampled[turn % len(sampled)]])]
-        if update == "per_batch" or len(batch) < len(sampled):
-            return [(batch, sampled)]
-        order = torch.randperm(len(batch), device=batch.feats.device)
-        parts = order.tensor_split(len(sampled))
-        return [
-            (batch.rows(part.sort().values), [subnet])
-            for part, subnet in zip(parts, sampled, strict=True)
-        ]
-
     def accumulate(self, batches: int) -> None:
         """Says that an update has so many micro-batches, and that one begins."""
-        self._accumulation, self._micro_batch = batches, 0
-
-    def _micro_batches(self, sampled: Sequence[SampledSubnet]) -> float:
-        """For how many micro-batches the present one stands, of those of an update."""
-        if self.supernet.config.update != "per_accum":
-            return 1.0
-        turn = (self._micro_batch - 1) % self._accumulation % len(sampled)
-        # fewer turns for some, where the nets do not divide the micro-batches
-        return self._accumulation / len(range(turn, self._accumulation, len(sampled)))
+        self._division.begin(batches)
 
     def _refresh_masks(self) -> None:
         """Makes the masks of weights follow the weights, as often as wanted."""
@@ -346,9 +320,10 @@ class SupernetModel:
         by_end = dict(zip(sorted(set(ends.values())), outputs, strict=True))
         return {size: by_end[end] for size, end in ends.items()}
 
-    def _learns_from_teacher(self, subnet: SampledSubnet) -> bool:
-        distilled = self.supernet.config.distillation != "none"
-        return self.training and distilled and not subnet.is_largest
+    @property
+    def _distils(self) -> bool:
+        """Whether the largest subnet teaches the others."""
+        return self.training and self.supernet.config.distillation != "none"
 
     @torch.no_grad()
     def _teacher(
