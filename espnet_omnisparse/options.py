@@ -88,9 +88,14 @@ at least 0 and below 1, not 1.5.
             raise UserError(f"{cls.name} must be a section of options: {section!r}.")
         values = dict(section)
         for old, new in cls.renamed.items():
+            if old in values and new in values:
+                raise UserError(
+                    f"{cls.name} has both {old} and {new}, which is its present name: "
+                    f"remove {old}."
+                )
             if old in values:
                 logging.warning("%s.%s is called %s now.", cls.name, old, new)
-                values.setdefault(new, values.pop(old))
+                values[new] = values.pop(old)
         check_keys(cls.name, values, list(cls.model_fields))
         try:
             return cls(**values)
@@ -167,7 +172,9 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 
 
 def _shown(default: Any) -> str:
-    if default is None or default == () or default == {}:
+    if default is None:
+        return "none"
+    if default == () or default == {}:
         return ""
     if isinstance(default, bool):
         return str(default).lower()

@@ -40,7 +40,9 @@ class SupernetConfig(Section):
         "names of sizes, each with what it keeps, such as {small: 0.33}",
     )
     fraction_of: Literal["units", "params", "macs_10s", "latency_ms"] = option(
-        "units", "what a fraction in `sizes` is of: of the full net's"
+        "units",
+        "what a fraction in `sizes` is of: the full net's `units`, `params`, "
+        "`macs_10s` or `latency_ms`",
     )
     sparsity: SparsityConfig | None = option(
         None,

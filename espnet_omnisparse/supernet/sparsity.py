@@ -5,6 +5,7 @@ once, as in Omni-sparsity (arXiv 2110.08352). The sampling is ours: a sandwich o
 dense net, the sparsest one and random ones, the sparsest reached by a cubic ramp.
 """
 
+import logging
 import random
 from typing import Any, ClassVar
 
@@ -58,12 +59,15 @@ class SparsityConfig(Section):
     def _read_sandwich(cls, value: Any) -> tuple[str, ...]:
         if not isinstance(value, list | tuple):
             raise ValueError("no list")
-        subnets = tuple(
-            _RENAMED.get(one, one) if isinstance(one, str) else one for one in value
-        )
+        subnets = []
+        for one in value:
+            new = _RENAMED.get(one) if isinstance(one, str) else None
+            if new:
+                logging.warning("supernet.sparsity: %s is called %s now.", one, new)
+            subnets.append(new or one)
         if not subnets or any(one not in SUBNETS for one in subnets):
             raise ValueError("unknown")
-        return subnets
+        return tuple(subnets)
 
     @model_validator(mode="after")
     def _check_levels(self) -> "SparsityConfig":
