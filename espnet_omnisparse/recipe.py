@@ -47,6 +47,7 @@ STOCK_DEFAULTS = {
     "asr_tag": "",
     "asr_exp": "",
     "speed_perturb_factors": "",
+    "fs": "16k",
     "inference_asr_model": "valid.loss_sizes.ave.pth",
     "skip_packing": "true",
     "skip_upload_hf": "true",
@@ -356,6 +357,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = parse(argv)
         check(run)
         prepare()
+        # asr.sh tells its local/data.sh nothing of it, and another's might not take it
+        os.environ["OMNISPARSE_FS"] = run["fs"]
         first, last = run.stages
         if first < FIRST_PER_SIZE:
             stop = min(last, FIRST_PER_SIZE - 1)

@@ -18,8 +18,9 @@ import pytest
 import soundfile
 
 from espnet_omnisparse import librispeech
+from espnet_omnisparse.audio import check_audio
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.librispeech import Archive, check_audio, prepare, read_part
+from espnet_omnisparse.librispeech import Archive, prepare, read_part
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("OMNISPARSE_TEST_DATA", "unset"))
@@ -256,9 +257,9 @@ class TestAudio:
         path.write_text("<html>Not found</html>" * 100)
         refused(lambda: check_audio(path), f"a{suffix} cannot be read")
 
-    def test_broken_file_is_named(self, corpus, chapter):
+    def test_broken_file_is_named(self, corpus, chapter, tmp_path):
         (chapter / "7-70-0001.flac").write_bytes(b"")
-        refused(lambda: read_part(corpus / "one"), "7-70-0001.flac is empty")
+        refused(lambda: run(corpus, tmp_path / "d"), "7-70-0001.flac is empty")
 
 
 @dataclass
