@@ -183,7 +183,7 @@ def too_short(subject: str, seconds: float) -> AudioError:
     return AudioError(
         subject,
         f"is {seconds:.3f} s long, too short to be decoded",
-        "remove it, keep it with --shortest 0 where --use_streaming true decodes it",
+        "remove it, decode with --use_streaming true, which takes any length",
         "is too short to be decoded",
     )
 

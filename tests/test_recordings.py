@@ -1,6 +1,8 @@
 """Stage 1 judges all recordings of a corpus, and tells all that do not fit at once."""
 
 import math
+import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
-from test_librispeech import refused, run, write_chapter
+from test_librispeech import REPOSITORY, refused, run, write_chapter
 from test_tedlium import words, write_talk
 
 from espnet_omnisparse import librispeech, recipe, recordings, tedlium
@@ -163,7 +165,7 @@ def test_a_test_recording_too_short_to_be_decoded(corpus, tmp_path, seconds):
     refused(
         lambda: run(corpus, tmp_path / "d"),
         f"{path} is {seconds:.3f} s long, too short to be decoded",
-        "--shortest 0",
+        "--use_streaming true",
     )
     run(corpus, tmp_path / "d", test_parts=["two"])  # ESPnet's stage 4 drops it
     assert names(tmp_path / "d" / "dev") == ["7-71-0000", "7-71-0001"]
@@ -228,19 +230,32 @@ def test_options_that_are_no_numbers(module, option, value, capsys):
     assert f"error: {option} is a " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given, rate", [([], "16k"), (["--fs", "8k"], "8k")])
-def test_stage_1_is_told_the_rate(monkeypatch, given, rate):
-    told = []
-    monkeypatch.setenv("OMNISPARSE_FS", "")
-    monkeypatch.setattr(recipe, "check", lambda run: None)
-    monkeypatch.setattr(recipe, "prepare", lambda: None)
-    monkeypatch.setattr(
-        recipe,
-        "asr_sh",
-        lambda *_, **__: told.append(recipe.os.environ["OMNISPARSE_FS"]),
+STREAMING = ["--use_streaming", "true"]
+
+
+@pytest.mark.parametrize(
+    "given, rate, shortest",
+    [([], "16k", "0.06"), (["--fs", "8k"], "8k", "0.06"), (STREAMING, "16k", "0")],
+)
+@pytest.mark.parametrize("name", ["librispeech", "tedlium2"])
+def test_stage_1_is_told_how_audio_is_used(
+    monkeypatch, tmp_path, given, rate, shortest, name
+):
+    for variable in ("OMNISPARSE_FS", "OMNISPARSE_SHORTEST"):
+        monkeypatch.setenv(variable, "")
+    recipe.tell_stage_1(recipe.parse(given))
+    # what data.sh runs, instead of Python: it prints what it is given
+    (tmp_path / "python3").write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
+    (tmp_path / "python3").chmod(0o755)
+    (tmp_path / "utils").mkdir()
+    parse = test_librispeech.TestDataSh.PARSE
+    (tmp_path / "utils" / "parse_options.sh").write_text(parse)
+    done = subprocess.run(
+        [REPOSITORY / "egs2" / name / "asr1" / "local" / "data.sh"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
     )
-    recipe.main([*given, "--stage", "1", "--stop_stage", "1"])
-    assert told == [rate]
-    for name in ("librispeech", "tedlium2"):
-        script = test_librispeech.REPOSITORY / "egs2" / name / "asr1/local/data.sh"
-        assert "fs=${OMNISPARSE_FS:-16k}" in script.read_text()
+    expected = f"--fs {rate} --shortest {shortest} --convert false --leave_out false"
+    assert expected in done.stderr

@@ -16,10 +16,11 @@ train_parts="train-clean-100 train-clean-360 train-other-500"
 valid_set=dev
 valid_parts="dev-clean dev-other"
 test_parts="test-clean test-other dev-clean dev-other"
-fs=${OMNISPARSE_FS:-16k}  # samples per second, as run.sh's --fs
-shortest=0.06             # seconds that test utterances have at least
-convert=false             # true: resample and mix down recordings that need it
-leave_out=false           # true: go on without recordings that cannot be used
+# run.sh says what its --fs is, and whether it decodes streams, of any length
+fs=${OMNISPARSE_FS:-16k}              # samples per second
+shortest=${OMNISPARSE_SHORTEST:-0.06} # seconds that test utterances have at least
+convert=false    # true: resample and mix down recordings that need it
+leave_out=false  # true: go on without recordings that cannot be used
 
 log "$0 $*"
 # shellcheck source=/dev/null
