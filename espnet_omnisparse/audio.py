@@ -282,10 +282,12 @@ def _wav_has_no_length(file: BinaryIO) -> bool:
     The header has the file's length too; what it counts may be other chunks.
     """
     data = _wav_data(file)
+    if data is None or data[1] > 0:
+        return False
     size = file.seek(0, os.SEEK_END)
     file.seek(4)
     (announced,) = struct.unpack("<I", file.read(4))
-    return data is not None and data[1] == 0 and data[0] < size and announced + 8 < size
+    return data[0] < size and announced + 8 < size
 
 
 def _ogg_is_cut(file: BinaryIO) -> bool:

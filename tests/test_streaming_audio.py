@@ -357,3 +357,15 @@ def _write_lengths(path, riff, data):
     whole[4:8] = riff.to_bytes(4, "little")
     whole[position : position + 4] = data.to_bytes(4, "little")
     path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["audio.wav", "audio.flac", "audio.opus"])
+def test_any_part_of_a_header_is_told_in_a_sentence(tmp_path, name):
+    path = tmp_path / name
+    options = {"format": "OGG", "subtype": "OPUS"} if name.endswith("opus") else {}
+    soundfile.write(path, noise(1600), 16000, **options)
+    whole = path.read_bytes()
+    for kept in range(1, 100):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match=f"{path} .*again"):
+            check_audio(path)
