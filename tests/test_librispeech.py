@@ -18,7 +18,8 @@ import pytest
 import soundfile
 
 from espnet_omnisparse.data import librispeech
-from espnet_omnisparse.data.librispeech import Archive, check_audio, prepare, read_part
+from espnet_omnisparse.data.audio_files import check_audio
+from espnet_omnisparse.data.librispeech import Archive, prepare, read_part
 from espnet_omnisparse.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -256,9 +257,9 @@ class TestAudio:
         path.write_text("<html>Not found</html>" * 100)
         refused(lambda: check_audio(path), f"a{suffix} cannot be read")
 
-    def test_broken_file_is_named(self, corpus, chapter):
+    def test_broken_file_is_named(self, corpus, chapter, tmp_path):
         (chapter / "7-70-0001.flac").write_bytes(b"")
-        refused(lambda: read_part(corpus / "one"), "7-70-0001.flac is empty")
+        refused(lambda: run(corpus, tmp_path / "d"), "7-70-0001.flac is empty")
 
 
 @dataclass

@@ -409,7 +409,7 @@ def test_a_sample_far_beyond_full_scale_ends_the_stream(size, beam):
     stream = Recogniser.load(size, beam=beam).stream()
     wave = speech(RATE)
     wave[5000] = 1e30
-    with pytest.raises(UserError, match="not finite: the audio has samples far beyond"):
+    with pytest.raises(UserError, match=r"1e\+30, far beyond full scale"):
         stream.push(wave)
 
 

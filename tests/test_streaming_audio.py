@@ -10,8 +10,9 @@ import soundfile
 import soxr
 import torch
 
+from espnet_omnisparse.data.audio_files import Recording, check_audio
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.streaming.audio import file_blocks, pcm_blocks
+from espnet_omnisparse.streaming.audio import checked, file_blocks, pcm_blocks
 
 
 @pytest.fixture
@@ -113,6 +114,30 @@ def test_a_sample_that_is_no_number_is_refused_with_its_second(write, bad, chann
     assert len([next(blocks) for _ in range(3)]) == 3
     with pytest.raises(UserError, match=rf"{path} has a sample at 0\.750 s"):
         next(blocks)
+
+
+def test_a_sample_far_beyond_full_scale_is_refused_with_its_second(write):
+    audio = noise(16000, 2)
+    audio[12000:, 1] *= 32768
+    path = write(audio, subtype="FLOAT")
+    blocks = file_blocks(path, 16000, 0.2, lambda text: None)
+    assert len([next(blocks) for _ in range(3)]) == 3
+    with pytest.raises(
+        UserError, match=r"at 0\.750 s, far beyond full scale, which is"
+    ):
+        next(blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_pushed_samples_are_judged_as_a_files(dtype):
+    samples = torch.from_numpy(noise(1000)).to(dtype)
+    assert torch.equal(checked(2 * samples), 2 * samples)
+    assert len(checked(samples[:0])) == 0
+    with pytest.raises(UserError, match="The audio has a sample of .* far beyond full"):
+        checked(samples * 32767)
+    samples[700] = torch.nan
+    with pytest.raises(UserError, match="The audio has a sample that is not a finite"):
+        checked(samples)
 
 
 def test_a_missing_file_is_refused(tmp_path):
@@ -221,6 +246,42 @@ def test_a_wav_file_on_the_pipe_is_told():
         list(pcm_blocks(wav, 16000, 0.1, refuse_notice))
 
 
+CONTAINERS = {
+    "FLAC": {"format": "FLAC"},
+    "Ogg": {"format": "OGG", "subtype": "VORBIS"},
+    "MP3": {"format": "MP3"},
+    "AIFF": {"format": "AIFF"},
+    "AU": {"format": "AU"},
+    "CAF": {"format": "CAF"},
+    "NIST SPHERE": {"format": "NIST", "subtype": "PCM_16"},
+    "RF64": {"format": "RF64"},
+}
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_any_audio_file_on_the_pipe_is_told(kind, rate):
+    file = io.BytesIO()
+    soundfile.write(file, noise(rate), rate, **CONTAINERS[kind])
+    file.seek(0)
+    with pytest.raises(UserError, match=rf"is an? {kind} file, but - .*ffmpeg -i - "):
+        list(pcm_blocks(file, 16000, 0.3, refuse_notice))
+
+
+@pytest.mark.parametrize("tag", [b"ID3\x04", b"\0\0\0\x20ftypM4A ", b"\x1aE\xdf\xa3"])
+def test_what_libsndfile_does_not_write_is_told(tag):
+    with pytest.raises(UserError, match="Standard input is an? M"):
+        list(pcm_blocks(io.BytesIO(tag + bytes(9999)), 16000, 0.3, refuse_notice))
+
+
+def test_samples_that_begin_as_an_mp3_frame_are_samples():
+    samples = np.random.default_rng(3).integers(-9999, 9999, 9999).astype("<i2")
+    for first in (b"\xff\xfb\x90\x00", b"\xff\xf3\x40\xc0", b"\xff\xff\xff\xff"):
+        data = first + samples.tobytes()
+        blocks = list(pcm_blocks(io.BytesIO(data), 16000, 0.3, refuse_notice))
+        assert sum(map(len, blocks)) == 2 + len(samples)
+
+
 class Interrupted(io.RawIOBase):
     """A pipe on which somebody presses Ctrl-C after some bytes."""
 
@@ -263,3 +324,48 @@ def test_a_truncated_file_is_told_and_recognised_to_its_end(tmp_path, name):
     blocks = list(file_blocks(path, 16000, 0.5, notices.append))
     assert 0 < sum(map(len, blocks)) < 32000
     assert any("ends before its header says: it may be truncated" in n for n in notices)
+
+
+# as ffmpeg, sox, arecord and WAV writers of 32-bit counters write them to a pipe
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0x7FFFF000, 0x80000000, 0x7FFFFFFF])
+def test_a_wav_file_of_unknown_length_is_read_to_its_end(write, length):
+    path = write(noise(16001))
+    _write_lengths(path, min(length + 36, 0xFFFFFFFF), length)
+    blocks = file_blocks(path, 16000, 0.5, refuse_notice)
+    assert sum(map(len, blocks)) == 16001
+    assert check_audio(path) == Recording(16001 / 16000, 16000, 1)
+
+
+@pytest.mark.parametrize("name", ["audio.wav", "audio.flac"])
+def test_a_length_of_zero_is_told_as_what_it_is(write, name):
+    path = write(noise(16001), name=name)
+    if name == "audio.wav":
+        _write_lengths(path, 0, 0)
+    else:
+        whole = bytearray(path.read_bytes())
+        assert whole[8 + 13] & 0x0F == 0  # the upper 4 of 36 bits
+        whole[8 + 14 : 8 + 18] = bytes(4)
+        path.write_bytes(whole)
+    for read in (check_audio, lambda path: list(file_blocks(path, 16000, 0.5))):
+        with pytest.raises(UserError, match=f"{path} has no length in its header"):
+            read(path)
+
+
+def _write_lengths(path, riff, data):
+    whole = bytearray(path.read_bytes())
+    position = whole.index(b"data") + 4
+    whole[4:8] = riff.to_bytes(4, "little")
+    whole[position : position + 4] = data.to_bytes(4, "little")
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["audio.wav", "audio.flac", "audio.opus"])
+def test_any_part_of_a_header_is_told_in_a_sentence(tmp_path, name):
+    path = tmp_path / name
+    options = {"format": "OGG", "subtype": "OPUS"} if name.endswith("opus") else {}
+    soundfile.write(path, noise(1600), 16000, **options)
+    whole = path.read_bytes()
+    for kept in range(1, 100):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(UserError, match=f"{path} .*again"):
+            check_audio(path)

@@ -1,18 +1,60 @@
-"""Whether an audio file is there to its end, from its header and its tail alone."""
+"""Whether an audio file is whole, and whether its samples can be audio's."""
 
 import os
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import soundfile
 
 from espnet_omnisparse.console import bar
+from espnet_omnisparse.data.container import container
 from espnet_omnisparse.errors import UserError
 
+# Floating-point audio may exceed full scale a little, as mixing and codecs make it;
+# what exceeds it so far has another full scale, such as that of 16-bit integers.
+LOUDEST = 8.0
+
 _CHECKING_THREADS = 8
+_BLOCK = 1 << 16  # frames
+
+
+class AudioError(UserError):
+    """Why a recording, or a part of one, cannot be used.
+
+    Attributes:
+        subject: What it is, as a sentence begins with it.
+        what: What is wrong with it.
+        remedy: What to do.
+        kind: `what` without particulars, to count by.
+    """
+
+    def __init__(self, subject: str, what: str, remedy: str, kind: str | None = None):
+        super().__init__(f"{subject} {what}: {remedy}.")
+        self.subject, self.what, self.remedy = subject, what, remedy
+        self.kind = kind or what
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What an audio file holds.
+
+    Attributes:
+        seconds: Its length.
+        rate: Samples per second.
+        channels: Their number.
+        peak: Largest magnitude of floating-point samples; of others, which are not
+            read, 0.
+    """
+
+    seconds: float
+    rate: int
+    channels: int
+    peak: float = 0.0
 
 
 def over_files[T](
@@ -39,47 +81,160 @@ def over_files[T](
     return results
 
 
-def check_audio(path: Path) -> float:
-    """Checks that an audio file holds samples and is there to its end.
+def check_audio(path: Path) -> Recording:
+    """Checks that an audio file holds samples, of audio, and is there to its end.
+
+    Its header and its end are read, and floating-point samples, as only they can be
+    beyond full scale or no number at all.
 
     Args:
-        path: FLAC, WAV, Ogg Opus or NIST SPHERE file, by its suffix.
-
-    Returns:
-        Its length in seconds.
+        path: FLAC, WAV, Ogg Opus or NIST SPHERE file.
 
     Raises:
-        UserError: If it is empty, truncated, no audio or compressed SPHERE.
+        AudioError: If it is empty, truncated, no audio, nothing that libsndfile reads,
+            or has samples that no audio has.
     """
     try:
         with path.open("rb") as file:
             if not file.read(1):
                 raise _broken(path, "is empty")
-            if path.suffix == ".sph":
-                _refuse_compressed(path, file)
-            if path.suffix in _IS_CUT and _IS_CUT[path.suffix](file):
+            check_header(path, file)
+            if _is_cut(file):
                 raise _broken(path, "is truncated")
         with soundfile.SoundFile(path) as sound:
             if sound.frames == 0:
                 raise _broken(path, "holds no samples")
-            if path.suffix == ".flac" and _flac_is_cut(sound):
+            if sound.format == "FLAC" and _flac_is_cut(sound):
                 raise _broken(path, "is truncated")
-            return sound.frames / sound.samplerate
+            return Recording(
+                sound.frames / sound.samplerate,
+                sound.samplerate,
+                sound.channels,
+                _float_peak(path, sound),
+            )
     except (OSError, soundfile.LibsndfileError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
-        raise _broken(path, f"cannot be read ({reason})") from error
+        what = f"cannot be read ({reason})"
+        raise _broken(path, what, "cannot be read") from error
+
+
+def check_samples(
+    samples: np.ndarray, subject: str, start: float = 0.0, rate: int | None = None
+) -> float:
+    """Checks that floating-point samples, full scale being 1, can be audio's.
+
+    Args:
+        samples: `[n]` or `[n, channels]`.
+        subject: What has them, as a sentence begins with it.
+        start: Seconds before the first, of what the sentence counts seconds of.
+        rate: Samples per second; `None`: the sentence tells no second.
+
+    Returns:
+        Their largest magnitude.
+
+    Raises:
+        AudioError: If one is not finite, or so large that full scale is not 1.
+    """
+    if not samples.size:
+        return 0.0
+    sizes = np.abs(np.atleast_1d(samples))
+    sizes = sizes.reshape(len(sizes), -1)
+    largest = float(sizes.max())  # not a number if one is none
+    if largest <= LOUDEST:
+        return largest
+    bad = ~(sizes <= LOUDEST).all(axis=1)
+    first = int(bad.argmax())
+    at = "" if rate is None else f" at {start + first / rate:.3f} s"
+    if not np.isfinite(sizes[first]).all():
+        raise AudioError(
+            subject,
+            f"has a sample{at} that is not a finite number",
+            "write it again without it",
+            "has a sample that is not a finite number",
+        )
+    raise AudioError(
+        subject,
+        f"has a sample of {sizes[first].max():.6g}{at}, far beyond full scale, which "
+        "is 1.0",
+        "divide samples on the scale of 16-bit integers by 32768",
+        "has samples far beyond full scale, which is 1.0",
+    )
+
+
+def check_header(path: Path, file: BinaryIO) -> None:
+    """Refuses what libsndfile does not read to its end, although it is whole.
+
+    Raises:
+        AudioError: For compressed SPHERE; for FLAC and WAV whose length was not known
+            when their header was written, and is 0 there.
+    """
+    kind = _container(file)
+    if kind == "NIST SPHERE":
+        coding = _sphere_header(file).get("sample_coding", "")
+        if "embedded" in coding:
+            raise AudioError(
+                f"The audio file {path}",
+                f"is compressed SPHERE ({coding}), which libsndfile does not read",
+                "unpack it with sph2pipe -p -f sph and run again",
+            )
+    if kind in _HAS_NO_LENGTH and _HAS_NO_LENGTH[kind](file):
+        raise AudioError(
+            f"The audio file {path}",
+            "has no length in its header, as when it was written to a pipe, and "
+            "libsndfile cannot read it without",
+            "write it again, as with ffmpeg, flac or sox, from file to file",
+        )
 
 
 def is_cut(path: Path) -> bool:
-    """Whether a WAV or Ogg Opus file ends before its own end; others: not known."""
-    if path.suffix not in (".wav", ".opus"):
-        return False
+    """Whether a WAV, Ogg or SPHERE file ends before its own end; others: not known."""
     with path.open("rb") as file:
-        return _IS_CUT[path.suffix](file)
+        return _is_cut(file)
 
 
-def _broken(path: Path, what: str) -> UserError:
-    return UserError(f"The audio file {path} {what}: copy or download it again.")
+def _is_cut(file: BinaryIO) -> bool:
+    kind = _container(file)
+    return kind in _ENDS_EARLY and _ENDS_EARLY[kind](file)
+
+
+def _container(file: BinaryIO) -> str | None:
+    file.seek(0)
+    return container(file.read(8))
+
+
+def _broken(path: Path, what: str, kind: str | None = None) -> AudioError:
+    remedy = "copy or download it again"
+    return AudioError(f"The audio file {path}", what, remedy, kind)
+
+
+def _float_peak(path: Path, sound: soundfile.SoundFile) -> float:
+    if sound.subtype not in ("FLOAT", "DOUBLE"):
+        return 0.0
+    sound.seek(0)
+    peak = 0.0
+    while True:
+        start = sound.tell() / sound.samplerate
+        block = sound.read(_BLOCK, dtype="float64")
+        if not len(block):
+            return peak
+        subject = f"The audio file {path}"
+        peak = max(peak, check_samples(block, subject, start, sound.samplerate))
+
+
+def _flac_has_no_length(file: BinaryIO) -> bool:
+    """Whether FLAC frames follow a header that announces no sample."""
+    file.seek(4)
+    total, last = 0, False
+    while not last:
+        header = file.read(4)
+        if len(header) < 4:
+            return False
+        last = bool(header[0] & 0x80)
+        length = int.from_bytes(header[1:])
+        block = file.read(length)
+        if header[0] & 0x7F == 0:  # STREAMINFO: the number of samples has 36 bits
+            total = int.from_bytes(block[13:18]) & (1 << 36) - 1
+    return total == 0 and bool(file.read(1))
 
 
 def _flac_is_cut(sound: soundfile.SoundFile) -> bool:
@@ -91,23 +246,48 @@ def _flac_is_cut(sound: soundfile.SoundFile) -> bool:
         return True
 
 
-def _wav_is_cut(file: BinaryIO) -> bool:
-    """Whether a RIFF file ends before its data chunk does, or without one.
-
-    What is not RIFF is left to soundfile to judge.
-    """
+def _wav_data(file: BinaryIO) -> tuple[int, int] | None:
+    """Where the data chunk's samples begin, and its length by its header."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if file.read(4) != b"RIFF":
-        return False
     position = 12  # after RIFF, the file's length and WAVE
     while position + 8 <= size:
         file.seek(position)
         kind, length = struct.unpack("<4sI", file.read(8))
         if kind == b"data":
-            return position + 8 + length > size
+            return position + 8, length
         position += 8 + length + length % 2  # chunks are padded to even lengths
-    return True
+    return None
+
+
+def _wav_is_cut(file: BinaryIO) -> bool:
+    """Whether a RIFF file ends before its data chunk does, or without one."""
+    data = _wav_data(file)
+    if data is None:
+        return True
+    start, length = data
+    return not _is_unknown(length) and start + length > file.seek(0, os.SEEK_END)
+
+
+def _is_unknown(length: int) -> bool:
+    """Whether it stands in a WAV header for a length that was not known.
+
+    ffmpeg writes the largest number; sox, arecord and others about 2 GiB.
+    """
+    return length == 0xFFFFFFFF or 0x7FFF0000 <= length <= 0x80000000
+
+
+def _wav_has_no_length(file: BinaryIO) -> bool:
+    """Whether a data chunk of length 0 is followed by what the header does not count.
+
+    The header has the file's length too; what it counts may be other chunks.
+    """
+    data = _wav_data(file)
+    if data is None or data[1] > 0:
+        return False
+    size = file.seek(0, os.SEEK_END)
+    file.seek(4)
+    (announced,) = struct.unpack("<I", file.read(4))
+    return data[0] < size and announced + 8 < size
 
 
 def _ogg_is_cut(file: BinaryIO) -> bool:
@@ -130,15 +310,6 @@ def _ogg_is_cut(file: BinaryIO) -> bool:
     end = start + header.size + segments + sum(lengths)
     end_of_stream = 4
     return end > len(tail) or not flags & end_of_stream
-
-
-def _refuse_compressed(path: Path, file: BinaryIO) -> None:
-    coding = _sphere_header(file).get("sample_coding", "")
-    if "embedded" in coding:
-        raise UserError(
-            f"The audio file {path} is compressed SPHERE ({coding}), which libsndfile "
-            "does not read: unpack it with sph2pipe -p -f sph and run again."
-        )
 
 
 def _sphere_is_cut(file: BinaryIO) -> bool:
@@ -177,4 +348,5 @@ def _sphere_header(file: BinaryIO) -> dict[str, str]:
     return header
 
 
-_IS_CUT = {".wav": _wav_is_cut, ".opus": _ogg_is_cut, ".sph": _sphere_is_cut}
+_ENDS_EARLY = {"WAV": _wav_is_cut, "Ogg": _ogg_is_cut, "NIST SPHERE": _sphere_is_cut}
+_HAS_NO_LENGTH = {"WAV": _wav_has_no_length, "FLAC": _flac_has_no_length}

@@ -9,13 +9,14 @@ corpus leaves the data folders as they were.
 import argparse
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet_omnisparse.console import say
-from espnet_omnisparse.data.audio_files import check_audio, over_files
+from espnet_omnisparse.data import recordings
 from espnet_omnisparse.data.download import ARCHIVES, OPENSLR, Archive, download_part
 from espnet_omnisparse.data.kaldi import name_list, write_tables
+from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.errors import UserError, one_sentence
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus")
@@ -49,6 +50,7 @@ def prepare(
     test_parts: Sequence[str],
     url: str = OPENSLR,
     archives: Mapping[str, Archive] = ARCHIVES,
+    rules: AudioRules = USUAL_RULES,
 ) -> list[Path]:
     """Writes a Kaldi folder for every part and for the combined sets.
 
@@ -62,6 +64,7 @@ def prepare(
         test_parts: Parts to test on; may be empty.
         url: Where `<part>.tar.gz` lies for a part that is missing.
         archives: What those archives must be; only these are downloaded.
+        rules: What recordings have to be; those converted go to `data_dir/converted`.
 
     Returns:
         The folders written.
@@ -85,6 +88,7 @@ def prepare(
             )
     ensure_parts(corpus, parts, url, archives)
     readings = {part: read_part(corpus / part) for part in parts}
+    readings = _with_usable_audio(readings, test_parts, rules, data_dir / "converted")
     combined = {
         name: combine([readings[part] for part in members])
         for name, members in sets.items()
@@ -143,14 +147,14 @@ def _folders_in(folder: Path) -> list[str]:
 def read_part(part: Path) -> list[Utterance]:
     """Reads and checks one part, `part/reader/chapter/reader-chapter-NNNN.flac`.
 
-    Of the audio only the header and the end are read.
+    The audio is looked for, not into.
 
     Returns:
         Its utterances, sorted.
 
     Raises:
-        UserError: If transcripts and audio do not match one to one, a transcript has
-            no words, or an audio file is empty or truncated.
+        UserError: If transcripts and audio do not match one to one, or a transcript has
+            no words.
     """
     utterances = combine(
         read_chapter(part / reader / chapter)
@@ -162,9 +166,30 @@ def read_part(part: Path) -> list[Utterance]:
             f"{part} holds no utterance: lay it out as reader/chapter folders, as "
             "LibriSpeech does."
         )
-    paths = [utterance.audio for utterance in utterances]
-    over_files(check_audio, part.name, paths)
     return utterances
+
+
+def _with_usable_audio(
+    readings: Mapping[str, Sequence[Utterance]],
+    test_parts: Sequence[str],
+    rules: AudioRules,
+    converted: Path,
+) -> dict[str, list[Utterance]]:
+    """The utterances whose recordings are as the rules say, or made so.
+
+    Raises:
+        UserError: If some are not, telling all of them, or a part has none that are.
+    """
+    paths = {part: [one.audio for one in read] for part, read in readings.items()}
+    found = recordings.judge(paths, rules, test_parts)
+    for part, audio in paths.items():
+        if found.keys().isdisjoint(audio):
+            raise UserError(f"{part} has no recording that can be used: mend them.")
+    used = recordings.convert(paths, found, rules, converted)
+    return {
+        part: [replace(one, audio=used[one.audio]) for one in read if one.audio in used]
+        for part, read in readings.items()
+    }
 
 
 def combine(groups: Iterable[Iterable[Utterance]]) -> list[Utterance]:
@@ -319,8 +344,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="test-clean test-other dev-clean dev-other",
     )
     parser.add_argument("--url", default=OPENSLR, help="default: %(default)s")
+    recordings.add_arguments(parser)
     with one_sentence():
-        for folder in prepare(**vars(parser.parse_args(argv))):
+        options = vars(parser.parse_args(argv))
+        rules = recordings.take_rules(options)
+        for folder in prepare(**options, rules=rules):
             print(folder)
 
 

@@ -9,14 +9,15 @@ corpus leaves the data folders as they were.
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet_omnisparse.console import say
-from espnet_omnisparse.data import stm
-from espnet_omnisparse.data.audio_files import check_audio, over_files
+from espnet_omnisparse.data import recordings, stm
+from espnet_omnisparse.data.audio_files import Recording
 from espnet_omnisparse.data.download import Archive, download, unpacked
 from espnet_omnisparse.data.kaldi import name_list, write_tables
+from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.data.stm import Segment
 from espnet_omnisparse.errors import UserError, one_sentence
 
@@ -63,6 +64,7 @@ def prepare(
     keep_noise_tags: bool = True,
     url: str = OPENSLR,
     archive: Archive = ARCHIVE,
+    rules: AudioRules = USUAL_RULES,
 ) -> list[Path]:
     """Writes a Kaldi folder with `segments` for every split.
 
@@ -73,6 +75,7 @@ def prepare(
         keep_noise_tags: Keep tags such as `{NOISE}`, as words such as `[NOISE]`.
         url: Where the release's archive lies if the corpus is absent.
         archive: What that archive must be.
+        rules: What recordings have to be; those converted go to `data_dir/converted`.
 
     Returns:
         The folders written.
@@ -97,9 +100,17 @@ def prepare(
             "again, remove the folder to have it downloaded, point --corpus or "
             "TEDLIUM2 at a whole copy, or name other --splits."
         )
-    readings = {split: read_split(corpus / split, keep_noise_tags) for split in splits}
+    talks = {split: _files(corpus / split, "sph") for split in splits}
+    found = recordings.judge(talks, rules)
+    readings = {
+        split: read_split(corpus / split, found, rules, keep_noise_tags)
+        for split in splits
+    }
     _compare(readings)
+    used = recordings.convert(talks, found, rules, data_dir / "converted")
     for split, reading in readings.items():
+        audio = {talk: used[path] for talk, path in reading.audio.items()}
+        reading = replace(reading, audio=audio)
         write_split(data_dir / split, reading)
         say(f"{data_dir / split}: {len(reading.segments)} utterances")
     return [data_dir / split for split in readings]
@@ -140,19 +151,29 @@ def ensure_release(
 # Reading and checking ----------------------------------------------------------------
 
 
-def read_split(folder: Path, keep_noise_tags: bool = True) -> Reading:
-    """Reads and checks `folder/stm/*.stm` and `folder/sph/*.sph`; prints the counts.
+def read_split(
+    folder: Path,
+    found: Mapping[Path, Recording],
+    rules: AudioRules,
+    keep_noise_tags: bool = True,
+) -> Reading:
+    """Reads and checks `folder/stm/*.stm`, for `folder/sph/*.sph`; prints the counts.
 
-    Of the audio only the header and the length are read.
+    Args:
+        folder: The split's.
+        found: The recordings to use; others are left out with their segments.
+        rules: What segments have to be.
+        keep_noise_tags: Keep tags such as `{NOISE}`, as words such as `[NOISE]`.
 
     Raises:
         UserError: If transcripts and audio do not match, a transcript is malformed,
-            or an audio file is broken or ends before its segments do.
+            or an audio file ends before its segments do, or one is too short.
     """
     lines = [line for path in _files(folder, "stm") for line in stm.read_stm(path)]
     audio = {path.stem: path for path in _files(folder, "sph")}
     _check_talks(folder, lines, audio)
-    lengths = over_files(check_audio, folder.name, list(audio.values()))
+    audio = {talk: path for talk, path in audio.items() if path in found}
+    lines = [line for line in lines if line.talk in audio]
 
     say(f"{folder.name}: {len(audio)} talks, {len(lines)} lines")
     segments = [line for line in lines if not line.ignored]
@@ -166,9 +187,11 @@ def read_split(folder: Path, keep_noise_tags: bool = True) -> Reading:
     if not segments:
         raise UserError(f"{folder} has no segment with words: restore its transcripts.")
 
-    _check_times(segments, dict(zip(audio, lengths, strict=True)))
+    _check_times(segments, {talk: found[path].seconds for talk, path in audio.items()})
     if folder.name == "train":
         segments = stm.pad(segments, PAD_BEFORE, PAD_AFTER)
+    else:
+        segments = _long_enough(segments, rules)
     speakers = stm.speakers(segments, LONGEST_SPEAKER)
     talks = len({segment.talk for segment in segments})
     say(
@@ -231,6 +254,15 @@ def _check_times(segments: Sequence[Segment], lengths: Mapping[str, float]) -> N
                 f"of {segment.talk} is {lengths[segment.talk]:.2f} s long: restore "
                 "the audio file or correct the line."
             )
+
+
+def _long_enough(segments: Sequence[Segment], rules: AudioRules) -> list[Segment]:
+    """The segments that can be decoded, if those that cannot are to be left out."""
+    lengths = {one.name: (one.end - one.start) / 1000 for one in segments}
+    short = [one for one in segments if lengths[one.name] < rules.shortest]
+    faults = [recordings.too_short(one.source, lengths[one.name]) for one in short]
+    recordings.settle(faults, len(segments), rules)
+    return [one for one in segments if one not in short]
 
 
 def _compare(readings: Mapping[str, Reading]) -> None:
@@ -309,8 +341,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="true: {NOISE} becomes [NOISE]; false: it is dropped (default: true)",
     )
     parser.add_argument("--url", default=OPENSLR, help="default: %(default)s")
+    recordings.add_arguments(parser)
     with one_sentence():
-        for folder in prepare(**vars(parser.parse_args(argv))):
+        options = vars(parser.parse_args(argv))
+        rules = recordings.take_rules(options)
+        for folder in prepare(**options, rules=rules):
             print(folder)
 
 

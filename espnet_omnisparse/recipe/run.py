@@ -47,6 +47,7 @@ STOCK_DEFAULTS = {
     "asr_tag": "",
     "asr_exp": "",
     "speed_perturb_factors": "",
+    "fs": "16k",
     "inference_asr_model": "valid.loss_sizes.ave.pth",
     "skip_packing": "true",
     "skip_upload_hf": "true",
@@ -346,6 +347,16 @@ def prepare() -> None:
         os.environ["PATH"] += f"{os.pathsep}{stand_in}"
 
 
+def tell_stage_1(run: Run) -> None:
+    """Sets what local/data.sh has to know, of which asr.sh tells it nothing.
+
+    In the environment: another recipe's local/data.sh may not take such options.
+    """
+    os.environ["OMNISPARSE_FS"] = run["fs"]
+    if run.options.get("use_streaming") == "true":
+        os.environ["OMNISPARSE_SHORTEST"] = "0"  # a stream may be of any length
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of every recipe's run.sh."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -356,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = parse(argv)
         check(run)
         prepare()
+        tell_stage_1(run)
         first, last = run.stages
         if first < FIRST_PER_SIZE:
             stop = min(last, FIRST_PER_SIZE - 1)

@@ -11,7 +11,8 @@ import soxr
 import torch
 
 from espnet_omnisparse.console import say
-from espnet_omnisparse.data.audio_files import is_cut
+from espnet_omnisparse.data.audio_files import check_header, check_samples, is_cut
+from espnet_omnisparse.data.container import container
 from espnet_omnisparse.errors import UserError
 
 
@@ -22,7 +23,7 @@ def checked(samples: torch.Tensor | np.ndarray) -> torch.Tensor:
         samples: Full scale being 1.
 
     Raises:
-        UserError: If they are integers, or one is not a finite number.
+        UserError: If they are integers, or one is none that audio has.
     """
     samples = torch.as_tensor(samples)
     if not samples.is_floating_point():
@@ -30,11 +31,7 @@ def checked(samples: torch.Tensor | np.ndarray) -> torch.Tensor:
             f"A stream takes samples whose full scale is 1.0, not {samples.dtype}: "
             "divide 16-bit ones by 32768.0."
         )
-    if not samples.isfinite().all():
-        raise UserError(
-            "The audio has a sample that is not a finite number: check where it comes "
-            "from."
-        )
+    check_samples(samples.detach().double().cpu().numpy(), "The audio")
     return samples
 
 
@@ -64,12 +61,14 @@ def file_blocks(
 
     Raises:
         UserError: If there is no such file, or it is no audio, or damaged, or holds no
-            samples, or one that is not a number or infinite.
+            samples, or one that no audio has.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no audio file {path}: check its name.")
     try:
+        with path.open("rb") as file:
+            check_header(path, file)
         with soundfile.SoundFile(path) as sound:
             if sound.channels > 1:
                 notice(f"{path} has {sound.channels} channels: their mean is taken.")
@@ -97,13 +96,8 @@ def _mono_blocks(
     """The file's blocks `[n]` at its own rate."""
     position = 0
     while len(block := sound.read(next(sizes), dtype="float32", always_2d=True)):
-        finite = np.isfinite(block).all(axis=1)
-        if not finite.all():
-            second = (position + int(finite.argmin())) / sound.samplerate
-            raise UserError(
-                f"The audio file {path} has a sample at {second:.3f} s that is not a "
-                "finite number: write the file again without it."
-            )
+        start = position / sound.samplerate
+        check_samples(block, f"The audio file {path}", start, sound.samplerate)
         yield block.mean(axis=1)
         position += len(block)
     if position == 0:
@@ -154,7 +148,8 @@ def pcm_blocks(
         Samples `[n]`, float32, in [-1, 1).
 
     Raises:
-        UserError: If there is no sample at all, or a WAV file's header before them.
+        UserError: If there is no sample at all, or if it is an audio file, such as
+            WAV, FLAC or MP3.
     """
     # as much as there is: what a longer read holds back, Ctrl-C would lose
     read = getattr(stream, "read1", stream.read)
@@ -166,12 +161,9 @@ def pcm_blocks(
                 pending += more
         except KeyboardInterrupt:
             break
-        beginning = beginning or pending[:4]
-        if beginning == b"RIFF":
-            raise UserError(
-                "Standard input is a WAV file, but - takes raw 16-bit PCM at "
-                f"{rate} Hz, one channel: give the file's name instead."
-            )
+        if not beginning:
+            beginning = pending
+            _refuse_container(beginning, rate)
         if len(pending) < size:
             break
         yield _from_pcm(pending)
@@ -186,6 +178,17 @@ def pcm_blocks(
         pending = pending[:-1]
     if pending:
         yield _from_pcm(pending)
+
+
+def _refuse_container(beginning: bytes, rate: int) -> None:
+    kind = container(beginning)
+    if kind is not None:
+        article = "an" if kind.startswith(("A", "MP")) else "a"
+        raise UserError(
+            f"Standard input is {article} {kind} file, but - takes raw 16-bit PCM at "
+            f"{rate} Hz, one channel: give the file's name instead, or pipe it through "
+            f"ffmpeg -i - -f s16le -ar {rate} -ac 1 - first."
+        )
 
 
 def _from_pcm(data: bytes) -> torch.Tensor:

@@ -159,10 +159,9 @@ class Stream:
         encoded = self.encoder.push(feats)
         # a search would go on with it, and find nothing any more
         if not encoded.isfinite().all():
-            what = "the model's weights are damaged"
-            if not feats.isfinite().all():
-                what = "the audio has samples far beyond full scale, which is 1.0"
-            raise UserError(f"The encoder's output is not finite: {what}.")
+            raise UserError(
+                "The encoder's output is not finite: the model's weights are damaged."
+            )
         self._search.push(encoded)
 
     @property

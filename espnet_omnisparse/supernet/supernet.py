@@ -252,4 +252,4 @@ class Supernet(torch.nn.Module):
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
-        self.update = int(self.updates)
+        self.update = self.update

@@ -16,6 +16,11 @@ train_parts="train-clean-100 train-clean-360 train-other-500"
 valid_set=dev
 valid_parts="dev-clean dev-other"
 test_parts="test-clean test-other dev-clean dev-other"
+# run.sh says what its --fs is, and whether it decodes streams, of any length
+fs=${OMNISPARSE_FS:-16k}              # samples per second
+shortest=${OMNISPARSE_SHORTEST:-0.06} # seconds that test utterances have at least
+convert=false    # true: resample and mix down recordings that need it
+leave_out=false  # true: go on without recordings that cannot be used
 
 log "$0 $*"
 # shellcheck source=/dev/null
@@ -32,7 +37,9 @@ written=$(python3 -m espnet_omnisparse.data.librispeech \
     --corpus "${corpus}" --url "${url}" --data_dir "${data_dir}" \
     --train_set "${train_set}" --train_parts "${train_parts}" \
     --valid_set "${valid_set}" --valid_parts "${valid_parts}" \
-    --test_parts "${test_parts}")
+    --test_parts "${test_parts}" \
+    --fs "${fs}" --shortest "${shortest}" --convert "${convert}" \
+    --leave_out "${leave_out}")
 
 mapfile -t folders <<< "${written}"
 for folder in "${folders[@]}"; do

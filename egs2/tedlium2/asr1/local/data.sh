@@ -11,6 +11,11 @@ url=https://www.openslr.org/resources/19        # where the release is downloade
 data_dir=data
 splits="train dev test"  # separated by spaces, or by commas inside --local_data_opts
 keep_noise_tags=true     # true: {NOISE} becomes the word [NOISE]; false: it is dropped
+# run.sh says what its --fs is, and whether it decodes streams, of any length
+fs=${OMNISPARSE_FS:-16k}              # samples per second
+shortest=${OMNISPARSE_SHORTEST:-0.06} # seconds that test utterances have at least
+convert=false    # true: resample and mix down recordings that need it
+leave_out=false  # true: go on without recordings that cannot be used
 
 log "$0 $*"
 # shellcheck source=/dev/null
@@ -25,7 +30,9 @@ fi
 # counts and errors go to stderr; what is captured is the folders written
 written=$(python3 -m espnet_omnisparse.data.tedlium \
     --corpus "${corpus}" --url "${url}" --data_dir "${data_dir}" \
-    --splits "${splits}" --keep_noise_tags "${keep_noise_tags}")
+    --splits "${splits}" --keep_noise_tags "${keep_noise_tags}" \
+    --fs "${fs}" --shortest "${shortest}" --convert "${convert}" \
+    --leave_out "${leave_out}")
 
 mapfile -t folders <<< "${written}"
 for folder in "${folders[@]}"; do

@@ -1,0 +1,285 @@
+"""The recordings of a corpus, judged together: refused, converted, or left out.
+
+What does not fit is told at once, before anything is written.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import humanfriendly
+import soundfile
+
+from espnet_omnisparse.console import say
+from espnet_omnisparse.data.audio_files import (
+    AudioError,
+    Recording,
+    check_audio,
+    over_files,
+)
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import atomic_folder
+
+_EXAMPLES = 3
+_BLOCK_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class AudioRules:
+    """What recordings have to be, and what becomes of others.
+
+    Attributes:
+        rate: Samples per second, as asr.sh's --fs; `None`: as most recordings have.
+        shortest: Seconds that what is decoded has at least: 7 frames, 10 ms apart, make
+            one of the encoder's. Training leaves out by itself what is too short.
+        convert: Resample and mix down recordings that need it.
+        leave_out: Go on without recordings that cannot be used.
+    """
+
+    rate: int | None = 16000
+    shortest: float = 0.06
+    convert: bool = False
+    leave_out: bool = False
+
+
+USUAL_RULES = AudioRules()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `take_rules` reads."""
+    parser.add_argument(
+        "--fs",
+        type=_rate,
+        default="16k",
+        help="samples per second, as given to asr.sh (default: 16k)",
+    )
+    parser.add_argument(
+        "--shortest",
+        type=_seconds,
+        default=0.06,
+        help="seconds that test utterances have at least (default: %(default)s)",
+    )
+    for name, what in (
+        ("convert", "resample and mix down recordings that need it"),
+        ("leave_out", "go on without recordings that cannot be used"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            choices=("true", "false"),
+            default="false",
+            help=f"{what} (default: false)",
+        )
+
+
+def take_rules(options: dict[str, Any]) -> AudioRules:
+    """Takes the options that `add_arguments` added out of all of them."""
+    return AudioRules(
+        rate=options.pop("fs"),
+        shortest=options.pop("shortest"),
+        convert=options.pop("convert") == "true",
+        leave_out=options.pop("leave_out") == "true",
+    )
+
+
+def _rate(text: str) -> int | None:
+    if text.lower() == "none":
+        return None
+    try:
+        return humanfriendly.parse_size(text)  # as ESPnet reads its own --fs
+    except humanfriendly.InvalidSize as error:
+        raise UserError(f"--fs is a rate such as 16k or 8000, not {text}.") from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UserError(f"--shortest is a number of seconds, not {text}.") from error
+
+
+def judge(
+    parts: Mapping[str, Sequence[Path]],
+    rules: AudioRules,
+    tested: Collection[str] = (),
+) -> dict[Path, Recording]:
+    """Checks all recordings of a corpus.
+
+    Args:
+        parts: Audio files by part.
+        rules: What they have to be.
+        tested: The parts whose recordings are decoded, each as a whole.
+
+    Returns:
+        The recordings to use, those to be converted among them.
+
+    Raises:
+        UserError: If some cannot be used, telling all of them, unless they are to be
+            left out.
+    """
+    found: dict[Path, Recording] = {}
+    faults: dict[Path, AudioError] = {}
+    for part, paths in parts.items():
+        checked = over_files(_check, part, paths)
+        for path, result in zip(paths, checked, strict=True):
+            if isinstance(result, AudioError):
+                faults[path] = result
+            elif part in tested and result.seconds < rules.shortest:
+                faults[path] = too_short(f"The audio file {path}", result.seconds)
+            else:
+                found[path] = result
+    rate, channels = _format(found.values(), rules)
+    for path, one in [] if rules.convert else list(found.items()):
+        fault = _format_fault(path, one, rate, channels)
+        if fault is not None:
+            faults[path] = fault
+            del found[path]
+    settle(list(faults.values()), len(found) + len(faults), rules)
+    loud = {path: one.peak for path, one in found.items() if one.peak > 1.0}
+    if loud:
+        path = max(loud, key=loud.__getitem__)
+        say(
+            f"notice: {len(loud)} recordings exceed full scale, and ESPnet clips them; "
+            f"the loudest, {path}, up to {loud[path]:.2f}"
+        )
+    return found
+
+
+def settle(faults: Sequence[AudioError], total: int, rules: AudioRules) -> None:
+    """Refuses what cannot be used, or says that it is left out.
+
+    Args:
+        faults: Why, for each.
+        total: How many there are with those that can be used.
+        rules: Whether to leave them out.
+
+    Raises:
+        UserError: If there are faults and they are not to be left out.
+    """
+    kinds: dict[str, list[AudioError]] = {}
+    for fault in faults:
+        kinds.setdefault(fault.kind, []).append(fault)
+    if rules.leave_out:
+        for kind, alike in kinds.items():
+            who = f"{_count(alike)} {kind}"
+            say(f"notice: left out of {total}: {who}: {_examples(alike)}")
+        return
+    way_out = "or go on without with --leave_out true"
+    if len(faults) == 1:
+        raise UserError(
+            f"{faults[0].subject} {faults[0].what}: {faults[0].remedy}, {way_out}."
+        )
+    if faults:
+        groups = (
+            f"{_count(alike)} {kind} ({_examples(alike)}; {alike[0].remedy})"
+            for kind, alike in kinds.items()
+        )
+        raise UserError(
+            f"Of {total} recordings {len(faults)} cannot be used: {', '.join(groups)}: "
+            f"mend them, {way_out}."
+        )
+
+
+def too_short(subject: str, seconds: float) -> AudioError:
+    """The fault of what is too short to be decoded."""
+    return AudioError(
+        subject,
+        f"is {seconds:.3f} s long, too short to be decoded",
+        "remove it, decode with --use_streaming true, which takes any length",
+        "is too short to be decoded",
+    )
+
+
+def convert(
+    parts: Mapping[str, Sequence[Path]],
+    found: Mapping[Path, Recording],
+    rules: AudioRules,
+    folder: Path,
+) -> dict[Path, Path]:
+    """Converts the recordings that need it and are to be converted.
+
+    Args:
+        parts: Audio files by part; their names are unique in a part.
+        found: What `judge` returned.
+        rules: What they have to be.
+        folder: Where converted ones go, as FLAC, in a folder for each part.
+
+    Returns:
+        The file to use, for each recording.
+    """
+    rate, channels = _format(found.values(), rules)
+    used = {path: path for path in found}
+    for part, paths in parts.items():
+        unfit = [
+            path
+            for path in paths
+            if path in found and _format_fault(path, found[path], rate, channels)
+        ]
+        if not unfit:
+            continue
+        with atomic_folder(folder / part) as temporary:
+
+            def write(path: Path, temporary: Path = temporary) -> None:
+                _write(path, temporary / f"{path.stem}.flac", rate)
+
+            over_files(write, f"converting {part}", unfit)
+        used |= {path: folder / part / f"{path.stem}.flac" for path in unfit}
+        say(f"{folder / part}: {len(unfit)} recordings converted to {rate} Hz, mono")
+    return used
+
+
+def _check(path: Path) -> Recording | AudioError:
+    try:
+        return check_audio(path)
+    except AudioError as fault:
+        return fault
+
+
+def _format(found: Collection[Recording], rules: AudioRules) -> tuple[int, int]:
+    """Rate and number of channels that all recordings have to have."""
+    if not found:
+        return rules.rate or 0, 1
+    (rate, _), *_ = Counter(one.rate for one in found).most_common(1)
+    (channels, _), *_ = Counter(one.channels for one in found).most_common(1)
+    return rules.rate or rate, 1 if rules.convert else channels
+
+
+def _format_fault(
+    path: Path, one: Recording, rate: int, channels: int
+) -> AudioError | None:
+    subject = f"The audio file {path}"
+    if one.rate != rate and find_spec("resampy") is None:  # ESPnet's own resampler
+        return AudioError(
+            subject,
+            f"has a sampling rate of {one.rate} Hz, not {rate}",
+            f"resample with --convert true, run with --fs {one.rate} if all are so",
+        )
+    if one.channels != channels:
+        return AudioError(
+            subject,
+            f"has a number of channels, {one.channels}, other than the {channels} of "
+            "most",
+            "mix down to one with --convert true",
+        )
+    return None
+
+
+def _count(alike: Sequence[AudioError]) -> str:
+    return "1, which" if len(alike) == 1 else f"{len(alike)}, each of which"
+
+
+def _examples(alike: Sequence[AudioError]) -> str:
+    names = [one.subject.removeprefix("The audio file ") for one in alike[:_EXAMPLES]]
+    return ", ".join(names) + (", ..." if len(alike) > _EXAMPLES else "")
+
+
+def _write(path: Path, target: Path, rate: int) -> None:
+    # it needs PyTorch, slow to import, which nothing else here does
+    from espnet_omnisparse.streaming.audio import file_blocks
+
+    with soundfile.SoundFile(target, "w", rate, 1, "PCM_16") as sound:
+        for block in file_blocks(path, rate, _BLOCK_SECONDS, notice=lambda _: None):
+            sound.write(block.numpy())
