@@ -17,6 +17,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import unit_magnitudes
 from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.journal import SUBNETS, log_epoch, settled_specs, write_specs
+from espnet_omnisparse.processes import sum_over_processes
 from espnet_omnisparse.subnet import fingerprint
 from espnet_omnisparse.supernet import Supernet
 from espnet_omnisparse.update import NOT_SELECTED, SupernetModel
@@ -127,15 +128,23 @@ class TrainedNet:
         model.eval()
         losses = [model.mask_loss(mask, **batch) for batch in self._batches]
         model.train(was_training)
+        summed = sum(float(loss) * weight for loss, weight in losses)
         total = sum(weight for _, weight in losses)
-        return float(sum(loss * weight for loss, weight in losses) / total)
+        summed, total = self._over_processes(summed, total)
+        return summed / total
 
     def _take(self, utterances: int) -> Iterator[dict[str, torch.Tensor]]:
         for _, batch in self._factory.build_iter(1, shuffle=False):
             yield to_device(batch, self._device)
-            utterances -= len(batch["speech"])
+            # each process has a part of the batch
+            (taken,) = self._over_processes(len(batch["speech"]))
+            utterances -= int(taken)
             if utterances <= 0:
                 return
+
+    def _over_processes(self, *values: float) -> list[float]:
+        here = torch.tensor(values, dtype=torch.float64, device=self._device)
+        return sum_over_processes(here).tolist()
 
     @torch.no_grad()
     def magnitudes(self) -> torch.Tensor:

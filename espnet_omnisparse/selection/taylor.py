@@ -13,6 +13,7 @@ from espnet_omnisparse.budget import Size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import Gate
 from espnet_omnisparse.mask import ranking
+from espnet_omnisparse.processes import sum_over_processes
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.subnet import SearchSpace
 
@@ -50,7 +51,8 @@ class Taylor(Selection, name="taylor"):
 
     def after_update(self, time: int, length: int) -> None:
         """Adds this update's importance, as shares: its scale changes with the loss."""
-        squared = self._gates.grad.square()
+        # each process knows its own utterances' part of the gradient
+        squared = sum_over_processes(self._gates.grad).square()
         share = squared / squared.sum().clamp(min=torch.finfo(squared.dtype).tiny)
         self.importance.lerp_(share, 1.0 - self.momentum)
 
