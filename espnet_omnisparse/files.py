@@ -22,8 +22,9 @@ import yaml
 
 from espnet_omnisparse.errors import UserError
 
+# all that differs is in the last suffix: PyTorch writes the rest of a name into a file
 _PARTIAL = re.compile(
-    r"\.(?P<name>.+)\.[a-z0-9_]{8}@(?P<host>[^@]+)\.partial", re.DOTALL
+    r"\.(?P<name>.+)\.partial-(?P<host>[\w-]+)-[a-z0-9_]{8}", re.DOTALL
 )
 # a shared file system need not pass on locks: what another machine writes is dead when
 # nothing has moved in it for so long, and unlocked
@@ -98,9 +99,9 @@ def _partial(path: Path, make: Callable[..., tuple[int, str]]) -> Iterator[Path]
     """Yields something new and locked beside `path`; removes what is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_dead(path.parent)
-    where = {"prefix": f".{path.name}.", "suffix": f"@{_host()}.partial"}
+    prefix = f".{path.name}.partial-{_host()}-"
     while True:
-        handle, name = make(dir=path.parent, **where)
+        handle, name = make(dir=path.parent, prefix=prefix)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if os.path.exists(name):
@@ -115,7 +116,7 @@ def _partial(path: Path, make: Callable[..., tuple[int, str]]) -> Iterator[Path]
 
 
 def _host() -> str:
-    return re.sub(r"[^\w.-]", "-", socket.gethostname()) or "localhost"
+    return re.sub(r"[^\w-]", "-", socket.gethostname()) or "localhost"
 
 
 def _remove_dead(folder: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from espnet_omnisparse import files
 
@@ -73,10 +74,12 @@ def test_what_a_living_process_writes_stays(tmp_path, kind):
 
 
 def test_nothing_that_is_not_ours_is_removed(tmp_path):
-    foreign = [".git", ".x.abcdefgh", ".x.partial", "x.abcdefgh@here.partial", ".x.swp"]
+    host = files._host()
+    foreign = [".git", ".x.abcdefgh", ".x.partial", ".x.swp"]
+    foreign += [f"x.partial-{host}-abcdefgh", f".x.partial-{host}"]
     for name in foreign:
         (tmp_path / name).touch()
-    (tmp_path / f".link.abcdefgh@{files._host()}.partial").symlink_to(".git")
+    (tmp_path / f".link.partial-{host}-abcdefgh").symlink_to(".git")
     before = names(tmp_path)
     files.write_text(tmp_path / "y", "y")
     assert names(tmp_path) == sorted([*before, "y"])
@@ -84,7 +87,7 @@ def test_nothing_that_is_not_ours_is_removed(tmp_path):
 
 def test_another_machine_has_a_day_to_go_on(tmp_path, monkeypatch):
     # its locks may be invisible here
-    partial = tmp_path / ".x.abcdefgh@elsewhere.example.org.partial"
+    partial = tmp_path / ".x.partial-elsewhere-example-org-abcdefgh"
     partial.mkdir()
     (partial / "model.pth").touch()
     os.utime(partial / "model.pth", (0, 0))
@@ -209,3 +212,10 @@ def test_written_files_and_folders_are_for_all_to_read(tmp_path):
         os.umask(old)
     assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+
+
+def test_the_same_tensors_are_the_same_bytes(tmp_path):
+    paths = [tmp_path / part / "model.pth" for part in "ab"]
+    for path in paths:
+        files.save_tensors(path, {"a": torch.ones(2)})
+    assert paths[0].read_bytes() == paths[1].read_bytes()

@@ -291,7 +291,9 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(
     killed = train(command, tmp_path / "log", kill_in_save=("checkpoint.pth", 3))
     assert killed.code == -9, killed.output
     assert load(exp / "checkpoint.pth")["reporter"]["epoch"] == 2
+    assert list(exp.glob(".checkpoint.pth*"))
     assert train(command, tmp_path / "log").code == 0
+    assert not list(exp.glob(".*"))
     assert_same_training(exp, uninterrupted("batch norm"))
 
 
