@@ -201,9 +201,9 @@ def _point(place: Path, root: Path, inside: str) -> None:
             return
     elif place.exists():
         return
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    temporary.symlink_to(target)
-    temporary.replace(place)
+    with temporary_folder(place) as folder:
+        (folder / place.name).symlink_to(target)
+        (folder / place.name).replace(place)
 
 
 def main() -> None:
