@@ -96,11 +96,8 @@ class Comparison:
         try:
             values["variants"] = {
                 name: Variant(
-                    **{
-                        **one,
-                        "sizes": tuple(one["sizes"]),
-                        "after": tuple(one.get("after", ())),
-                    }
+                    **{**one, "sizes": tuple(one["sizes"])}
+                    | {"after": tuple(one.get("after", ()))}
                 )
                 for name, one in values["variants"].items()
             }
@@ -219,21 +216,25 @@ def in_order(
 ) -> TopologicalSorter[tuple[str, int]]:
     """Runs, variants with seeds, by what each must wait for.
 
-    It waits for those whose results it reads, and for the earlier ones of the same
-    training, in whose folder both would write.
+    It waits for those whose results it reads, and those of one training for each
+    other: they write into its folder.
 
     Raises:
         CycleError: If some wait for each other.
     """
-    order: TopologicalSorter[tuple[str, int]] = TopologicalSorter()
-    earlier: dict[tuple[str, int], tuple[str, int]] = {}
+    needed = {}
     for name, seed in runs:
         variant = comparison.variants[name]
-        needed = [(other, seed) for other in (variant.of, *variant.after)]
-        if variant.of:
-            needed.append(earlier.get((variant.of, seed), (variant.of, seed)))
-            earlier[variant.of, seed] = (name, seed)
-        order.add((name, seed), *(one for one in needed if one in runs))
+        others = [(other, seed) for other in (variant.of, *variant.after)]
+        needed[name, seed] = [one for one in others if one in runs]
+    order = TopologicalSorter(needed)
+    last: dict[Path, tuple[str, int]] = {}
+    # along an order that fulfils the needs, so that no circle is added to them
+    for run in TopologicalSorter(needed).static_order():
+        training = comparison.experiment(*run)
+        if training in last:
+            order.add(run, last[training])
+        last[training] = run
     order.prepare()
     return order
 

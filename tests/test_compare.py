@@ -274,10 +274,20 @@ def test_a_variant_waits_for_those_whose_results_it_reads(dependent):
         assert place["begin searched"] > place["end omni"]
         assert place["begin one-shot"] > max(place["end omni"], place["end dense"])
         # both write into the training's folder
-        assert place["begin searched"] > place["end early"]
+        first, second = sorted(("early", "searched"), key=lambda x: place[f"end {x}"])
+        assert place[f"begin {second}"] > place[f"end {first}"]
     # what needs nothing waits for nothing
     assert [line.split()[0] for line in said[:4]] == ["begin"] * 4
     assert {line.split()[1] for line in said[:4]} == {"omni", "dense"}
+
+
+def test_sizes_of_one_training_may_need_each_other_in_any_order(dependent):
+    values = yaml.safe_load(dependent.read_text())
+    values["variants"]["early"]["after"] = ["searched"]
+    write_yaml(dependent, values)
+    compare(dependent, [1], 3)
+    said = events()
+    assert said.index("begin early 1") > said.index("end searched 1")
 
 
 def test_what_is_not_run_is_not_waited_for(dependent):
