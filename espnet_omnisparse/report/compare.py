@@ -10,8 +10,9 @@ import json
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -32,6 +33,7 @@ class Variant:
         asr_args: Further arguments of the training.
         run_args: Further arguments of the recipe; `{seed}` stands for the seed.
         of: The variant whose training the sizes are cut out of; empty: it is trained.
+        after: Other variants whose results it reads, such as their subnets.
         decoding: ESPnet's inference tag, the folder of the scores, where sizes are
             decoded in several ways.
         title: What the table calls it; empty: its name. In a figure variants of one
@@ -43,6 +45,7 @@ class Variant:
     asr_args: str = ""
     run_args: str = ""
     of: str = ""
+    after: tuple[str, ...] = ()
     decoding: str = ""
     title: str = ""
 
@@ -92,12 +95,34 @@ class Comparison:
         values = dict(read_yaml(path))
         try:
             values["variants"] = {
-                name: Variant(**{**one, "sizes": tuple(one["sizes"])})
+                name: Variant(
+                    **{**one, "sizes": tuple(one["sizes"])}
+                    | {"after": tuple(one.get("after", ()))}
+                )
                 for name, one in values["variants"].items()
             }
-            return cls(**values)
+            comparison = cls(**values)
         except (TypeError, KeyError) as error:
             raise UserError(f"{path} is not a comparison: {error}.") from error
+        comparison._check_order(path)
+        return comparison
+
+    def _check_order(self, path: Path) -> None:
+        for name, variant in self.variants.items():
+            for other in (variant.of, *variant.after):
+                if other and other not in self.variants:
+                    raise UserError(
+                        f"{path}: {name} needs {other}, which is not one of "
+                        f"{', '.join(self.variants)}."
+                    )
+        try:
+            in_order(self, [(name, 0) for name in self.variants])
+        except CycleError as error:
+            names = ", ".join(name for name, _ in error.args[1])
+            raise UserError(
+                f"{path}: some variants wait for each other ({names}): correct their "
+                "of and after."
+            ) from error
 
 
 def read_lines(comparison: Comparison) -> list[dict[str, Any]]:
@@ -186,6 +211,34 @@ def _score(
     return None
 
 
+def in_order(
+    comparison: Comparison, runs: Sequence[tuple[str, int]]
+) -> TopologicalSorter[tuple[str, int]]:
+    """Runs, variants with seeds, by what each must wait for.
+
+    It waits for those whose results it reads, and those of one training for each
+    other: they write into its folder.
+
+    Raises:
+        CycleError: If some wait for each other.
+    """
+    needed = {}
+    for name, seed in runs:
+        variant = comparison.variants[name]
+        others = [(other, seed) for other in (variant.of, *variant.after)]
+        needed[name, seed] = [one for one in others if one in runs]
+    order = TopologicalSorter(needed)
+    last: dict[Path, tuple[str, int]] = {}
+    # along an order that fulfils the needs, so that no circle is added to them
+    for run in TopologicalSorter(needed).static_order():
+        training = comparison.experiment(*run)
+        if training in last:
+            order.add(run, last[training])
+        last[training] = run
+    order.prepare()
+    return order
+
+
 def run_all(
     comparison: Comparison,
     seeds: Sequence[int],
@@ -193,6 +246,8 @@ def run_all(
     only: Sequence[str] = (),
 ) -> None:
     """Runs what is missing, several at a time, appending results as they come.
+
+    After a failure nothing else is started.
 
     Raises:
         UserError: If a name in `only` is no variant, or a training fails.
@@ -205,8 +260,8 @@ def run_all(
     done = {(line["variant"], line["seed"]) for line in read_lines(comparison)}
     missing = [
         (name, seed)
-        for seed in seeds
-        for name in only or comparison.variants
+        for seed in dict.fromkeys(seeds)
+        for name in dict.fromkeys(only or comparison.variants)
         if (name, seed) not in done
     ]
     path = Path(comparison.results)
@@ -222,9 +277,17 @@ def run_all(
         errors = ", ".join(f"{line['size']} {line['err']} %" for line in lines)
         print(f"{item[0]}, seed {item[1]}: {errors}", flush=True)
 
+    order = in_order(comparison, missing)
+    running: dict[Future[None], tuple[str, int]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        for _ in pool.map(work, missing):
-            pass
+        try:
+            while order.is_active():
+                running |= {pool.submit(work, one): one for one in order.get_ready()}
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    ended.result()
+                    order.done(running.pop(ended))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def compare(
