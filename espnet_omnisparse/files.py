@@ -1,16 +1,35 @@
-"""Files that are either whole or absent, and checkpoints of tensors and plain types."""
+"""Files that are either whole or absent, and checkpoints of tensors and plain types.
 
+What is being written lies beside its target under a name that tells the machine, and
+is locked until it is whole. A lock ends with its process, however that ends: so the
+next writing into the same folder can tell what a killed one has left, and removes it.
+"""
+
+import errno
+import fcntl
 import os
+import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from espnet_omnisparse.errors import UserError
+
+# all that differs is in the last suffix: PyTorch writes the rest of a name into a file
+_PARTIAL = re.compile(
+    r"\.(?P<name>.+)\.partial-(?P<host>[\w-]+)-[a-z0-9_]{8}", re.DOTALL
+)
+# a shared file system need not pass on locks: what another machine writes is dead when
+# nothing has moved in it for so long, and unlocked
+_ELSEWHERE_SECONDS = 24 * 3600
+_OLD, _NEW = ".replaced", ".new"
 
 
 @contextmanager
@@ -20,42 +39,128 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     An interruption at any point leaves `path` as it was.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    # mkstemp makes private files; these are ordinary results, for all to read
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
-    try:
+    with _partial(path, tempfile.mkstemp) as temporary:
+        # mkstemp makes private files; these are ordinary results, for all to read
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; moves it to `path` on success.
+    """Yields a temporary folder; moves it to `path` on success.
 
-    What lay at `path` before is replaced as a whole.
+    What lay at `path` before, a link included, is replaced as a whole; what a link
+    points to is left alone. An interruption leaves `path` as it was, or, within the two
+    renames of a replacement, absent until the next writing into the same folder.
     """
     path = Path(path)
+    with temporary_folder(path) as temporary:
+        (temporary / _NEW).mkdir()
+        yield temporary / _NEW
+        _replace(temporary, path)
+
+
+@contextmanager
+def temporary_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, where `path` is prepared; removes it."""
+    with _partial(Path(path), _make_folder) as temporary:
+        yield temporary
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Moves the new folder to `path`, and what is there aside."""
+    while True:
+        with suppress(FileNotFoundError):
+            # aside, not away: the moment without a folder is that of a rename
+            path.replace(temporary / _OLD)
+        try:
+            (temporary / _NEW).replace(path)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            # another process was faster: what it wrote is replaced, too
+            _remove(temporary / _OLD)
+
+
+def _make_folder(**where: Any) -> tuple[int, str]:
+    """As `tempfile.mkstemp`, for folders."""
+    name = tempfile.mkdtemp(**where)
+    return os.open(name, os.O_RDONLY), name
+
+
+@contextmanager
+def _partial(path: Path, make: Callable[..., tuple[int, str]]) -> Iterator[Path]:
+    """Yields something new and locked beside `path`; removes what is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    temporary.chmod(0o755)
+    _remove_dead(path.parent)
+    prefix = f".{path.name}.partial-{_host()}-"
+    while True:
+        handle, name = make(dir=path.parent, prefix=prefix)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):
+            break
+        os.close(handle)  # taken for dead before it was locked
+    temporary = Path(name)
     try:
         yield temporary
-        if path.exists():
-            # aside, not away: the moment without a folder is that of a rename
-            path.replace(temporary.with_suffix(".old"))
-        temporary.replace(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(temporary.with_suffix(".old"), ignore_errors=True)
+        _discard(temporary, path)
+        os.close(handle)
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "-", socket.gethostname()) or "localhost"
+
+
+def _remove_dead(folder: Path) -> None:
+    """Removes what killed processes were writing into a folder."""
+    for entry in list(os.scandir(folder)):
+        match = _PARTIAL.fullmatch(entry.name)
+        if match is None:
+            continue
+        try:
+            handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:  # gone by now, or another user's
+            continue
+        try:
+            # shared: for an exclusive lock NFS wants the file open for writing
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            here = match["host"] == _host()
+            if here or time.time() - _touched(entry.path) > _ELSEWHERE_SECONDS:
+                _discard(Path(entry.path), folder / match["name"])
+        except OSError:  # locked: alive
+            pass
+        finally:
+            os.close(handle)
+
+
+def _touched(path: str) -> float:
+    """When anything in a file or folder last changed; unpacking sets other times."""
+    inside = (Path(top, name) for top, _, names in os.walk(path) for name in names)
+    return max(one.lstat().st_ctime for one in (Path(path), *inside))
+
+
+def _discard(temporary: Path, path: Path) -> None:
+    """Removes a temporary; what it took from `path` and did not replace goes back."""
+    old = temporary / _OLD
+    if os.path.lexists(old) and not os.path.lexists(path):
+        old.replace(path)
+    _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, a link or a folder, if it can."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -219,3 +219,122 @@ def test_sizes_of_another_training_are_cut_without_training(file):
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--stage"] == "12" and options["--asr_tag"] == "supernet_seed3"
     assert options["--sizes"] == "50%" and options["--subnets"] == "exp/seed3"
+
+
+# a recipe that says when each run begins and ends; trainings take their time
+SLOW = f"""#!{sys.executable}
+import sys, time
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+name = options["--asr_config"] + " " + options["--asr_args"].split()[1]
+def say(what):
+    with open("runs.txt", "a") as runs:
+        runs.write(what + " " + name + "\\n")
+say("begin")
+if name.split()[0] in options.get("--failing", ""):
+    sys.exit(3)
+time.sleep(0.2 if options["--stage"] == "12" else 0.6)
+say("end")
+"""
+
+
+@pytest.fixture
+def dependent(file, monkeypatch):
+    """Variants that read others' results, before those in the file and beside them."""
+    Path("recipe.py").write_text(SLOW)
+    monkeypatch.setattr("espnet_omnisparse.report.compare.result_lines", lambda *_: [])
+    monkeypatch.setattr(
+        "espnet_omnisparse.report.compare_tables.write_table", lambda *_: ""
+    )
+    values = yaml.safe_load(file.read_text())
+    needs = {
+        "early": {"of": "omni"},
+        "omni": {},
+        "searched": {"of": "omni"},
+        "dense": {},
+        "one-shot": {"of": "dense", "after": ["omni"]},
+    }
+    values["variants"] = {
+        name: {"asr_config": name, "sizes": ["full"], **more}
+        for name, more in needs.items()
+    }
+    values["reference"] = {}
+    write_yaml(file, values)
+    return file
+
+
+def events():
+    return Path("runs.txt").read_text().splitlines()
+
+
+def test_a_variant_waits_for_those_whose_results_it_reads(dependent):
+    compare(dependent, [1, 2], 4)
+    said = events()
+    assert len(said) == len(set(said)) == 20
+    for seed in (1, 2):
+        place = {line.replace(f" {seed}", ""): i for i, line in enumerate(said)}
+        assert place["begin early"] > place["end omni"]
+        assert place["begin searched"] > place["end omni"]
+        assert place["begin one-shot"] > max(place["end omni"], place["end dense"])
+        # both write into the training's folder
+        first, second = sorted(("early", "searched"), key=lambda x: place[f"end {x}"])
+        assert place[f"begin {second}"] > place[f"end {first}"]
+    # what needs nothing waits for nothing
+    assert [line.split()[0] for line in said[:4]] == ["begin"] * 4
+    assert {line.split()[1] for line in said[:4]} == {"omni", "dense"}
+
+
+def test_sizes_of_one_training_may_need_each_other_in_any_order(dependent):
+    values = yaml.safe_load(dependent.read_text())
+    values["variants"]["early"]["after"] = ["searched"]
+    write_yaml(dependent, values)
+    compare(dependent, [1], 3)
+    said = events()
+    assert said.index("begin early 1") > said.index("end searched 1")
+
+
+def test_what_is_not_run_is_not_waited_for(dependent):
+    compare(dependent, [1], 2, only=["one-shot", "searched"])
+    assert len(events()) == 4
+
+
+def test_after_a_failure_what_reads_its_results_is_not_started(dependent):
+    values = yaml.safe_load(dependent.read_text())
+    values["variants"]["omni"]["run_args"] = "--failing omni"
+    write_yaml(dependent, values)
+    with pytest.raises(UserError, match="omni with seed 1 failed"):
+        compare(dependent, [1], 2)
+    assert {line for line in events() if line.startswith("begin")} == {
+        "begin omni 1",
+        "begin dense 1",
+    }
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"omni": {"of": "omnii"}}, "omni needs omnii, which is not one of early"),
+        ({"omni": {"after": ["one-shot"]}}, "wait for each other"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(dependent, changes, words):
+    values = yaml.safe_load(dependent.read_text())
+    for name, more in changes.items():
+        values["variants"][name] |= more
+    write_yaml(dependent, values)
+    with pytest.raises(UserError, match=words):
+        compare(dependent, [1], 2)
+    assert not Path("runs.txt").exists()
+
+
+def test_the_comparisons_of_the_recipes_say_whose_results_they_read():
+    read = {}
+    recipe = Path(__file__).parents[1] / "egs2/librispeech/asr1"
+    for path in sorted((recipe / "conf/compare").glob("*.yaml")):
+        comparison = Comparison.load(path)
+        for name, variant in comparison.variants.items():
+            command = " ".join(command_of(comparison, name, 7))
+            for other, trained in comparison.variants.items():
+                if not trained.of and f"{comparison.experiment(other, 7)}/" in command:
+                    assert other in (variant.of, *variant.after), (path, name)
+                    read[path.name, name] = other
+    assert read["digits_sparse.yaml", "one-shot"] == "omni"

@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -420,6 +421,59 @@ def test_the_word_error_rate_is_that_of_greedy_search(experiment):
     dev._tokens = [tokens[2] if i == 2 else t for i, t in enumerate("-?xBC/")]
     batch.text[0], batch.text_lengths[0] = 2, 1
     assert dev.score(full, ()) == 100.0 * wrong / 4 or wrong == 4
+
+
+LAMP = ["turn the lamp off", "the lamp", "lamp turn", "off the turn"]
+
+
+def train_bpe(folder):
+    import sentencepiece
+
+    (folder / "text").write_text("\n".join(20 * LAMP))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"), model_prefix=str(folder / "bpe"), vocab_size=18
+    )
+    processor = sentencepiece.SentencePieceProcessor(str(folder / "bpe.model"))
+    return str(folder / "bpe.model"), lambda text: processor.encode(text, out_type=str)
+
+
+@pytest.mark.parametrize("kind", ["word", "char", "bpe"])
+def test_the_words_of_each_kind_of_tokens_are_those_of_the_text(
+    experiment, tmp_path, kind
+):
+    import jiwer
+    import torch
+
+    from espnet_omnisparse.extract import experiment as family
+    from espnet_omnisparse.search.dev_set import DevSet
+
+    bpemodel, pieces = train_bpe(tmp_path) if kind == "bpe" else (None, None)
+    split = {
+        "word": str.split,
+        "char": lambda text: [c.replace(" ", "<space>") for c in text],
+        "bpe": pieces,
+    }[kind]
+    found = sorted({token for text in LAMP for token in split(text)})
+    tokens = ["<blank>", "<unk>", *found, "<sos/eos>"]
+    folder = experiment(token_list=tokens, token_type=kind, bpemodel=bpemodel)
+    config = family.read_config(folder)
+    speech, text = (one[0] for one in config["valid_data_path_and_name_and_type"])
+    ids = [line.split()[0] for line in Path(speech).open()]
+    said = tmp_path / "said"
+    said.write_text("".join(f"{i} {t}\n" for i, t in zip(ids, LAMP, strict=True)))
+    config["valid_data_path_and_name_and_type"][1][0] = str(said)
+    model = family.build(
+        config, family.load_tensors(folder / "valid.loss_sizes.ave.pth")
+    )
+    # hears one token, the whole time: the first of a text
+    heard = split("lamp")[0]
+    with torch.no_grad():
+        model.ctc.ctc_lo.bias[tokens.index(heard)] = 1e4
+    wer = DevSet(model, config, "wer", utterances=4).score(
+        (True,) * len(model.encoder.space), ()
+    )
+    word = heard.replace("▁", "")
+    assert wer == pytest.approx(100 * jiwer.wer(LAMP, [word] * 4))
 
 
 def test_a_run_goes_on_and_another_objective_has_its_own_file(experiment, monkeypatch):

@@ -188,6 +188,16 @@ def test_stale_and_dangling_links_are_replaced(tmp_path, recipe):
     assert (recipe / "../../../tools").resolve() == new / "tools"
 
 
+def test_a_link_left_by_a_killed_process_of_the_same_number_blocks_nothing(
+    tmp_path, recipe
+):
+    tree = make_tree(tmp_path / "tree", "tree")
+    left = recipe / f".cmd.sh.{os.getpid()}"  # in containers numbers come again
+    left.symlink_to("nowhere")
+    template.link(recipe, tree)
+    assert (recipe / "cmd.sh").resolve().parent == tree / "egs2/TEMPLATE/asr1"
+
+
 def test_a_recipe_that_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match="is not a folder: name a recipe"):
         template.link(tmp_path / "nowhere", tmp_path)

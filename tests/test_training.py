@@ -13,6 +13,7 @@ from training_helpers import (
     REPOSITORY,
     Corpus,
     Outcome,
+    changed,
     draws,
     files_below,
     start,
@@ -290,7 +291,9 @@ def test_a_kill_while_the_checkpoint_is_written_leaves_the_old_one(
     killed = train(command, tmp_path / "log", kill_in_save=("checkpoint.pth", 3))
     assert killed.code == -9, killed.output
     assert load(exp / "checkpoint.pth")["reporter"]["epoch"] == 2
+    assert list(exp.glob(".checkpoint.pth*"))
     assert train(command, tmp_path / "log").code == 0
+    assert not list(exp.glob(".*"))
     assert_same_training(exp, uninterrupted("batch norm"))
 
 
@@ -497,6 +500,24 @@ def test_two_processes_train_as_one_does_and_draw_the_same_subnets(corpus, tmp_p
             torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-5)
     for one, two in zip(history(alone), history(together), strict=True):
         assert two["scores"] == pytest.approx(one["scores"], rel=1e-4, abs=1e-5)
+    assert subnets(alone) == subnets(together)
+
+
+@pytest.mark.parametrize("method", ["taylor", "greedy"])
+def test_two_processes_select_what_one_does(corpus, tmp_path, method):
+    options = {"multiprocessing_distributed": False, "dist_backend": "gloo"}
+    # greedy takes one batch of two: the second is not asked
+    conf = {"greedy": {"utterances": 2}, "taylor": {"momentum": 0.5}}[method]
+    supernet = {"method": method, "method_conf": conf, "score_lr": None}
+    config = changed(SAME_ON_BOTH, {"model_conf": {"supernet": supernet}})
+    config |= {"max_epoch": 3, "valid_batch_size": 2}
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    single = train(corpus.command(alone, **config), tmp_path / "single")
+    assert single.code == 0, single.output
+    two_processes(corpus.command(together, **config, **options), tmp_path)
+    for one, two in zip(history(alone), history(together), strict=True):
+        assert two["scores"] == pytest.approx(one["scores"], rel=1e-3, abs=1e-6)
+    assert len(set(history(alone)[-1]["scores"])) > 4
     assert subnets(alone) == subnets(together)
 
 

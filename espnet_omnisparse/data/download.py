@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import tarfile
-import tempfile
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from espnet_omnisparse.console import bar, say
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import temporary_folder
 
 OPENSLR = "https://www.openslr.org/resources/12"
 _CHUNK = 1 << 20
@@ -116,7 +116,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         UserError: If it cannot be unpacked, or what the block moves is not in it.
     """
     folder = path.parent
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{path.name}.") as temporary:
+    with temporary_folder(path) as temporary:
         try:
             with (
                 path.open("rb") as file,
@@ -125,7 +125,7 @@ def unpacked(path: Path) -> Iterator[Path]:
             ):
                 members = _watched(archive, lambda: shown.update(file.tell() - shown.n))
                 archive.extractall(temporary, members, filter="data")
-            yield Path(temporary)
+            yield temporary
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
             raise UserError(
                 f"{path} cannot be unpacked into {folder} ({error}): free enough "

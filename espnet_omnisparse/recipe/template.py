@@ -11,11 +11,11 @@ import re
 import subprocess
 import sys
 import tarfile
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.files import temporary_folder
 
 ESPNET_VERSION = 202611
 SDIST_SHA256 = "eb5816c4d2e4a18eaa2afacc2f8cf74f93e5534dec0fdcee0b2c89b6f7ddd1fd"
@@ -156,15 +156,14 @@ def _cache() -> Path:
 
 def _fetch(root: Path) -> None:
     """Fills `root` from the sdist in one rename: it is whole or not there."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=root.parent, prefix=".fetch-") as folder:
+    with temporary_folder(root) as folder:
         print(f"Fetching ESPnet {ESPNET_VERSION}'s sdist (36 MB, once) ...", flush=True)
-        sdist = download(Path(folder))
+        sdist = download(folder)
         _verify(sdist)
         print(f"Unpacking the recipe template into {root} ...", flush=True)
-        _unpack(sdist, Path(folder))
+        _unpack(sdist, folder)
         try:
-            (Path(folder) / root.name).rename(root)
+            (folder / root.name).rename(root)
         except OSError as error:
             # another process may have been first, and its tree is as good as ours
             if not _holds_template(root):
@@ -202,9 +201,9 @@ def _point(place: Path, root: Path, inside: str) -> None:
             return
     elif place.exists():
         return
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    temporary.symlink_to(target)
-    temporary.replace(place)
+    with temporary_folder(place) as folder:
+        (folder / place.name).symlink_to(target)
+        (folder / place.name).replace(place)
 
 
 def main() -> None:

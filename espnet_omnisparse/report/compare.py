@@ -10,14 +10,14 @@ import json
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.report.compare_tables import write_figure, write_table
-from espnet_omnisparse.report.comparison import Comparison, read_lines
+from espnet_omnisparse.report.comparison import Comparison, in_order, read_lines
 from espnet_omnisparse.report.results import Score, read_size
 from espnet_omnisparse.train.journal import read_log
 
@@ -109,6 +109,8 @@ def run_all(
 ) -> None:
     """Runs what is missing, several at a time, appending results as they come.
 
+    After a failure nothing else is started.
+
     Raises:
         UserError: If a name in `only` is no variant, or a training fails.
     """
@@ -120,8 +122,8 @@ def run_all(
     done = {(line["variant"], line["seed"]) for line in read_lines(comparison)}
     missing = [
         (name, seed)
-        for seed in seeds
-        for name in only or comparison.variants
+        for seed in dict.fromkeys(seeds)
+        for name in dict.fromkeys(only or comparison.variants)
         if (name, seed) not in done
     ]
     path = Path(comparison.results)
@@ -137,9 +139,17 @@ def run_all(
         errors = ", ".join(f"{line['size']} {line['err']} %" for line in lines)
         print(f"{item[0]}, seed {item[1]}: {errors}", flush=True)
 
+    order = in_order(comparison, missing)
+    running: dict[Future[None], tuple[str, int]] = {}
     with ThreadPoolExecutor(jobs) as pool:
-        for _ in pool.map(work, missing):
-            pass
+        try:
+            while order.is_active():
+                running |= {pool.submit(work, one): one for one in order.get_ready()}
+                for ended in wait(running, return_when=FIRST_COMPLETED).done:
+                    ended.result()
+                    order.done(running.pop(ended))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def compare(

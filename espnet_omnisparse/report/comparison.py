@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class Variant:
         asr_args: Further arguments of the training.
         run_args: Further arguments of the recipe; `{seed}` stands for the seed.
         of: The variant whose training the sizes are cut out of; empty: it is trained.
+        after: Other variants whose results it reads, such as their subnets.
         decoding: ESPnet's inference tag, the folder of the scores, where sizes are
             decoded in several ways.
         title: What the table calls it; empty: its name. In a figure variants of one
@@ -31,6 +33,7 @@ class Variant:
     asr_args: str = ""
     run_args: str = ""
     of: str = ""
+    after: tuple[str, ...] = ()
     decoding: str = ""
     title: str = ""
 
@@ -80,12 +83,34 @@ class Comparison:
         values = dict(read_yaml(path))
         try:
             values["variants"] = {
-                name: Variant(**{**one, "sizes": tuple(one["sizes"])})
+                name: Variant(
+                    **{**one, "sizes": tuple(one["sizes"])}
+                    | {"after": tuple(one.get("after", ()))}
+                )
                 for name, one in values["variants"].items()
             }
-            return cls(**values)
+            comparison = cls(**values)
         except (TypeError, KeyError) as error:
             raise UserError(f"{path} is not a comparison: {error}.") from error
+        comparison._check_order(path)
+        return comparison
+
+    def _check_order(self, path: Path) -> None:
+        for name, variant in self.variants.items():
+            for other in (variant.of, *variant.after):
+                if other and other not in self.variants:
+                    raise UserError(
+                        f"{path}: {name} needs {other}, which is not one of "
+                        f"{', '.join(self.variants)}."
+                    )
+        try:
+            in_order(self, [(name, 0) for name in self.variants])
+        except CycleError as error:
+            names = ", ".join(name for name, _ in error.args[1])
+            raise UserError(
+                f"{path}: some variants wait for each other ({names}): correct their "
+                "of and after."
+            ) from error
 
 
 def read_lines(comparison: Comparison) -> list[dict[str, Any]]:
@@ -93,3 +118,31 @@ def read_lines(comparison: Comparison) -> list[dict[str, Any]]:
     path = Path(comparison.results)
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def in_order(
+    comparison: Comparison, runs: Sequence[tuple[str, int]]
+) -> TopologicalSorter[tuple[str, int]]:
+    """Runs, variants with seeds, by what each must wait for.
+
+    It waits for those whose results it reads, and those of one training for each
+    other: they write into its folder.
+
+    Raises:
+        CycleError: If some wait for each other.
+    """
+    needed = {}
+    for name, seed in runs:
+        variant = comparison.variants[name]
+        others = [(other, seed) for other in (variant.of, *variant.after)]
+        needed[name, seed] = [one for one in others if one in runs]
+    order = TopologicalSorter(needed)
+    last: dict[Path, tuple[str, int]] = {}
+    # along an order that fulfils the needs, so that no circle is added to them
+    for run in TopologicalSorter(needed).static_order():
+        training = comparison.experiment(*run)
+        if training in last:
+            order.add(run, last[training])
+        last[training] = run
+    order.prepare()
+    return order

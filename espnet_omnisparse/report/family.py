@@ -14,10 +14,7 @@ from matplotlib.figure import Figure
 from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import paired_ratio
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.experiment import (
-    SPEC,
-    read_config,
-)
+from espnet_omnisparse.extract.experiment import SPEC, read_config
 from espnet_omnisparse.extract.forms import FORMS
 from espnet_omnisparse.files import atomic_path, write_text
 from espnet_omnisparse.report.plots import selection_figure, wer_figure

@@ -22,12 +22,12 @@ from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
 from espnet_omnisparse.extract.experiment import calibration_batches
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.streaming.search import greedy_search
+from espnet_omnisparse.streaming.text import tokenizer_of
 from espnet_omnisparse.tasks import task_of
 from espnet_omnisparse.train.batch import Batch
 
 OBJECTIVES = ("loss", "wer")
 _BATCH = 16
-_SPACES = ("▁", "<space>")
 
 
 class DevSet:
@@ -59,6 +59,7 @@ class DevSet:
         self._objective = objective
         self._device = device
         self._tokens = config["token_list"]
+        self._tokenizer = tokenizer_of(config)
         model.encoder.refresh_masks()
         with torch.no_grad():
             self._batches = [
@@ -118,23 +119,16 @@ class DevSet:
         ):
             search = greedy_search(model)
             search.push(frames[:length])
-            heard = words_of(search.best(), self._tokens)
-            said = words_of(text[:count].tolist(), self._tokens)
+            heard = self._words(search.best())
+            said = self._words(text[:count].tolist())
             errors += editdistance.eval(said, heard)
             words += len(said)
         return errors, words
 
-
-def words_of(ids: Sequence[int], tokens: Sequence[str]) -> list[str]:
-    """The words that tokens spell.
-
-    >>> words_of([0, 1, 2], ["▁new", "er", "▁net"])
-    ['newer', 'net']
-    """
-    text = "".join(tokens[number] for number in ids)
-    for space in _SPACES:
-        text = text.replace(space, " ")
-    return text.split()
+    def _words(self, ids: Sequence[int]) -> list[str]:
+        """The words that tokens spell."""
+        tokens = [self._tokens[number] for number in ids]
+        return self._tokenizer.tokens2text(tokens).split()
 
 
 def _valid_batches(

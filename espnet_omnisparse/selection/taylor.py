@@ -13,6 +13,7 @@ from pydantic import Field
 
 from espnet_omnisparse.core.gate import Gate
 from espnet_omnisparse.core.mask import ranking
+from espnet_omnisparse.core.processes import sum_over_processes
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.options import Number
@@ -53,7 +54,8 @@ class Taylor(Selection, name="taylor"):
 
     def after_update(self, time: int, length: int) -> None:
         """Adds this update's importance, as shares: its scale changes with the loss."""
-        squared = self._gates.grad.square()
+        # each process knows its own utterances' part of the gradient
+        squared = sum_over_processes(self._gates.grad).square()
         share = squared / squared.sum().clamp(min=torch.finfo(squared.dtype).tiny)
         self.importance.lerp_(share, 1.0 - self.momentum)
 

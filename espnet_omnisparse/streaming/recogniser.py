@@ -1,12 +1,10 @@
 """Audio in, text out, as it is spoken: one model, any number of streams."""
 
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from espnet2.text.build_tokenizer import build_tokenizer
 from espnet2.text.token_id_converter import TokenIDConverter
 
 from espnet_omnisparse.core.chunk import Chunk
@@ -16,6 +14,7 @@ from espnet_omnisparse.streaming.audio import checked
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream
 from espnet_omnisparse.streaming.search import Search, beam_search, greedy_search
+from espnet_omnisparse.streaming.text import tokenizer_of
 
 
 class Recogniser:
@@ -52,7 +51,7 @@ class Recogniser:
         self._chunk = chunk
         self._beam = beam
         self._converter = TokenIDConverter(config["token_list"])
-        self._tokenizer = _tokenizer(config)
+        self._tokenizer = tokenizer_of(config)
         example = self.stream()  # a model that cannot stream is told of at once
         self.chunk = example.encoder.chunk
         self.sample_rate = example.features.sample_rate
@@ -200,14 +199,3 @@ def _refuse_what_streams_have_not(model: Any, config: Mapping[str, Any]) -> None
             "This model was trained with speech_volume_normalize, which needs whole "
             "recordings: train one without it to stream."
         )
-
-
-def _tokenizer(config: Mapping[str, Any]) -> Any:
-    options = Namespace(**config)
-    bpe = options.bpemodel if options.token_type == "bpe" else None
-    if bpe is not None and not Path(bpe).exists():
-        raise UserError(
-            f"The model's BPE file {bpe} is not there: run in the recipe's folder, or "
-            "restore it."
-        )
-    return build_tokenizer(token_type=options.token_type, bpemodel=bpe)

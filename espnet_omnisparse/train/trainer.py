@@ -13,6 +13,7 @@ from espnet2.torch_utils.device_funcs import to_device
 from espnet2.train import trainer as stock_trainer
 from espnet2.train.trainer import Trainer
 
+from espnet_omnisparse.core.processes import sum_over_processes
 from espnet_omnisparse.core.spec import fingerprint
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import load_tensors, save_tensors
@@ -132,15 +133,23 @@ class TrainedNet:
         model.eval()
         losses = [model.mask_loss(mask, **batch) for batch in self._batches]
         model.train(was_training)
+        summed = sum(float(loss) * weight for loss, weight in losses)
         total = sum(weight for _, weight in losses)
-        return float(sum(loss * weight for loss, weight in losses) / total)
+        summed, total = self._over_processes(summed, total)
+        return summed / total
 
     def _take(self, utterances: int) -> Iterator[dict[str, torch.Tensor]]:
         for _, batch in self._factory.build_iter(1, shuffle=False):
             yield to_device(batch, self._device)
-            utterances -= len(batch["speech"])
+            # each process has a part of the batch
+            (taken,) = self._over_processes(len(batch["speech"]))
+            utterances -= int(taken)
             if utterances <= 0:
                 return
+
+    def _over_processes(self, *values: float) -> list[float]:
+        here = torch.tensor(values, dtype=torch.float64, device=self._device)
+        return sum_over_processes(here).tolist()
 
     @torch.no_grad()
     def magnitudes(self) -> torch.Tensor:
