@@ -22,6 +22,7 @@ from espnet_omnisparse.errors import UserError, check_keys
 from espnet_omnisparse.extract import is_standalone
 from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.model import OmniASRModel
+from espnet_omnisparse.resume import check_checkpoint, check_initial_parameters
 from espnet_omnisparse.trainer import OmniTrainer
 from espnet_omnisparse.transducer import TransducerASRModel
 from espnet_omnisparse.transducer_encoder import OmniTransducerEncoder
@@ -76,8 +77,12 @@ class SupernetTask:
         """ESPnet's optimiser; the scores get a group of their own, without decay.
 
         Raises:
-            UserError: If the scheduler cannot keep `score_lr`.
+            UserError: If the scheduler cannot keep `score_lr`, or the training would
+                begin with, or go on from, what does not belong to it.
         """
+        # here, because ESPnet overwrites config.yaml next
+        check_initial_parameters(args, model)
+        check_checkpoint(args, model)
         optimizers = super().build_optimizers(args, model)
         if not isinstance(model, SupernetModel):
             return optimizers
@@ -85,8 +90,7 @@ class SupernetTask:
             raise UserError("sharded_ddp cannot be combined with a supernet: unset it.")
         (optimizer,) = optimizers
         _separate_scores(optimizer, model, args)
-        # counts real updates only: a step skipped for a non-finite gradient is none
-        optimizer.register_step_post_hook(lambda *_: model.supernet.count_update())
+        model.supernet.follow(optimizer)
         return optimizers
 
 
