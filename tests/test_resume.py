@@ -1,8 +1,11 @@
 """A training goes on with what it began with, or says at once why not."""
 
+import shutil
+import socket
+
 import pytest
 import torch
-from training_helpers import files_below, train, write_corpus
+from training_helpers import draws, files_below, start, train, write_corpus
 
 from espnet_omnisparse.files import load_tensors, read_yaml, save_tensors
 from espnet_omnisparse.journal import read_log
@@ -26,8 +29,6 @@ def trained(corpus, tmp_path_factory):
 @pytest.fixture
 def copy(trained, tmp_path):
     """A copy of the trained folder."""
-    import shutil
-
     exp = tmp_path / "exp"
     shutil.copytree(trained, exp, symlinks=True)
     return exp
@@ -186,3 +187,67 @@ def test_averages_add_up_nothing_but_weights(corpus, copy, tmp_path):
     name = "encoder.after_norm.weight"
     parts = [load_tensors(copy / f"{epoch}epoch.pth")[name] for epoch in (2, 3, 4)]
     torch.testing.assert_close(average[name], sum(parts) / 3)
+
+
+# --- measured costs ----------------------------------------------------------------
+
+# large enough for its blocks to take most of the time
+LARGE = {"output_size": 64, "linear_units": 1024, "num_blocks": 6}
+LATENCY = {"method": "random", "score_lr": None, "step1": 0}
+
+
+def test_a_run_goes_on_with_the_latencies_of_another_machine(corpus, tmp_path):
+    exp = tmp_path / "exp"
+    sizes = {"sizes": {"small": 0.6, "medium": 0.8}, "fraction_of": "latency_ms"}
+    options = {"max_epoch": 1, "model_conf": {"supernet": {**LATENCY, **sizes}}}
+    options["encoder_conf"] = LARGE
+    outcome = train(corpus.command(exp, **options), tmp_path / "log")
+    assert outcome.code == 0, outcome.output
+    # as if it had begun on a machine a thousand times slower, within budgets that
+    # this one would refuse, because its full net is within them
+    path, prefix = exp / "checkpoint.pth", "supernet.tables.latency_ms."
+    states = load_tensors(path)
+    tables = {n: 1000 * t for n, t in states["model"].items() if n.startswith(prefix)}
+    assert len(tables) == 3
+    states["model"].update(tables)
+    full = sum(int(tables[f"{prefix}{n}"].sum()) for n in ("rest", "units", "shared"))
+    wanted = {"small": {"latency_ms": int(0.6e-6 * full)}, "medium": 0.8}
+    states["plan"]["options"]["supernet.sizes"] = wanted
+    save_tensors(path, states)
+    options["model_conf"]["supernet"]["sizes"] = wanted
+    options["max_epoch"] = 2
+    outcome = train(corpus.command(exp, **options), tmp_path / "log")
+    assert outcome.code == 0, outcome.output
+    after = load_tensors(path)["model"]
+    for name, table in tables.items():
+        assert torch.equal(after[name], table)
+
+
+def test_two_processes_train_the_sizes_that_one_of_them_measured(corpus, tmp_path):
+    sizes = {f"s{n}": 0.1 * n + 0.4 for n in range(1, 5)}
+    supernet = {**LATENCY, "sizes": sizes, "fraction_of": "latency_ms"}
+    command = corpus.command(
+        tmp_path / "exp",
+        max_epoch=1,
+        model_conf={"supernet": supernet},
+        encoder_conf={**LARGE, "granularity": "component"},
+        multiprocessing_distributed=False,
+        dist_backend="gloo",
+    )
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    workers = [
+        start(
+            command,
+            tmp_path / f"rank{rank}",
+            print_draws=True,
+            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    outcomes = [worker.wait() for worker in workers]
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    one, two = (draws(outcome.output) for outcome in outcomes)
+    assert one == two and len(one) == 5
