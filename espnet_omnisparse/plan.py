@@ -51,10 +51,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML would give it back: tuples become lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    return json.loads(json.dumps(value))
+    """A value in plain types: tuples become lists, dataclasses mappings."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
 def _text(value: Any) -> str:
