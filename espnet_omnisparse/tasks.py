@@ -23,6 +23,7 @@ from espnet_omnisparse.nn.conformer import (
 )
 from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
 from espnet_omnisparse.train.asr_model import OmniASRModel
+from espnet_omnisparse.train.resume import check_checkpoint, check_initial_parameters
 from espnet_omnisparse.train.trainer import OmniTrainer
 from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
 from espnet_omnisparse.train.transducer_model import (
@@ -79,8 +80,12 @@ class SupernetTask:
         """ESPnet's optimiser; the scores get a group of their own, without decay.
 
         Raises:
-            UserError: If the scheduler cannot keep `score_lr`.
+            UserError: If the scheduler cannot keep `score_lr`, or the training would
+                begin with, or go on from, what does not belong to it.
         """
+        # here, because ESPnet overwrites config.yaml next
+        check_initial_parameters(args, model)
+        check_checkpoint(args, model)
         optimizers = super().build_optimizers(args, model)
         if not isinstance(model, SupernetModel):
             return optimizers
@@ -88,8 +93,7 @@ class SupernetTask:
             raise UserError("sharded_ddp cannot be combined with a supernet: unset it.")
         (optimizer,) = optimizers
         _separate_scores(optimizer, model, args)
-        # counts real updates only: a step skipped for a non-finite gradient is none
-        optimizer.register_step_post_hook(lambda *_: model.supernet.count_update())
+        model.supernet.follow(optimizer)
         return optimizers
 
 

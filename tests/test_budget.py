@@ -492,15 +492,76 @@ def test_a_resumed_training_goes_on_with_the_latencies_it_began_with():
     )
 
     def started(seed):
-        return Supernet(config, space, lambda kind: random_table(space, seed, kind))
+        def measure(kind):
+            assert seed != 5, "measured what the checkpoint has"
+            return random_table(space, seed, kind)
 
-    first, resumed = started(3), started(4)
+        return Supernet(config, space, measure)
+
+    first, other, resumed = started(3), started(4), started(5)
+    first.measure(), other.measure()
     masks = first.selection.masks()
     limits = {name: size.limit for name, size in first.sizes.items()}
-    assert limits != {name: size.limit for name, size in resumed.sizes.items()}
+    assert limits != {name: size.limit for name, size in other.sizes.items()}
     resumed.load_state_dict(first.state_dict())
+    other.load_state_dict(first.state_dict())
+    assert limits == {name: size.limit for name, size in other.sizes.items()}
     assert limits == {name: size.limit for name, size in resumed.sizes.items()}
     assert masks.keys() == resumed.selection.masks().keys()
     for name, mask in resumed.selection.masks().items():
         assert torch.equal(mask, masks[name])
         assert first.sizes[name].table.of(mask) <= limits[name]
+
+
+def test_only_a_training_that_begins_measures_latencies(tiny_config, monkeypatch):
+    config = tiny_config(encoder={"num_blocks": 2})
+    config |= {"input_size": None, "frontend": "default"}
+    config["frontend_conf"] = {"n_mels": FEATURES, "hop_length": 160}
+    sizes = {"small": {"latency_ms": 400}, "medium": {"latency_ms": 700}}
+    config["model_conf"]["supernet"]["sizes"] = sizes
+    asked = []
+
+    def measure_rtf(models, seconds):
+        asked.append(list(models))
+        seconds_each = {"full": 1.0, "rest": 0.1}
+        return {name: [seconds_each.get(name, 0.3) / seconds] for name in models}
+
+    monkeypatch.setattr(cost, "measure_rtf", measure_rtf)
+    begun = family.build(config)
+    assert asked == []  # as of stage 10, extraction, profile
+    begun.supernet.set_run_length(100)
+    assert len(asked) == 1
+    gone_on = family.build(config, begun.state_dict())
+    gone_on.supernet.set_run_length(100)
+    assert len(asked) == 1
+    for name, mask in begun.supernet.size_masks().items():
+        assert torch.equal(mask, gone_on.supernet.size_masks()[name])
+        assert 0 < int(mask.sum()) < len(mask)
+    assert list(gone_on.supernet.sizes) == ["medium", "small"]
+
+
+def test_a_latency_that_cannot_be_met_is_told_where_it_is_measured():
+    config = SupernetConfig.read(
+        {"method": "random", "sizes": {"small": {"latency_ms": 0.001}}}
+    )
+    space = SearchSpace(3)
+    net = Supernet(config, space, lambda kind: random_table(space, 3, kind))
+    with pytest.raises(UserError, match="the nearest that this net can give is"):
+        net.set_run_length(100)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_latency_is_measured_in_the_usual_precision(with_front_end, monkeypatch, dtype):
+    # a training measures when its model is already cast, and on its device
+    measure, kinds = cost.measure_rtf, set()
+
+    def spy(models, seconds):
+        for model in models.values():
+            kinds.update(p.dtype for p in model.parameters())
+        return measure(models, 1, rounds=1)
+
+    monkeypatch.setattr(cost, "measure_rtf", spy)
+    model = with_front_end("block").to(dtype)
+    assert cost_table(model, "latency_ms").known
+    assert kinds == {torch.float32}
+    assert {p.dtype for p in model.parameters()} == {dtype}

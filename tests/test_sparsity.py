@@ -448,7 +448,7 @@ def apart(sparse_model, batch):
     return make
 
 
-SUBSUBNETS_OF_ALL_KINDS = ["dense", "sparsest", "random", "nearby", "uniform"]
+SUBSUBSUBNETS_OF_ALL_KINDS = ["dense", "sparsest", "random", "nearby", "uniform"]
 
 
 @pytest.mark.parametrize("conf", [ONE_AXIS, BOTH_AXES], ids=["weights", "both"])
@@ -457,7 +457,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_subnets(
 ):
     options = {
         "conf": conf,
-        "sparsity": {"sandwich": SUBSUBNETS_OF_ALL_KINDS},
+        "sparsity": {"sandwich": SUBSUBSUBNETS_OF_ALL_KINDS},
         "update": 60,
     }
     model = sparse_model(**options).train()

@@ -271,8 +271,31 @@ def test_without_selection_the_full_net_is_trained_alone_from_the_start():
 
 def test_a_supernet_without_run_length_does_not_train():
     net = Supernet(SupernetConfig(method="simple_topk", sizes=SIZES), SearchSpace(3))
-    with pytest.raises(RuntimeError, match="set_run_length"):
+    with pytest.raises(UserError, match=r"does not know its phases, .*begin\("):
         net.sample_subnets()
+
+
+def test_a_training_that_counts_no_updates_is_told_so():
+    net = Supernet(SupernetConfig(method="simple_topk", sizes=SIZES), SearchSpace(3))
+    net.set_run_length(100)
+    with pytest.raises(UserError, match=r"does not count its updates, .*begin\("):
+        net.sample_subnets()
+    net.load_state_dict(net.state_dict())  # which brings a count, but no counting
+    with pytest.raises(UserError, match="does not count its updates"):
+        net.sample_subnets()
+    net.count_update()
+    assert len(net.sample_subnets()) == 2
+
+
+def test_a_training_of_ones_own_begins_with_one_call_and_counts():
+    net = Supernet(SupernetConfig(method="simple_topk", sizes=SIZES), SearchSpace(3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net.begin(5, optimizer)
+    phases = []
+    for _ in range(5):
+        phases.append(net.phase)
+        optimizer.step()
+    assert phases == ["step1"] * 3 + ["step2"] * 2
 
 
 def test_a_method_of_ones_own_is_one_class(toy):

@@ -259,6 +259,7 @@ def latency_budgets(
         "sizes": {"tiny": 0.4, "small": 0.6, "medium": 0.8},
     }
     model = build(config)
+    model.supernet.measure()
     models = {spec.name: size for spec, size in cut_sizes(config, model)}
     rtf = measure_rtf(models, rounds=args.rounds)
     full = model.supernet.tables["latency_ms"].total / 1e6

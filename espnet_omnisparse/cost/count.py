@@ -288,6 +288,14 @@ def _with_encoder(model: Any, kept: Any) -> Any:
     return small.eval()
 
 
+def _on_cpu(model: Any) -> Any:
+    """The model, or a copy of it, where latency is measured, in the usual precision."""
+    floating = filter(torch.is_floating_point, (*model.parameters(), *model.buffers()))
+    if all(t.device.type == "cpu" and t.dtype == torch.float32 for t in floating):
+        return model
+    return copy.deepcopy(model).to("cpu", torch.float32)
+
+
 def _measure(models: Mapping[str, Any], kind: str) -> dict[str, float]:
     if kind == "latency_ms":
         if getattr(next(iter(models.values())), "frontend", None) is None:
@@ -296,6 +304,7 @@ def _measure(models: Mapping[str, Any], kind: str) -> dict[str, float]:
                 "needs --feats_type raw."
             )
         seconds = 10
+        models = {name: _on_cpu(model) for name, model in models.items()}
         rtf = measure_rtf(models, seconds)
         # pairs of the same round: a machine's speed drifts
         full = 1e3 * seconds * statistics.median(rtf["full"])

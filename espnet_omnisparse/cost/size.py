@@ -15,13 +15,14 @@ from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 
 UNITS = "units"
+MEASURED = "latency_ms"  # the kind that takes time, and is another one every time
 # kind of cost -> its integer steps per unit of it, and how a message writes it: of how
 # many steps the last digit is, and the words
 KINDS = {
     UNITS: (1, 1, "{:.0f} units"),
     "params": (1, 1, "{:,.0f} parameters"),
     "macs_10s": (1, 1, "{:,.0f} MACs for 10 s"),
-    "latency_ms": (1_000_000, 10_000, "{:.2f} ms for 10 s of audio"),
+    MEASURED: (1_000_000, 10_000, "{:.2f} ms for 10 s of audio"),
 }
 _SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 
@@ -56,7 +57,7 @@ class CostTable(torch.nn.Module):
         for name, value in (("rest", rest), ("units", units), ("shared", shared)):
             steps = torch.as_tensor(value, dtype=torch.float64) * scale
             # what is counted can be counted again
-            kept = kind == "latency_ms"
+            kept = kind == MEASURED
             self.register_buffer(name, steps.round().long(), persistent=kept)
 
     @classmethod
@@ -65,8 +66,25 @@ class CostTable(torch.nn.Module):
         shared = torch.zeros(len(set(space.groups)))
         return cls(UNITS, space, 0, torch.ones(len(space)), shared)
 
+    @classmethod
+    def unmeasured(cls, space: SearchSpace) -> "CostTable":
+        """A table of latencies to be measured, or found in a checkpoint."""
+        shared = torch.zeros(len(set(space.groups)))
+        return cls(MEASURED, space, 0, torch.zeros(len(space)), shared)
+
+    @property
+    def known(self) -> bool:
+        """Whether it has been measured, counted or loaded."""
+        return self.total > 0
+
+    def fill(self, other: "CostTable") -> None:
+        """Takes over another table's numbers."""
+        self.load_state_dict(other.state_dict())
+
     def along(self, ranking: torch.Tensor) -> torch.Tensor:
         """Cost `[units]` of the first unit of a ranking, of the first two, ..."""
+        if not self.known:
+            raise RuntimeError(f"{self.kind} has not been measured yet")
         ranking = ranking.to(self.units.device)
         groups = torch.tensor(self.groups, device=ranking.device)[ranking]
         seen = groups[:, None] == groups[None, :]

@@ -1,6 +1,6 @@
 """A supernet's plan: the update count, the phases, the selection and the sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -14,11 +14,35 @@ from espnet_omnisparse.core.schedule import (
     resolve_updates,
 )
 from espnet_omnisparse.core.search_space import SearchSpace
-from espnet_omnisparse.cost.size import UNITS, CostTable, Size, kinds_needed, parse_size
+from espnet_omnisparse.cost.size import (
+    MEASURED,
+    UNITS,
+    CostTable,
+    Size,
+    kinds_needed,
+    parse_size,
+)
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Net, build_selection
 from espnet_omnisparse.supernet.config import CURRENT, SupernetConfig
+from espnet_omnisparse.supernet.plan import Plan
 from espnet_omnisparse.supernet.sampling import SampledSubnet, Sampler
+
+_ON_ITS_OWN = (
+    "This supernet {lacks}, because it is not trained by espnet_omnisparse's task: "
+    "train with espnet_omnisparse.bin.asr_train, or call "
+    "model.supernet.begin(updates, optimizer) before the first one."
+)
+
+
+def _largest_first(sizes: Mapping[str, Size]) -> dict[str, Size]:
+    if not all(size.table.known for size in sizes.values()):
+        return dict(sizes)
+    ranked = sorted(
+        sizes.values(),
+        key=lambda size: (not size.keeps_all_units, -size.units, size.sparsity),
+    )
+    return {size.name: size for size in ranked}
 
 
 class Supernet(torch.nn.Module):
@@ -28,7 +52,8 @@ class Supernet(torch.nn.Module):
         config: The supernet's options.
         space: The encoder's units.
         measure: Makes the table of a kind of cost of the model at hand; called for
-            the kinds by which sizes are given.
+            the kinds by which sizes are given, for latencies not before a training
+            begins: a checkpoint has them.
         chunk: What the encoder's frames see where `chunks` is empty.
 
     Raises:
@@ -48,20 +73,22 @@ class Supernet(torch.nn.Module):
         self.space = space
         self.tables = torch.nn.ModuleDict()
         for kind in dict.fromkeys(kinds_needed(config.sizes, config.fraction_of)):
-            counting = kind == UNITS
-            self.tables[kind] = CostTable.counting(space) if counting else measure(kind)
+            if kind == UNITS:
+                self.tables[kind] = CostTable.counting(space)
+            elif kind == MEASURED:
+                self.tables[kind] = CostTable.unmeasured(space)
+            else:
+                self.tables[kind] = measure(kind)
         sizes = [
             parse_size(name, wanted, config.fraction_of, self.tables, self.chunks[-1])
             for name, wanted in config.sizes.items()
         ]
         for size in sizes:
-            size.check()
+            if size.table.known:
+                size.check()
         if config.sparsity is not None:
             self._check_chunks(sizes)
-        sizes.sort(
-            key=lambda size: (not size.keeps_all_units, -size.units, size.sparsity)
-        )
-        self.sizes = {size.name: size for size in sizes}
+        self.sizes = _largest_first({size.name: size for size in sizes})
         layered = {size.name: size for size in sizes if not size.keeps_all_units}
         self.selection = build_selection(
             config.method, space, layered, config.method_conf
@@ -82,12 +109,17 @@ class Supernet(torch.nn.Module):
                 f"and cannot be combined with {other}: choose another."
             )
         self._sampler = Sampler(config, space, self.sizes, self.selection, self.chunks)
-        #: Real optimiser steps so far. A Python number, since a tensor on a GPU is
-        #: waited for each time it is read; the buffer has it in checkpoints.
-        self.update = 0
+        # a Python number, since a tensor on a GPU is waited for each time it is read;
+        # the buffer has it in checkpoints
+        self._update, self._counts = 0, False
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.total: int | None = None
+        self.began: Plan | None = None
         self._timeline: Timeline | None = None
         self._net: Net | None = None
+        self._measure = measure
+        # their order may depend on the tables
+        self.register_load_state_dict_post_hook(lambda *_: self._sort_sizes())
 
     def _check_chunks(self, sizes: Sequence[Size]) -> None:
         """Refuses sizes that see what the sandwich of sparsities never does."""
@@ -102,13 +134,83 @@ class Supernet(torch.nn.Module):
         """Gives the selection the trained net to ask when step 1 ends."""
         self._net = net
 
+    def go_on(self, plan: Plan | None, state: Mapping[str, torch.Tensor]) -> None:
+        """Goes on with a training, whose phases and measured costs are kept.
+
+        Args:
+            plan: The plan that it began with; `None`: its checkpoint has none.
+            state: This module's part of its checkpoint.
+        """
+        self.began = plan
+        self.load_state_dict(state)
+
+    def begin(self, total: int | None, optimizer: torch.optim.Optimizer) -> None:
+        """All that a training of one's own must call, before its first update.
+
+        Args:
+            total: Updates of the run; `None`: unknown.
+            optimizer: Whose steps are the updates.
+        """
+        self.follow(optimizer)
+        self.set_run_length(total)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Counts the optimiser's updates, without those skipped for a bad gradient."""
+        self._counts = True
+        optimizer.register_step_post_hook(lambda *_: self.count_update())
+
+    def measure(self) -> None:
+        """Measures the latencies by which sizes are given, unless they are known.
+
+        Raises:
+            UserError: If a size cannot be met.
+        """
+        table = self.tables[MEASURED] if MEASURED in self.tables else None
+        if table is None or table.known:
+            return
+        together = torch.distributed.is_initialized()
+        if not together or torch.distributed.get_rank() == 0:
+            table.fill(self._measure(MEASURED))
+        if together:  # times differ, and all processes must train the same sizes
+            for numbers in table.buffers():
+                torch.distributed.broadcast(numbers, 0)
+        self._sort_sizes()
+        for size in self.sizes.values():
+            size.check()
+
+    def _sort_sizes(self) -> None:
+        """Largest first, here and in the selection."""
+        self.sizes = _largest_first(self.sizes)
+        known = self.selection.sizes
+        self.selection.sizes = {n: known[n] for n in self.sizes if n in known}
+
     def set_run_length(self, total: int | None) -> None:
         """Fixes the phases of a run of `total` updates (`None`: unknown).
+
+        A run that goes on keeps those that it began with: of what it becomes longer,
+        step 2 does. Latencies that are not known yet are measured.
 
         Raises:
             UserError: If a fraction meets a run of unknown length, step 2 would be
                 empty, or step 1 is too short for the method.
         """
+        self.measure()
+        if total is not None:
+            total = max(total, self.update)  # a shorter run only ends at once
+        timeline = self.began.timeline if self.began else self._phases(total)
+        if total is not None and timeline.settled_at >= total:
+            names = "supernet.warm_start and supernet.step1"
+            if self.config.sparsity:
+                names = "supernet.warm_start, supernet.step1 and sparsity.ramp"
+            raise UserError(
+                f"{names} take {timeline.settled_at} of the run's {total} updates and "
+                "leave none for the joint training of the sizes: shorten them or train "
+                "longer."
+            )
+        self._timeline, self.total = timeline, total
+
+    def _phases(self, total: int | None) -> Timeline:
+        """The phases of a run that begins."""
         config, selection = self.config, self.selection
         warm = step1 = ramp = 0
         if selection.learns or self._sampler.joint or config.sparsity:
@@ -119,23 +221,22 @@ class Supernet(torch.nn.Module):
         if config.sparsity:
             name = "supernet.sparsity.ramp"
             ramp = resolve_updates(name, config.sparsity.ramp, total)
-        timeline = Timeline(warm, step1, ramp)
-        if total is not None and timeline.settled_at >= total:
-            names = "supernet.warm_start and supernet.step1"
-            if config.sparsity:
-                names = "supernet.warm_start, supernet.step1 and sparsity.ramp"
-            raise UserError(
-                f"{names} take {timeline.settled_at} of the run's {total} updates and "
-                "leave none for the joint training of the sizes: shorten them or train "
-                "longer."
-            )
-        self._timeline = timeline
+        return Timeline(warm, step1, ramp)
+
+    @property
+    def update(self) -> int:
+        """Real optimiser steps so far."""
+        return self._update
+
+    @update.setter
+    def update(self, count: int) -> None:
+        self._update, self._counts = count, True
 
     @property
     def timeline(self) -> Timeline:
         """The phases; `set_run_length` must have been called."""
         if self._timeline is None:
-            raise RuntimeError("set_run_length must be called before training")
+            raise UserError(_ON_ITS_OWN.format(lacks="does not know its phases"))
         return self._timeline
 
     @property
@@ -163,10 +264,17 @@ class Supernet(torch.nn.Module):
         return self._sampler.full()
 
     def sample_subnets(self) -> list[SampledSubnet]:
-        """The subnets that the present update trains, the largest first."""
-        if self.phase == WARM:
+        """The subnets that the present update trains, the largest first.
+
+        Raises:
+            UserError: If nothing counts the updates: all would be the first.
+        """
+        phase = self.phase
+        if not self._counts:
+            raise UserError(_ON_ITS_OWN.format(lacks="does not count its updates"))
+        if phase == WARM:
             return self._sampler.warm_start(self.update)
-        if self.phase == STEP1:
+        if phase == STEP1:
             return self._sampler.step1(*self.step1_time)
         if self.config.sparsity:
             return self._sampler.of_sparsities(
@@ -252,4 +360,4 @@ class Supernet(torch.nn.Module):
 
     def _load_from_state_dict(self, *args) -> None:
         super()._load_from_state_dict(*args)
-        self.update = self.update
+        self._update = self.updates.item()

@@ -25,6 +25,7 @@ from espnet_omnisparse.train.journal import (
     settled_specs,
     write_specs,
 )
+from espnet_omnisparse.train.resume import CHECKPOINT, PLAN, plan_of
 from espnet_omnisparse.train.update import NOT_SELECTED, SupernetModel
 
 
@@ -44,7 +45,7 @@ class OmniTrainer(Trainer):
             model.supernet.attach(
                 TrainedNet(model, kwargs["valid_iter_factory"], trainer_options.ngpu)
             )
-        with _atomic_saves(), _settled_averages():
+        with _atomic_saves(model), _settled_averages():
             super().run(
                 model=model,
                 train_iter_factory=train_iter_factory,
@@ -167,9 +168,17 @@ def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:
 
 
 def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
-    """Fixes the phases of the run."""
+    """Fixes the phases of the run, or goes on with those that it began with."""
     supernet, epochs = model.supernet, options.max_epoch
     supernet.set_run_length(None if per_epoch is None else per_epoch * epochs)
+    before, total = supernet.began, supernet.total
+    if before and None not in (before.total, total) and before.total != total:
+        settled = supernet.timeline.settled_at
+        logging.warning(
+            f"The run has {total} updates now, not {before.total}: its phases stay as "
+            f"it began with them, and step 2 has {total - settled} updates, not "
+            f"{before.total - settled}"
+        )
     most = supernet.subnets_per_update
     if supernet.config.update == "per_accum" and options.accum_grad < most:
         raise UserError(
@@ -185,12 +194,17 @@ def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
 
 
 @contextmanager
-def _atomic_saves() -> Iterator[None]:
-    """Inside, `torch.save` to a path is atomic: the trainer overwrites in place."""
+def _atomic_saves(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, `torch.save` to a path is atomic: the trainer overwrites in place.
+
+    The checkpoint of a supernet gets its plan.
+    """
     plain = torch.save
 
     def save(value: Any, target: Any, *args, **kwargs) -> None:
         if isinstance(target, str | Path):
+            if isinstance(model, SupernetModel) and Path(target).name == CHECKPOINT:
+                value = {**value, PLAN: plan_of(model).as_dict()}
             save_tensors(target, value, partial(plain, *args, **kwargs))
         else:
             plain(value, target, *args, **kwargs)
@@ -206,7 +220,8 @@ def _atomic_saves() -> Iterator[None]:
 def _settled_averages() -> Iterator[None]:
     """Inside, no more epochs are averaged than came after the selection.
 
-    Nobody knows their number beforehand: skipped updates make step 1 end later.
+    Nobody knows their number beforehand: skipped updates make step 1 end later. What
+    is no weight is the latest of these epochs', not their sum.
     """
     plain = stock_trainer.average_nbest_models
 
@@ -224,12 +239,48 @@ def _settled_averages() -> Iterator[None]:
                 "after the selection"
             )
         plain(reporter=reporter, nbest=allowed, **kwargs)
+        _keep_plain_tensors(reporter, allowed, **kwargs)
 
     stock_trainer.average_nbest_models = average
     try:
         yield
     finally:
         stock_trainer.average_nbest_models = plain
+
+
+def _keep_plain_tensors(
+    reporter: Any,
+    nbest: list[int],
+    output_dir: Path,
+    best_model_criterion: Any,
+    suffix: str | None = None,
+    **kwargs,
+) -> None:
+    """Puts into ESPnet's averages what it should not have added up.
+
+    It sums integers and turns booleans into numbers: counters, masks, cost tables.
+
+    Args:
+        reporter: ESPnet's.
+        nbest: How many epochs were averaged.
+        output_dir: Folder of the averages.
+        best_model_criterion: As in ESPnet.
+        suffix: Of the averages' names, as in ESPnet.
+        **kwargs: Unused.
+    """
+    for phase, key, mode in best_model_criterion:
+        if not reporter.has(phase, key):
+            continue
+        ranked = reporter.sort_epochs_and_values(phase, key, mode)
+        for count in nbest:
+            if not 1 < count <= len(ranked):
+                continue  # ESPnet links to the one file there is
+            name = ".".join(filter(None, (f"{phase}.{key}.ave_{count}best", suffix)))
+            latest = max(epoch for epoch, _ in ranked[:count])
+            state = load_tensors(output_dir / f"{latest}epoch.pth")
+            whole = {n: t for n, t in state.items() if not t.is_floating_point()}
+            path = output_dir / f"{name}.pth"
+            save_tensors(path, {**load_tensors(path), **whole})
 
 
 def _warn_of_skipped(made: int, expected: int) -> None:
