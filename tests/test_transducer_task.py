@@ -506,7 +506,8 @@ def test_losses_and_error_rates_are_those_of_espnets_forward(batch):
     loss, stats, weight = model(**batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert weight.item() == 4
-    for name in ("cer_transducer", "wer_transducer"):
+    names = ("loss_transducer", "loss_aux_ctc", "loss_aux_lm")
+    for name in (*names, "cer_transducer", "wer_transducer"):
         assert stats[f"{name}_full"].item() == pytest.approx(rates[name].item())
     assert 0.0 < stats["cer_transducer_full"].item()
 
