@@ -186,12 +186,15 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         return encoding.pe[:, now - keys + 1 : now + queries]
 
     def resized(
-        self, kept: Sequence[Sequence[str] | Mapping[str, int]]
+        self,
+        kept: Sequence[Sequence[str] | Mapping[str, int]],
+        blocks: Sequence[int] | None = None,
     ) -> "LayerPrunableConformerEncoder":
         """An encoder of the same options that has less in it, freshly initialised.
 
         Args:
-            kept: As in the constructor; fewer blocks than this one has are possible.
+            kept: As in the constructor, of the blocks that it has.
+            blocks: Their numbers, if not all; those of `asr` Conformers are alike.
         """
         arguments = {**self._arguments, "num_blocks": len(kept)}
         return LayerPrunableConformerEncoder(**arguments, kept=kept)

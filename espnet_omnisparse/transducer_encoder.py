@@ -94,11 +94,15 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
                 f"encoder_conf.kept names {len(kept)} blocks, but body_conf has "
                 f"{len(blocks)}."
             )
-        attention = blocks[0].self_att
+        heads = [heads_of(block.self_att) for block in blocks]
+        if granularity == "component" and len(set(heads)) > 1:
+            raise UserError(
+                "encoder_conf.granularity: component needs the same number of heads in "
+                f"every block of body_conf, not {', '.join(map(str, heads))}: choose "
+                "one number, or granularity: branch."
+            )
         mask_pattern = None if pattern is None else Pattern.parse(pattern, pattern_norm)
-        self.space = SearchSpace(
-            len(blocks), granularity, heads_of(attention), mask_pattern, True
-        )
+        self.space = SearchSpace(len(blocks), granularity, heads[0], mask_pattern, True)
         self.set_pattern(mask_pattern)
         if conv_norm == "layer_norm":
             for block in blocks:
@@ -136,11 +140,15 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         return self.pos_enc(like, left_context=keys - queries)
 
     def resized(
-        self, kept: Sequence[Sequence[str] | Mapping[str, int]]
+        self,
+        kept: Sequence[Sequence[str] | Mapping[str, int]],
+        blocks: Sequence[int] | None = None,
     ) -> "OmniTransducerEncoder":
         """See `LayerPrunableConformerEncoder.resized`."""
         arguments = dict(self._arguments)
-        arguments["body_conf"] = arguments["body_conf"][: len(kept)]
+        if blocks is not None:
+            body = arguments["body_conf"]
+            arguments["body_conf"] = [body[number] for number in blocks]
         return OmniTransducerEncoder(self.input_size, **arguments, kept=kept)
 
     def forward(

@@ -23,6 +23,7 @@ from espnet_omnisparse import cli, evaluation, extract, family, files, launch, u
 from espnet_omnisparse.asr_transducer_inference import Speech2Text
 from espnet_omnisparse.chunk import Chunk
 from espnet_omnisparse.components import BRANCHES
+from espnet_omnisparse.cost import cost_table, count_cost
 from espnet_omnisparse.distillation import collapse, lattice_loss
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.gate import mask_gates
@@ -401,6 +402,50 @@ def test_an_espnet_without_this_package_loads_and_streams_the_stock_forms(tmp_pa
     for kind, encoded in expected.items():
         found = torch.load(tmp_path / f"{kind}.out")
         assert torch.allclose(found, encoded, atol=1e-6, rtol=0), kind
+
+
+# blocks that are not alike
+
+UNEQUAL = [
+    {**BLOCK, "linear_size": 64, "conv_mod_kernel_size": 9},
+    {**BLOCK, "num_blocks": 2},
+    {**BLOCK, "linear_size": 96},
+]
+
+
+@pytest.mark.parametrize("granularity", ["branch", "block", "component"])
+@torch.no_grad()
+def test_unequal_blocks_cost_what_is_cut_out_of_them(granularity):
+    encoder = {"body_conf": UNEQUAL, "granularity": granularity, "pattern": None}
+    supernet = {"method": "uniform", "sizes": {"small": 2}}
+    config = transducer_config(supernet, encoder=encoder)
+    model = build(config)
+    space, state = model.encoder.space, model.state_dict()
+    tables = {kind: cost_table(model, kind) for kind in ("params", "macs_10s")}
+    mark = fingerprint(state, TOKENS)
+    masks = (torch.rand(5, len(space)) < 0.5).int()
+    masks[:, -1] = 1
+    for mask in [*masks.tolist(), [1] * len(space), [1] + [0] * (len(space) - 1)]:
+        spec = SubnetSpec("small", mark, space, tuple(map(bool, mask)))
+        counted = count_cost(family.build(*family.cut(config, state, spec)), FEATURES)
+        kept = torch.tensor(mask).bool()
+        assert tables["params"].of(kept) == counted.parameters
+        assert tables["macs_10s"].of(kept) == counted.macs_10s
+
+
+def test_heads_that_differ_by_block_are_no_components():
+    body = [{**BLOCK, "heads": 4}, {**BLOCK, "heads": 2}]
+    supernet = {"method": "uniform", "sizes": {"small": 2}}
+    encoder = {"body_conf": body, "granularity": "component"}
+    with pytest.raises(UserError, match="granularity: component needs .* heads"):
+        family.build(transducer_config(supernet, encoder=encoder))
+    for granularity in ("branch", "block"):
+        family.build(
+            transducer_config(
+                {"method": "uniform", "sizes": {"small": 1}},
+                encoder={"body_conf": body, "granularity": granularity},
+            )
+        )
 
 
 # refusals
