@@ -24,7 +24,10 @@ from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.model import OmniASRModel
 from espnet_omnisparse.trainer import OmniTrainer
 from espnet_omnisparse.transducer import TransducerASRModel
-from espnet_omnisparse.transducer_encoder import OmniTransducerEncoder
+from espnet_omnisparse.transducer_encoder import (
+    OmniTransducerEncoder,
+    check_block_types,
+)
 from espnet_omnisparse.transducer_model import OmniTransducerModel, TransducerModel
 from espnet_omnisparse.update import SupernetModel
 
@@ -118,6 +121,7 @@ class OmniASRTransducerTask(SupernetTask, ASRTransducerTask):
         built = OmniTransducerModel if is_supernet(vars(args)) else TransducerModel
         _check_conf("encoder", OmniTransducerEncoder, args)
         _check_conf("model", built, args)
+        check_block_types(args.encoder_conf.get("body_conf", ()))
         # ESPnet hard-wires its encoder: everything else is taken from its model
         stock = super().build_model(_stock_options(args))
         args.token_list = list(stock.token_list)  # as ESPnet's tasks leave it

@@ -67,7 +67,7 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         chunk: Mapping[str, int] | str | None = None,
     ):
         main_conf = dict(main_conf or {})
-        _check(body_conf, main_conf, conv_norm)
+        _check(body_conf, main_conf, conv_norm, granularity)
         # copies: ESPnet writes defaults into them
         body = [dict(block) for block in body_conf]
         super().__init__(input_size, body, dict(input_conf or {}), main_conf)
@@ -184,7 +184,10 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
 
 
 def _check(
-    body_conf: Sequence[Mapping[str, Any]], main_conf: Mapping[str, Any], norm: str
+    body_conf: Sequence[Mapping[str, Any]],
+    main_conf: Mapping[str, Any],
+    norm: str,
+    granularity: str,
 ) -> None:
     """Refuses what cannot be pruned."""
     if norm not in CONV_NORMS:
@@ -192,12 +195,7 @@ def _check(
             f"encoder_conf.conv_norm must be one of {', '.join(CONV_NORMS)}, not "
             f"{norm!r}."
         )
-    others = {block.get("block_type") for block in body_conf} - {"conformer"}
-    if others:
-        raise UserError(
-            "encoder_conf.body_conf has blocks of type "
-            f"{', '.join(map(str, others))}: only conformer blocks can be pruned."
-        )
+    check_block_types(body_conf)
     for name in ("simplified_att_score", "blockdrop_rate"):
         if main_conf.get(name):
             raise UserError(
@@ -210,8 +208,27 @@ def _check(
                 )
             )
     sizes = [block["linear_size"] for block in body_conf if "linear_size" in block]
-    if any(size % FFN_CHUNKS for size in sizes):
+    if granularity == "component" and any(size % FFN_CHUNKS for size in sizes):
         raise UserError(
-            "encoder_conf.body_conf needs a linear_size divisible by "
-            f"{FFN_CHUNKS} in every block."
+            "encoder_conf.granularity: component needs a linear_size divisible by "
+            f"{FFN_CHUNKS} in every block of body_conf."
+        )
+
+
+def check_block_types(body_conf: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses blocks that are no Conformer's.
+
+    Raises:
+        UserError: Then, also where a type is missing.
+    """
+    if not all(block.get("block_type") for block in body_conf):
+        raise UserError(
+            "encoder_conf.body_conf has an entry without block_type: write "
+            "block_type: conformer in every one."
+        )
+    others = {block["block_type"] for block in body_conf} - {"conformer"}
+    if others:
+        raise UserError(
+            "encoder_conf.body_conf has blocks of type "
+            f"{', '.join(map(str, others))}: only conformer blocks can be pruned."
         )

@@ -2,6 +2,7 @@ import argparse
 import copy
 import itertools
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -428,6 +429,30 @@ def test_heads_take_the_options_of_the_full_nets(tiny_config, build):
     for head in model.size_ctc.values():
         assert head.dropout_rate == 0.25
         assert head.ctc_loss.zero_infinity == model.ctc.ctc_loss.zero_infinity
+
+
+# distillation
+
+
+def test_a_subnet_that_says_what_its_teacher_says_has_no_adaptive_weight(
+    tiny_model, batch
+):
+    """AlphaNet's code would return the surrogate, which is not 0 at equality."""
+    options = {
+        "distillation": "alpha",
+        "distillation_weight": 1.0,
+        "subnet_weight": "adaptive",
+    }
+    model = tiny_model(update=STEP2, supernet=options).train()
+    draws = model.supernet.training_draws()
+    full = (1.0,) * len(model.encoder.space)
+    model.supernet.training_draws = lambda: [
+        replace(draw, gates=full) for draw in draws
+    ]
+    loss, stats, _ = model(**batch)
+    for draw in draws[1:]:
+        assert stats[f"loss_{draw.size}"].item() == pytest.approx(0.0, abs=1e-6)
+    assert loss.item() == pytest.approx(stats["loss_full"].item(), rel=1e-6)
 
 
 # hybrid CTC/attention and CTC/transducer

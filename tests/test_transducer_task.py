@@ -448,12 +448,29 @@ def test_heads_that_differ_by_block_are_no_components():
         )
 
 
+def test_a_width_is_divided_by_four_only_for_components():
+    body = [{**BLOCK, "linear_size": 30}] * 3
+    config = transducer_config(SUPERNET, encoder={"body_conf": body, "pattern": None})
+    model = build(config)
+    mask = (True, False, True, True, False, True) * 2
+    mark = fingerprint(model.state_dict(), TOKENS)
+    spec = SubnetSpec("small", mark, model.encoder.space, mask)
+    small = family.build(*family.cut(config, model.state_dict(), spec)).eval()
+    feats, lengths = features()
+    expected = encode(model, feats, lengths, spec)
+    assert torch.allclose(encode(small, feats, lengths), expected, atol=1e-5)
+
+
 # refusals
 
 BRANCHFORMER = {**BLOCK, "block_type": "branchformer"}
 BAD_ENCODERS = [
     ({"body_conf": [BLOCK, BRANCHFORMER]}, "blocks of type branchformer: only conform"),
-    ({"body_conf": [{**BLOCK, "linear_size": 30}]}, "linear_size divisible by 4"),
+    (
+        {"body_conf": [{**BLOCK, "linear_size": 30}], "granularity": "component"},
+        "linear_size divisible by 4",
+    ),
+    ({"body_conf": [{"linear_size": 32}]}, "an entry without block_type: write block"),
     ({"main_conf": {"simplified_att_score": True}}, "simplified_att_score cannot be"),
     ({"main_conf": {"blockdrop_rate": 0.1}}, "blockdrop_rate cannot .*layer dropout"),
     (
