@@ -502,11 +502,15 @@ def test_hybrid_losses_add_up_and_train_the_decoder(tiny_model, batch):
 
 
 def test_training_statistics_tell_the_phase_and_k(tiny_model, batch):
-    names = {"loss", "phase", "loss_full"}
+    names = {"loss", "phase", "loss_full", "loss_ctc_full"}
     for update, phase, more in (
         (0, 0, {}),
-        (STEP1, 1, {"loss_current", "k"}),
-        (STEP2, 3, {"loss_small", "loss_medium"}),
+        (STEP1, 1, {"loss_current", "loss_ctc_current", "k"}),
+        (
+            STEP2,
+            3,
+            {f"{n}_{s}" for n in ("loss", "loss_ctc") for s in ("small", "medium")},
+        ),
     ):
         conf = {"warm_start": 10, "step1": 50}
         stats = tiny_model(update=update, supernet=conf).train()(**batch)[1]

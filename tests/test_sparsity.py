@@ -777,6 +777,7 @@ def test_statistics_of_a_net_pruned_alone_are_its_own(sparse_model, batch):
     stats = alone(**batch)[1]
     assert stats.keys() == {
         *("loss", "loss_sizes", "loss_s40", "loss_s80"),
+        *("loss_ctc_s40", "loss_ctc_s80"),
         *("cer_ctc_s40", "cer_ctc_s80"),
     }
     many = sparse_model(conv_norm="batch_norm")(**batch)[1]
