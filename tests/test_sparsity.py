@@ -777,6 +777,7 @@ def test_statistics_of_a_net_pruned_alone_are_its_own(sparse_model, batch):
     stats = alone(**batch)[1]
     assert stats.keys() == {
         *("loss", "loss_sizes", "loss_s40", "loss_s80"),
+        *("loss_ctc_s40", "loss_ctc_s80"),
         *("cer_ctc_s40", "cer_ctc_s80"),
     }
     many = sparse_model(conv_norm="batch_norm")(**batch)[1]
@@ -851,7 +852,7 @@ def test_other_decoders_train_beside_ctc(tiny_config, build, batch, decoder):
     assert all(found[f"loss_{size}"].isfinite() for size in ("full", "s40", "s80"))
 
 
-def test_the_loss_with_a_transducer_is_the_mixture(tiny_config, build, batch):
+def test_the_loss_with_a_transducer_is_the_sum(tiny_config, build, batch):
     config = tiny_config(encoder={"pattern": "unstructured"}, supernet=ONE_AXIS)
     config["encoder"] = "omni_sparse_conformer"
     config["model_conf"]["ctc_weight"] = 0.3
@@ -870,5 +871,5 @@ def test_the_loss_with_a_transducer_is_the_mixture(tiny_config, build, batch):
             )
             joint, *labels = model.lattice(encoded, lengths, part["text"])
             other += model.criterion_transducer(joint, *labels)
-        expected = (0.3 * sum(losses) + 0.7 * other).item() / sum(frames)
+        expected = (0.3 * sum(losses) + other).item() / sum(frames)
         assert stats[f"loss_{draw.size}"].item() == pytest.approx(expected, rel=1e-4)

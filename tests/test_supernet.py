@@ -118,6 +118,69 @@ def test_a_number_given_as_text_is_refused(conf):
         supernet(**conf)
 
 
+WITHOUT_EFFECT = [
+    ("distillation", {"method": "layerdrop", "distillation": "kl"}),
+    ("distillation", {"method": "none", "sizes": {}, "distillation": "alpha"}),
+    ("score_lr", {"method": "uniform", "score_lr": 0.1}),
+    ("score_lr", {"method": "taylor", "score_lr": 0.1}),
+    ("step1", {"method": "random", "step1": 5}),
+    ("warm_start", {"method": "layerdrop", "warm_start": 5}),
+    ("layer_dropout_step1", {"method": "taylor", "layer_dropout_step1": 0.1}),
+    ("layer_dropout_step2", {"method": "layerdrop", "layer_dropout_step2": 0.1}),
+    ("subnet_weight", {"method": "layerdrop", "subnet_weight": 0.5}),
+    ("subnet_dropout", {"method": "none", "sizes": {}, "subnet_dropout": "none"}),
+    ("update", {"method": "layerdrop", "update": "split_batch"}),
+    ("distillation_weight", {"distillation_weight": 0.1}),
+    ("fraction_of", {"fraction_of": "params"}),
+    ("heads", {"method": "none", "sizes": {}, "heads": "per_size"}),
+]
+
+
+def told(caplog):
+    return [
+        record.message.split(": ")[0].removeprefix("model_conf.supernet.")
+        for record in caplog.records
+        if "has no effect" in record.message
+    ]
+
+
+@pytest.mark.parametrize("name, conf", WITHOUT_EFFECT)
+def test_an_option_without_effect_is_told(caplog, name, conf):
+    default = {"warm_start": 0, "step1": 0.6}
+    Supernet(
+        SupernetConfig(
+            **{"sizes": {"small": 4}, "method": "simple_topk", **default, **conf}
+        ),
+        SearchSpace(3),
+    )
+    assert told(caplog) == [name]
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"distillation": "kl", "distillation_weight": 0.1, "score_lr": 0.1},
+        {"layer_dropout_step1": 0.1, "layer_dropout_step2": 0.1, "step1": 50},
+        {"method": "taylor", "step1": 50, "layer_dropout_step2": 0.1},
+        {"heads": "per_size", "update": "split_batch", "subnet_weight": "adaptive"},
+    ],
+)
+def test_an_option_with_effect_is_not_told(caplog, conf):
+    Supernet(
+        SupernetConfig(**{"sizes": {"small": 4}, "method": "simple_topk", **conf}),
+        SearchSpace(3),
+    )
+    assert told(caplog) == []
+
+
+def test_heads_that_no_update_trains_are_refused():
+    conf = {"sizes": {"small": 1}, "heads": "per_size"}
+    blocks = SearchSpace(3, "block")
+    with pytest.raises(UserError, match="layerdrop trains the full net alone.*shared"):
+        Supernet(SupernetConfig(method="layerdrop", **conf), blocks)
+    Supernet(SupernetConfig(method="early_exits", **conf), blocks)  # with their heads
+
+
 @pytest.mark.parametrize("name", ["sizes", "a.b"])
 def test_a_size_name_that_cannot_name_log_entries_or_heads_is_refused(name):
     with pytest.raises(UserError, match=f"sizes.*{name}"):

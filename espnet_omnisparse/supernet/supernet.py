@@ -31,6 +31,7 @@ from espnet_omnisparse.cost.size import (
     kinds_needed,
     parse_size,
 )
+from espnet_omnisparse.effect import tell_without_effect
 from espnet_omnisparse.errors import UserError, check_keys
 from espnet_omnisparse.losses.distillation import KINDS as DISTILLATIONS
 from espnet_omnisparse.selection import Net, build_selection
@@ -304,6 +305,13 @@ class Supernet(torch.nn.Module):
                 f"supernet.method: {config.method} has no joint training of its sizes "
                 f"and cannot be combined with {other}: choose another."
             )
+        if alone and config.heads != HEADS[0] and not self.selection.exits():
+            raise UserError(
+                f"supernet.method: {config.method} trains the full net alone, and "
+                "with supernet.heads: per_size the sizes would have untrained heads: "
+                "use shared."
+            )
+        tell_without_effect(config, self.selection, self.nets)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self._timeline: Timeline | None = None
         self._net: Net | None = None

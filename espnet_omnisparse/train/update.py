@@ -165,7 +165,11 @@ class SupernetModel:
                     if weight is None:  # adaptive: what is learned already weighs less
                         weight = 1.0 - torch.exp(-scaled)
                     stats[self._stat("loss", size)] = scaled
-                    stats.update(extra)
+                    for name, value in extra.items():
+                        # ESPnet's terms of the loss have the loss's scale, by which
+                        # alone they can be averaged over batches
+                        is_term = name.startswith("loss_")
+                        stats[name] = value * scale if is_term else value
                     if self.training and self._guard.admits(draw, size, scaled, now):
                         admitted.append(weight * mean)
                 if admitted:
