@@ -21,7 +21,10 @@ from espnet_omnisparse.nn.conformer import (
     LayerPrunableConformerEncoder,
     OmniSparseConformerEncoder,
 )
-from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
+from espnet_omnisparse.nn.transducer_encoder import (
+    OmniTransducerEncoder,
+    check_block_types,
+)
 from espnet_omnisparse.train.asr_model import OmniASRModel
 from espnet_omnisparse.train.resume import check_checkpoint, check_initial_parameters
 from espnet_omnisparse.train.trainer import OmniTrainer
@@ -125,6 +128,7 @@ class OmniASRTransducerTask(SupernetTask, ASRTransducerTask):
         built = OmniTransducerModel if is_supernet(vars(args)) else TransducerModel
         _check_conf("encoder", OmniTransducerEncoder, args)
         _check_conf("model", built, args)
+        check_block_types(args.encoder_conf.get("body_conf", ()))
         # ESPnet hard-wires its encoder: everything else is taken from its model
         stock = super().build_model(_stock_options(args))
         args.token_list = list(stock.token_list)  # as ESPnet's tasks leave it

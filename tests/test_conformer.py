@@ -234,6 +234,25 @@ def test_an_option_that_excludes_pruning_is_refused(conf):
         prunable(**conf)
 
 
+HARMLESS = [
+    {"stochastic_depth_rate": [0.0, 0.0, 0.0]},
+    {"stochastic_depth_rate": (0, 0, 0)},
+    {"stochastic_depth_rate": None},
+    {"layer_drop_rate": 0},
+    {"interctc_layer_idx": ()},
+    {"interctc_layer_idx": None},
+    {"ctc_trim": None},
+]
+
+
+@pytest.mark.parametrize("conf", HARMLESS, ids=str)
+def test_an_option_that_says_nothing_may_be_spelt_as_one_likes(feats, conf):
+    plain, spelt = prunable().eval(), prunable(**conf).eval()
+    spelt.load_state_dict(plain.state_dict())
+    assert torch.equal(spelt(*feats)[0], plain(*feats)[0])
+    assert len(spelt.resized([list(BRANCHES)] * 2).encoders) == 2
+
+
 def test_impossible_options_get_their_sentence():
     with pytest.raises(UserError, match="conv_norm must be one of batch_norm, layer"):
         prunable(conv_norm="group_norm")

@@ -1,5 +1,9 @@
 import argparse
+import copy
 import itertools
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +12,8 @@ from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 from espnet_omnisparse.core.layout import head_name
 from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.losses.distillation import frame_loss, lattice_loss
+from espnet_omnisparse.losses.rnnt import TorchaudioRNNTLoss
 from espnet_omnisparse.tasks import OmniASRTask
 
 STEP1, STEP2 = 30, 60
@@ -111,18 +117,33 @@ def test_subnet_weight_is_the_weight_of_every_subnet(tiny_model, batch):
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("attention", [False, True], ids=["ctc", "hybrid"])
+def with_transducer(config, ctc_weight=0.3):
+    """The configuration with a transducer beside CTC."""
+    config["decoder"], config["decoder_conf"] = "transducer", {"hidden_size": 8}
+    config["joint_net_conf"] = {"joint_space_size": 16}
+    config["model_conf"]["ctc_weight"] = ctc_weight
+    return config
+
+
+@pytest.mark.parametrize("decoder", ["none", "attention", "transducer"])
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-def test_without_sizes_the_loss_is_espnets(tiny_config, build, batch, attention, train):
+def test_without_sizes_losses_and_error_rates_are_espnets(
+    tiny_config, build, batch, monkeypatch, decoder, train
+):
+    # ESPnet's own model needs a package that PyPI has not: the loss alone is ours
+    warprnnt = SimpleNamespace(RNNTLoss=lambda blank, **_: TorchaudioRNNTLoss(blank))
+    monkeypatch.setitem(sys.modules, "warprnnt_pytorch", warprnnt)
     config = tiny_config(
         conv_norm="batch_norm",
-        attention=attention,
+        attention=decoder == "attention",
         supernet=NONE,
         loss_normalization="batch",
         lsm_weight=0.1,
     )
+    if decoder == "transducer":
+        config = with_transducer(config)
     ours = build(config).train(train)
-    stock_config = tiny_config(attention=attention)
+    stock_config = copy.deepcopy(config)
     stock_config |= {"model": "espnet", "encoder": "conformer"}
     stock_config["model_conf"] = {
         "ctc_weight": config["model_conf"]["ctc_weight"],
@@ -135,10 +156,20 @@ def test_without_sizes_the_loss_is_espnets(tiny_config, build, batch, attention,
     stock.load_state_dict(
         {n: t for n, t in ours.state_dict().items() if not n.startswith("supernet.")}
     )
-    expected, _, expected_weight = stock(**batch)
-    loss, _, weight = ours(**batch)
+    expected, expected_stats, expected_weight = stock(**batch)
+    loss, stats, weight = ours(**batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert weight.item() == expected_weight.item() == 4
+    logged = {n: v for n, v in expected_stats.items() if v is not None and n != "loss"}
+    assert {"loss_ctc"} | (
+        {"loss_att", "acc"} if decoder == "attention" else set()
+    ) <= (logged.keys())
+    if decoder == "transducer":
+        assert "loss_transducer" in logged
+        assert train or {"cer_transducer", "wer_transducer"} <= logged.keys()
+    for name, value in logged.items():
+        found = stats["acc" if name == "acc" else f"{name}_full"]
+        assert found.item() == pytest.approx(value.item(), rel=1e-6), name
     if train:
         assert_same_gradients(gradients(ours, loss), gradients(stock, expected))
 
@@ -400,7 +431,52 @@ def test_heads_take_the_options_of_the_full_nets(tiny_config, build):
         assert head.ctc_loss.zero_infinity == model.ctc.ctc_loss.zero_infinity
 
 
-# hybrid CTC/attention
+# distillation
+
+
+def test_a_subnet_that_says_what_its_teacher_says_has_no_adaptive_weight(
+    tiny_model, batch
+):
+    """AlphaNet's code would return the surrogate, which is not 0 at equality."""
+    options = {
+        "distillation": "alpha",
+        "distillation_weight": 1.0,
+        "subnet_weight": "adaptive",
+    }
+    model = tiny_model(update=STEP2, supernet=options).train()
+    draws = model.supernet.sample_subnets()
+    full = (1.0,) * len(model.encoder.space)
+    model.supernet.sample_subnets = lambda: [
+        replace(draw, gates=full) for draw in draws
+    ]
+    loss, stats, _ = model(**batch)
+    for draw in draws[1:]:
+        assert stats[f"loss_{draw.size}"].item() == pytest.approx(0.0, abs=1e-6)
+    assert loss.item() == pytest.approx(stats["loss_full"].item(), rel=1e-6)
+
+
+# hybrid CTC/attention and CTC/transducer
+
+
+@pytest.mark.parametrize("decoder", ["attention", "transducer"])
+def test_what_is_taught_is_mixed_as_the_losses_are(tiny_config, build, batch, decoder):
+    config = tiny_config(
+        attention=decoder == "attention", supernet={"distillation": "kl"}
+    )
+    if decoder == "transducer":
+        config = with_transducer(config)
+    model = build(config, update=STEP2)
+    part = model.make_batch(**batch)
+    hidden = model.encoder.front_end(part.feats, part.feats_lengths)
+    teacher = model._make_teacher(model.encoder.blocks(hidden)[0], hidden.lengths, part)
+    encoded, lengths = model.encoder.blocks(hidden, (1.0, None) * 6)
+    found = model._head_loss(FULL, encoded, lengths, part, teacher).distillation
+    expected = frame_loss(model.ctc.ctc_lo(encoded), teacher.ctc, lengths, "kl")
+    if decoder == "transducer":
+        joint, *labels = model.lattice(encoded, lengths, part.text)
+        nodes = lattice_loss(joint, teacher.lattice, *labels, model.blank_id, "kl")
+        expected = nodes + 0.3 * expected
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6) != 0.0
 
 
 def test_hybrid_losses_add_up_and_train_the_decoder(tiny_model, batch):
@@ -426,11 +502,15 @@ def test_hybrid_losses_add_up_and_train_the_decoder(tiny_model, batch):
 
 
 def test_training_statistics_tell_the_phase_and_k(tiny_model, batch):
-    names = {"loss", "phase", "loss_full"}
+    names = {"loss", "phase", "loss_full", "loss_ctc_full"}
     for update, phase, more in (
         (0, 0, {}),
-        (STEP1, 1, {"loss_current", "k"}),
-        (STEP2, 3, {"loss_small", "loss_medium"}),
+        (STEP1, 1, {"loss_current", "loss_ctc_current", "k"}),
+        (
+            STEP2,
+            3,
+            {f"{n}_{s}" for n in ("loss", "loss_ctc") for s in ("small", "medium")},
+        ),
     ):
         conf = {"warm_start": 10, "step1": 50}
         stats = tiny_model(update=update, supernet=conf).train()(**batch)[1]
@@ -447,7 +527,7 @@ def test_validation_statistics_with_layer_norm_are_of_every_size(tiny_model, bat
     assert stats.keys() == {
         *("loss", "loss_sizes"),
         *(f"loss_{size}" for size in sizes),
-        *(f"cer_ctc_{size}" for size in sizes),
+        *(f"{name}_{size}" for size in sizes for name in ("loss_ctc", "cer_ctc")),
     }
     assert loss == stats["loss"] == stats["loss_full"]
     mean = sum(stats[f"loss_{size}"] for size in sizes) / 3
@@ -457,9 +537,12 @@ def test_validation_statistics_with_layer_norm_are_of_every_size(tiny_model, bat
 def test_validation_statistics_with_batch_norm_are_labelled(tiny_model, batch):
     stats = tiny_model(update=STEP2 + 1, conv_norm="batch_norm")(**batch)[1]
     assert stats.keys() == {
-        *("loss", "loss_sizes", "loss_full", "cer_ctc_full"),
-        *("loss_medium_uncalibrated", "cer_ctc_medium_uncalibrated"),
-        *("loss_small_uncalibrated", "cer_ctc_small_uncalibrated"),
+        *("loss", "loss_sizes", "loss_full", "loss_ctc_full", "cer_ctc_full"),
+        *(
+            f"{name}_{size}_uncalibrated"
+            for size in ("medium", "small")
+            for name in ("loss", "loss_ctc", "cer_ctc")
+        ),
     }
     assert stats["loss_sizes"] == stats["loss_full"]
 

@@ -146,6 +146,71 @@ def test_a_number_given_as_text_is_refused(conf):
         supernet(**conf)
 
 
+ONE_SIZE = {"sizes": {"small": 4}, "method": "simple_topk"}
+WITHOUT_EFFECT = [
+    ("distillation", {"method": "layerdrop", "distillation": "kl"}),
+    ("distillation", {"method": "none", "sizes": {}, "distillation": "alpha"}),
+    ("subnet_weight", {"method": "layerdrop", "subnet_weight": 0.5}),
+    ("subnet_dropout", {"method": "none", "sizes": {}, "subnet_dropout": "none"}),
+    ("update", {"method": "layerdrop", "update": "split_batch"}),
+    ("distillation_weight", {"distillation_weight": 0.1}),
+    ("fraction_of", {"fraction_of": "params"}),
+    ("heads", {"method": "none", "sizes": {}, "heads": "per_size"}),
+]
+
+
+@pytest.mark.parametrize("name, conf", WITHOUT_EFFECT)
+def test_an_option_without_effect_is_refused(name, conf):
+    config = SupernetConfig(**{**ONE_SIZE, **conf})
+    with pytest.raises(UserError, match=f"supernet.{name}: .* has no effect with"):
+        Supernet(config, SearchSpace(3))
+
+
+def test_distillation_between_exits_is_refused():
+    conf = {"method": "early_exits", "sizes": {"small": 1}, "distillation": "kl"}
+    with pytest.raises(UserError, match="distillation: kl has no effect with method"):
+        Supernet(SupernetConfig(**conf), SearchSpace(3, "block"))
+
+
+OF_STEPS = [
+    ("score_lr", {"method": "uniform", "score_lr": 0.1}),
+    ("score_lr", {"method": "taylor", "score_lr": 0.1}),
+    ("step1", {"method": "random", "step1": 5}),
+    ("warm_start", {"method": "layerdrop", "warm_start": 5}),
+    ("layer_dropout_step1", {"method": "taylor", "layer_dropout_step1": 0.1}),
+    ("layer_dropout_step2", {"method": "layerdrop", "layer_dropout_step2": 0.1}),
+]
+
+
+@pytest.mark.parametrize("name, conf", OF_STEPS)
+def test_what_belongs_to_a_step_of_another_method_is_told(caplog, name, conf):
+    Supernet(SupernetConfig(**{**ONE_SIZE, **conf}), SearchSpace(3))
+    (message,) = caplog.messages
+    assert message.startswith(f"supernet.{name}: ") and "has no effect" in message
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"distillation": "kl", "distillation_weight": 0.1, "score_lr": 0.1},
+        {"layer_dropout_step1": 0.1, "layer_dropout_step2": 0.1, "step1": 50},
+        {"method": "taylor", "step1": 50, "layer_dropout_step2": 0.1},
+        {"heads": "per_size", "update": "split_batch", "subnet_weight": "adaptive"},
+    ],
+)
+def test_an_option_with_effect_is_taken(caplog, conf):
+    assert Supernet(SupernetConfig(**{**ONE_SIZE, **conf}), SearchSpace(3)).sizes
+    assert not caplog.messages
+
+
+def test_heads_that_no_update_trains_are_refused():
+    conf = {"sizes": {"small": 1}, "heads": "per_size"}
+    blocks = SearchSpace(3, "block")
+    with pytest.raises(UserError, match="layerdrop trains the full net alone.*shared"):
+        Supernet(SupernetConfig(method="layerdrop", **conf), blocks)
+    Supernet(SupernetConfig(method="early_exits", **conf), blocks)  # with their heads
+
+
 @pytest.mark.parametrize("name", ["sizes", "a.b"])
 def test_a_size_name_that_cannot_name_log_entries_or_heads_is_refused(name):
     with pytest.raises(UserError, match=f"sizes.*{name}"):

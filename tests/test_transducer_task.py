@@ -27,6 +27,7 @@ from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.core.layout import expanded
 from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec
+from espnet_omnisparse.cost.count import cost_table, count_cost
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.forms import form_of
@@ -412,12 +413,73 @@ def test_an_espnet_without_this_package_loads_and_streams_the_stock_forms(tmp_pa
         assert torch.allclose(found, encoded, atol=1e-6, rtol=0), kind
 
 
+# blocks that are not alike
+
+UNEQUAL = [
+    {**BLOCK, "linear_size": 64, "conv_mod_kernel_size": 9},
+    {**BLOCK, "num_blocks": 2},
+    {**BLOCK, "linear_size": 96},
+]
+
+
+@pytest.mark.parametrize("granularity", ["branch", "block", "component"])
+@torch.no_grad()
+def test_unequal_blocks_cost_what_is_cut_out_of_them(granularity):
+    encoder = {"body_conf": UNEQUAL, "granularity": granularity, "pattern": None}
+    supernet = {"method": "uniform", "sizes": {"small": 2}}
+    config = transducer_config(supernet, encoder=encoder)
+    model = build(config)
+    space, state = model.encoder.space, model.state_dict()
+    tables = {kind: cost_table(model, kind) for kind in ("params", "macs_10s")}
+    mark = fingerprint(state, TOKENS)
+    masks = (torch.rand(5, len(space)) < 0.5).int()
+    masks[:, -1] = 1
+    for mask in [*masks.tolist(), [1] * len(space), [1] + [0] * (len(space) - 1)]:
+        spec = SubnetSpec("small", mark, space, tuple(map(bool, mask)))
+        counted = count_cost(family.build(*family.cut(config, state, spec)), FEATURES)
+        kept = torch.tensor(mask).bool()
+        assert tables["params"].of(kept) == counted.parameters
+        assert tables["macs_10s"].of(kept) == counted.macs_10s
+
+
+def test_heads_that_differ_by_block_are_no_components():
+    body = [{**BLOCK, "heads": 4}, {**BLOCK, "heads": 2}]
+    supernet = {"method": "uniform", "sizes": {"small": 2}}
+    encoder = {"body_conf": body, "granularity": "component"}
+    with pytest.raises(UserError, match="granularity: component needs .* heads"):
+        family.build(transducer_config(supernet, encoder=encoder))
+    for granularity in ("branch", "block"):
+        family.build(
+            transducer_config(
+                {"method": "uniform", "sizes": {"small": 1}},
+                encoder={"body_conf": body, "granularity": granularity},
+            )
+        )
+
+
+def test_a_width_is_divided_by_four_only_for_components():
+    body = [{**BLOCK, "linear_size": 30}] * 3
+    config = transducer_config(SUPERNET, encoder={"body_conf": body, "pattern": None})
+    model = build(config)
+    mask = (True, False, True, True, False, True) * 2
+    mark = fingerprint(model.state_dict(), TOKENS)
+    spec = SubnetSpec("small", mark, model.encoder.space, mask)
+    small = family.build(*family.cut(config, model.state_dict(), spec)).eval()
+    feats, lengths = features()
+    expected = encode(model, feats, lengths, spec)
+    assert torch.allclose(encode(small, feats, lengths), expected, atol=1e-5)
+
+
 # refusals
 
 BRANCHFORMER = {**BLOCK, "block_type": "branchformer"}
 BAD_ENCODERS = [
     ({"body_conf": [BLOCK, BRANCHFORMER]}, "blocks of type branchformer: only conform"),
-    ({"body_conf": [{**BLOCK, "linear_size": 30}]}, "linear_size divisible by 4"),
+    (
+        {"body_conf": [{**BLOCK, "linear_size": 30}], "granularity": "component"},
+        "linear_size divisible by 4",
+    ),
+    ({"body_conf": [{"linear_size": 32}]}, "an entry without block_type: write block"),
     ({"main_conf": {"simplified_att_score": True}}, "simplified_att_score cannot be"),
     ({"main_conf": {"blockdrop_rate": 0.1}}, "blockdrop_rate cannot .*layer dropout"),
     (
@@ -515,7 +577,8 @@ def test_losses_and_error_rates_are_those_of_espnets_forward(batch):
     loss, stats, weight = model(**batch)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     assert weight.item() == 4
-    for name in ("cer_transducer", "wer_transducer"):
+    names = ("loss_transducer", "loss_aux_ctc", "loss_aux_lm")
+    for name in (*names, "cer_transducer", "wer_transducer"):
         assert stats[f"{name}_full"].item() == pytest.approx(rates[name].item())
     assert 0.0 < stats["cer_transducer_full"].item()
 

@@ -220,71 +220,101 @@ def cost_table(model: Any, kind: str) -> CostTable:
 
     A model without any unit gives the rest. For each branch, a model that has one part
     of it in every block, and one that has all parts, give the cost of a part and of
-    what the branch has once; blocks are alike. Parameters and MACs of any subnet
-    follow exactly, latencies as well as time is additive.
+    what the branch has once; where blocks are unlike, each kind of block has such
+    models of its own. Parameters and MACs of any subnet follow exactly, latencies as
+    well as time is additive.
 
     Args:
         model: Has ESPnet's `encode`, `ctc` and `encoder`, a supernet's.
         kind: `params`, `macs_10s` or `latency_ms`.
     """
     space: SearchSpace = model.encoder.space
+    kinds = _kinds_of_blocks(model.encoder)
     was_training = model.training
     # freshly drawn weights must not change what is drawn after them
     with torch.random.fork_rng(devices=[]):
-        costs = _measure(dict(_variants(model, space)), kind)
+        costs = _measure(dict(_variants(model, space, kinds)), kind)
     model.train(was_training)  # the variants share its modules
     full = costs["full"]
     if space.granularity == "block":
-        each = (full - costs["one"]) / max(1, space.num_blocks - 1)
-        rest = costs["one"] - each
-        return CostTable(kind, space, rest, [each] * len(space), [0.0] * len(space))
+        once = [costs[_variant("one", number)] for number in kinds]
+        # the rest is in each of them, and in the full net once
+        rest = (sum(once) - full) / max(1, space.num_blocks - 1)
+        each = [cost - rest for cost in once]
+        return CostTable(kind, space, rest, each, [0.0] * len(space))
     rest = costs["rest"]
     part, once = {}, {}
-    for branch, parts in space.parts.items():
-        one, all_of_it = (
-            (costs[f"{branch} {count}"] - rest) / space.num_blocks
-            for count in (1, parts)
-        )
-        # never negative, however noisy a time: costs only grow with what is kept
-        one = max(one, 0.0)
-        each = (all_of_it - one) / (parts - 1) if parts > 1 else one
-        part[branch] = min(max(each, 0.0), one)
-        once[branch] = one - part[branch]
+    for number in dict.fromkeys(kinds):
+        for branch, parts in space.parts.items():
+            one, all_of_it = (
+                (costs[_variant(f"{branch} {count}", number)] - rest)
+                / kinds.count(number)
+                for count in (1, parts)
+            )
+            # never negative, however noisy a time: costs only grow with what is kept
+            one = max(one, 0.0)
+            each = (all_of_it - one) / (parts - 1) if parts > 1 else one
+            part[number, branch] = min(max(each, 0.0), one)
+            once[number, branch] = one - part[number, branch]
     # times do not add up exactly: the full net's is the one to keep
-    total = sum(once[b] + n * part[b] for b, n in space.parts.items())
-    scale = (full - rest) / (total * space.num_blocks)
-    branches = [unit.split(".")[1] for unit in space.units]
+    total = sum(
+        once[number, branch] + parts * part[number, branch]
+        for number in kinds
+        for branch, parts in space.parts.items()
+    )
+    scale = (full - rest) / total
+    units = (unit.split(".")[:2] for unit in space.units)
     return CostTable(
         kind,
         space,
         rest,
-        [scale * part[branch] for branch in branches],
-        [scale * once[branch] for _ in range(space.num_blocks) for branch in BRANCHES],
+        [scale * part[kinds[int(block)], branch] for block, branch in units],
+        [scale * once[number, branch] for number in kinds for branch in BRANCHES],
     )
 
 
-def _variants(model: Any, space: SearchSpace) -> Iterator[tuple[str, Any]]:
+def _kinds_of_blocks(encoder: Any) -> list[int]:
+    """Of each block, the number of the first block that is like it."""
+    shapes = [
+        [(name, p.shape) for name, p in block.named_parameters()]
+        for block in encoder.layers
+    ]
+    return [shapes.index(one) for one in shapes]
+
+
+def _variant(what: str, number: int) -> str:
+    """The name of the model that has something of the blocks like block `number`."""
+    return f"{what} of {number}" if number else what
+
+
+def _variants(
+    model: Any, space: SearchSpace, kinds: Sequence[int]
+) -> Iterator[tuple[str, Any]]:
     """The models to measure."""
     blocks = space.num_blocks
     yield "full", _with_encoder(model, [BRANCHES] * blocks)
     if space.granularity == "block":
-        yield "one", _with_encoder(model, [BRANCHES])
+        for number in dict.fromkeys(kinds):
+            yield _variant("one", number), _with_encoder(model, [BRANCHES], [number])
         return
     yield "rest", _with_encoder(model, [[]] * blocks)
-    for branch, parts in space.parts.items():
-        for count in {1, parts}:
-            # without components a branch has one part, which is all of it
-            row = {branch: count} if parts > 1 else [branch]
-            yield f"{branch} {count}", _with_encoder(model, [row] * blocks)
+    for number in dict.fromkeys(kinds):
+        for branch, parts in space.parts.items():
+            for count in {1, parts}:
+                # without components a branch has one part, which is all of it
+                row = {branch: count} if parts > 1 else [branch]
+                kept = [row if like == number else [] for like in kinds]
+                name = _variant(f"{branch} {count}", number)
+                yield name, _with_encoder(model, kept)
 
 
-def _with_encoder(model: Any, kept: Any) -> Any:
+def _with_encoder(model: Any, kept: Any, blocks: Sequence[int] | None = None) -> Any:
     """The model as it would be deployed, with another encoder; shares the rest."""
     small = copy.copy(model)
     small._modules = dict(model._modules)
     for training_only in ("supernet", "size_ctc"):
         small._modules.pop(training_only, None)
-    small.encoder = model.encoder.resized(kept)
+    small.encoder = model.encoder.resized(kept, blocks)
     return small.eval()
 
 

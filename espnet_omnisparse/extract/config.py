@@ -33,6 +33,9 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
         conf["body_conf"] = [body[number] for number in numbers]
         return _with_kept(small, spec)
     conf["num_blocks"] = len(numbers)
+    for name in ("stochastic_depth_rate", "layer_drop_rate", "interctc_layer_idx"):
+        # nothing, in a spelling that may have the number of the blocks
+        conf.pop(name, None)
     if is_conformer(config, spec):
         return as_conformer(small)
     # what is masked is in the weights; a net trained alone may be ESPnet's own

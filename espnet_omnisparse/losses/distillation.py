@@ -43,7 +43,10 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> torch
     """How far each of the student's distributions is from the teacher's.
 
     The value is that of the divergence; the gradient, to the student alone, is that of
-    its surrogate, in which only log q varies.
+    its surrogate, in which only log q varies. AlphaNet's code returns the surrogate's
+    value, which is a cross-entropy at alpha = 1 and has no meaning at alpha = -1; here
+    a loss's value weighs the subnet (`subnet_weight: adaptive`), and one that says what
+    its teacher says must weigh nothing.
 
     Args:
         student: Logits or log-probabilities `[..., V]`.

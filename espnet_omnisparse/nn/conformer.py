@@ -5,6 +5,7 @@ checkpoint loads by name; a branch whose gate is `None` is not computed.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
@@ -83,7 +84,7 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         conformer_conf["macaron_style"] = macaron_style
         for name, needed in _FIXED.items():
             given = conformer_conf.get(name, needed)
-            if given != needed:
+            if not _same(given, needed):
                 raise UserError(
                     f"encoder_conf.{name}: {given} cannot be combined with prunable "
                     f"branches: set it to {needed} or leave it out"
@@ -93,6 +94,8 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
                         else "."
                     )
                 )
+            if name in conformer_conf:  # ESPnet counts the blocks of a list of rates
+                conformer_conf[name] = needed
         if conv_norm not in CONV_NORMS:
             raise UserError(
                 f"encoder_conf.conv_norm must be one of {', '.join(CONV_NORMS)}, "
@@ -188,12 +191,15 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         return encoding.pe[:, now - keys + 1 : now + queries]
 
     def resized(
-        self, kept: Sequence[Sequence[str] | Mapping[str, int]]
+        self,
+        kept: Sequence[Sequence[str] | Mapping[str, int]],
+        blocks: Sequence[int] | None = None,
     ) -> "LayerPrunableConformerEncoder":
         """An encoder of the same options that has less in it, freshly initialised.
 
         Args:
-            kept: As in the constructor; fewer blocks than this one has are possible.
+            kept: As in the constructor, of the blocks that it has.
+            blocks: Their numbers, if not all; those of `asr` Conformers are alike.
         """
         arguments = {**self._arguments, "num_blocks": len(kept)}
         return LayerPrunableConformerEncoder(**arguments, kept=kept)
@@ -234,6 +240,17 @@ class OmniSparseConformerEncoder(LayerPrunableConformerEncoder):
 
     def __init__(self, input_size: int, pattern: str = DEFAULT_PATTERN, **options):
         super().__init__(input_size, pattern=pattern, **options)
+
+
+def _same(given: Any, needed: Any) -> bool:
+    """Whether an option says what is needed, in whatever spelling.
+
+    >>> _same([0.0, 0.0], 0.0), _same((), []), _same(None, False), _same([0.1], 0.0)
+    (True, True, True, False)
+    """
+    if isinstance(needed, float) and isinstance(given, list | tuple):
+        return not any(given)
+    return given == needed or (not needed and not given)
 
 
 def _check_streaming(encoder: "LayerPrunableConformerEncoder") -> None:

@@ -63,7 +63,7 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         chunk: Mapping[str, int] | str | None = None,
     ):
         main_conf = dict(main_conf or {})
-        _check(body_conf, main_conf, conv_norm)
+        _check(body_conf, main_conf, conv_norm, granularity)
         # copies: ESPnet writes defaults into them
         body = [dict(block) for block in body_conf]
         super().__init__(input_size, body, dict(input_conf or {}), main_conf)
@@ -90,11 +90,15 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
                 f"encoder_conf.kept names {len(kept)} blocks, but body_conf has "
                 f"{len(blocks)}."
             )
-        attention = blocks[0].self_att
+        heads = [heads_of(block.self_att) for block in blocks]
+        if granularity == "component" and len(set(heads)) > 1:
+            raise UserError(
+                "encoder_conf.granularity: component needs the same number of heads in "
+                f"every block of body_conf, not {', '.join(map(str, heads))}: choose "
+                "one number, or granularity: branch."
+            )
         mask_pattern = None if pattern is None else Pattern.parse(pattern, pattern_norm)
-        self.space = SearchSpace(
-            len(blocks), granularity, heads_of(attention), mask_pattern, True
-        )
+        self.space = SearchSpace(len(blocks), granularity, heads[0], mask_pattern, True)
         self.set_pattern(mask_pattern)
         if conv_norm == "layer_norm":
             for block in blocks:
@@ -132,11 +136,15 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         return self.pos_enc(like, left_context=keys - queries)
 
     def resized(
-        self, kept: Sequence[Sequence[str] | Mapping[str, int]]
+        self,
+        kept: Sequence[Sequence[str] | Mapping[str, int]],
+        blocks: Sequence[int] | None = None,
     ) -> "OmniTransducerEncoder":
         """See `LayerPrunableConformerEncoder.resized`."""
         arguments = dict(self._arguments)
-        arguments["body_conf"] = arguments["body_conf"][: len(kept)]
+        if blocks is not None:
+            body = arguments["body_conf"]
+            arguments["body_conf"] = [body[number] for number in blocks]
         return OmniTransducerEncoder(self.input_size, **arguments, kept=kept)
 
     def forward(
@@ -172,7 +180,10 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
 
 
 def _check(
-    body_conf: Sequence[Mapping[str, Any]], main_conf: Mapping[str, Any], norm: str
+    body_conf: Sequence[Mapping[str, Any]],
+    main_conf: Mapping[str, Any],
+    norm: str,
+    granularity: str,
 ) -> None:
     """Refuses what cannot be pruned."""
     if norm not in CONV_NORMS:
@@ -180,12 +191,7 @@ def _check(
             f"encoder_conf.conv_norm must be one of {', '.join(CONV_NORMS)}, not "
             f"{norm!r}."
         )
-    others = {block.get("block_type") for block in body_conf} - {"conformer"}
-    if others:
-        raise UserError(
-            "encoder_conf.body_conf has blocks of type "
-            f"{', '.join(map(str, others))}: only conformer blocks can be pruned."
-        )
+    check_block_types(body_conf)
     for name in ("simplified_att_score", "blockdrop_rate"):
         if main_conf.get(name):
             raise UserError(
@@ -198,8 +204,27 @@ def _check(
                 )
             )
     sizes = [block["linear_size"] for block in body_conf if "linear_size" in block]
-    if any(size % FFN_CHUNKS for size in sizes):
+    if granularity == "component" and any(size % FFN_CHUNKS for size in sizes):
         raise UserError(
-            "encoder_conf.body_conf needs a linear_size divisible by "
-            f"{FFN_CHUNKS} in every block."
+            "encoder_conf.granularity: component needs a linear_size divisible by "
+            f"{FFN_CHUNKS} in every block of body_conf."
+        )
+
+
+def check_block_types(body_conf: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses blocks that are no Conformer's.
+
+    Raises:
+        UserError: Then, also where a type is missing.
+    """
+    if not all(block.get("block_type") for block in body_conf):
+        raise UserError(
+            "encoder_conf.body_conf has an entry without block_type: write "
+            "block_type: conformer in every one."
+        )
+    others = {block["block_type"] for block in body_conf} - {"conformer"}
+    if others:
+        raise UserError(
+            "encoder_conf.body_conf has blocks of type "
+            f"{', '.join(map(str, others))}: only conformer blocks can be pruned."
         )

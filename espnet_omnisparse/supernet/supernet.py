@@ -24,7 +24,8 @@ from espnet_omnisparse.cost.size import (
 )
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Net, build_selection
-from espnet_omnisparse.supernet.config import CURRENT, SupernetConfig
+from espnet_omnisparse.supernet.config import CURRENT, PER_SIZE, SupernetConfig
+from espnet_omnisparse.supernet.effect import check_effect
 from espnet_omnisparse.supernet.plan import Plan
 from espnet_omnisparse.supernet.sampling import SampledSubnet, Sampler
 
@@ -108,10 +109,17 @@ class Supernet(torch.nn.Module):
                 f"supernet.method: {config.method} has no joint training of its sizes "
                 f"and cannot be combined with {other}: choose another."
             )
+        if alone and config.heads == PER_SIZE and not self.selection.exits():
+            raise UserError(
+                f"supernet.method: {config.method} trains the full net alone, and "
+                "with supernet.heads: per_size the sizes would have untrained heads: "
+                "use shared."
+            )
         self._sampler = Sampler(config, space, self.sizes, self.selection, self.chunks)
         # a Python number, since a tensor on a GPU is waited for each time it is read;
         # the buffer has it in checkpoints
         self._update, self._counts = 0, False
+        check_effect(config, self.selection, self._sampler.most)
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.total: int | None = None
         self.began: Plan | None = None

@@ -105,41 +105,55 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         part: Batch,
         teacher: Teacher | None = None,
     ) -> HeadLoss:
-        """Loss and accuracy on one subnet's output; in validation also its error rate.
+        """ESPnet's objective of the part's utterances on one subnet's output.
 
-        The character error rate of greedy search. See `SupernetModel`.
+        A transducer's is `rnnt + ctc_weight * ctc`, that beside attention
+        `ctc_weight * ctc + (1 - ctc_weight) * attention`; the teacher's is mixed alike.
         """
-        head = self.head(size)
-        kind = self.supernet.config.distillation
+        head, kind = self.head(size), self.supernet.config.distillation
         stats: dict[str, Any] = {}
-        loss = head(encoded, lengths, part.text, part.text_lengths)
+
+        def log(name: str, value: Any) -> None:  # under ESPnet's names
+            stats[self._stat(name, size)] = value
+
+        ctc = head(encoded, lengths, part.text, part.text_lengths)
+        log("loss_ctc", ctc.detach())
+        if not self.training and self.error_calculator is not None:
+            guess = head.argmax(encoded).cpu()
+            log("cer_ctc", self.error_calculator(guess, part.text.cpu(), is_ctc=True))
         taught = None
         if teacher is not None:
             taught = frame_loss(head.ctc_lo(encoded), teacher.ctc, lengths, kind)
-        if not self.training and self.error_calculator is not None:
-            stats[self._stat("cer_ctc", size)] = self.error_calculator(
-                head.argmax(encoded).cpu(), part.text.cpu(), is_ctc=True
-            )
-        other = None
         if self.use_transducer_decoder:
             joint, *labels = self.lattice(encoded, lengths, part.text)
-            other = self.criterion_transducer(joint, *labels)
+            rnnt = self.criterion_transducer(joint, *labels)
+            log("loss_transducer", rnnt.detach())
+            if not self.training and self.error_calculator_trans is not None:
+                cer, wer = self.error_calculator_trans(encoded, labels[0])
+                log("cer_transducer", cer)
+                log("wer_transducer", wer)
+            loss = rnnt + self.ctc_weight * ctc
             if teacher is not None:
                 nodes = lattice_loss(
                     joint, teacher.lattice, *labels, self.blank_id, kind
                 )
-                taught = self.ctc_weight * taught + (1.0 - self.ctc_weight) * nodes
+                taught = nodes + self.ctc_weight * taught
         elif self.ctc_weight < 1.0:
-            other, accuracy, _, _ = self._calc_att_loss(
+            attention, accuracy, cer, wer = self._calc_att_loss(
                 # a copy: with a language token ESPnet lengthens it in place
                 encoded,
                 lengths,
                 part.text,
                 part.text_lengths.clone(),
             )
-            stats[self._stat("acc", size)] = accuracy
-        if other is not None:
-            loss = self.ctc_weight * loss + (1.0 - self.ctc_weight) * other
+            log("loss_att", attention.detach())
+            log("acc", accuracy)
+            if not self.training:
+                log("cer", cer)
+                log("wer", wer)
+            loss = self.ctc_weight * ctc + (1.0 - self.ctc_weight) * attention
+        else:
+            loss = ctc
         return HeadLoss(loss, taught, stats)
 
     def head(self, size: str) -> CTC:

@@ -141,7 +141,6 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
         stats: dict[str, Any] = {}
 
         def weighted(name: str, weight: float, part_loss: torch.Tensor) -> torch.Tensor:
-            # as ESPnet logs them: the mean over utterances
             stats[self._stat(name, size)] = part_loss.detach()
             return weight * part_loss
 

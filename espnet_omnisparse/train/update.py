@@ -212,7 +212,10 @@ class SupernetModel:
             mean = head.mixed(share)
             scaled = mean.detach() * scale
             stats[self._stat("loss", size)] = scaled
-            stats.update(head.stats)
+            for name, value in head.stats.items():
+                # ESPnet's terms of the loss have the loss's scale, by which alone
+                # they can be averaged over batches
+                stats[name] = value * scale if name.startswith("loss_") else value
             weight = subnet.weight if size == subnet.size else subnet.exit_weight
             if isinstance(weight, AdaptiveWeight):
                 weight = weight(scaled)
