@@ -18,6 +18,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from espnet_omnisparse.cost import measure_rtf, paired_ratio
+from espnet_omnisparse.environment import require_folders
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.family import FORMS, MODEL, SPEC, load_size, read_config
 from espnet_omnisparse.files import atomic_path, read_yaml, write_text
@@ -134,6 +135,7 @@ def write_family(
             f"No size of {asr_exp} is scored yet: decode and score them first "
             "(stages 12 and 13)."
         )
+    require_folders([asr_exp, asr_exp / "images"])  # before minutes of measuring
     folders = [size.folder for series in family + others for size in series.sizes]
     timing = _time_models(folders, asr_exp / "rtf.json", rtf_rounds)
     medians = {name: statistics.median(row) for name, row in timing.rtf.items()}
