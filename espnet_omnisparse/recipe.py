@@ -376,8 +376,11 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
 
 
 def command_line() -> str:
-    """The command that was given, for the report."""
-    return "./run.sh " + shlex.join(sys.argv[1:])
+    """The command that was given, for the report: as typed, then with all options."""
+    resolved = "./run.sh " + shlex.join(sys.argv[1:])
+    # the recipe's scripts tell it: the outermost counts
+    typed = os.environ.get("OMNISPARSE_TYPED", "").strip()
+    return f"{typed}\n# that is\n{resolved}" if typed else resolved
 
 
 def prepare(run: Run) -> None:

@@ -1,12 +1,13 @@
 """What the machine lacks is told before the first stage, in one sentence."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_recipe import copy_recipe, refusal
+from test_recipe import copy_recipe, recipe_environment, refusal
 
 from espnet_omnisparse import environment
 from espnet_omnisparse.errors import UserError
@@ -142,3 +143,25 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "taken" in line
+
+
+def test_the_report_names_the_command_that_was_typed(asr1):
+    show = "import sys, espnet_omnisparse.recipe as r; print(r.command_line())"
+    fake = asr1 / "bin"
+    fake.mkdir()
+    python = fake / "python3"
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -c "{show}" "$@"\n')
+    python.chmod(0o755)
+    shutil.copy(REPOSITORY / "egs2/librispeech/asr1/run_digits.sh", asr1)
+    done = subprocess.run(
+        ["./run_digits.sh", "--stage", "10", "--sizes", "small full"],
+        cwd=asr1,
+        env=recipe_environment(asr1.parents[2], PATH=f"{fake}:{os.environ['PATH']}"),
+        capture_output=True,
+        text=True,
+    )
+    typed, between, resolved = done.stdout.splitlines()
+    assert typed == r"./run_digits.sh --stage 10 --sizes small\ full"
+    assert between.startswith("#")
+    assert resolved.startswith("./run.sh --lang en --ngpu 1")
+    assert resolved.endswith("--stage 10 --sizes 'small full'")
