@@ -18,6 +18,7 @@ from typing import Any
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml
+from espnet_omnisparse.recipe.environment import require_folders, require_writable
 from espnet_omnisparse.report.results import Score, read_size
 from espnet_omnisparse.train.journal import read_log
 
@@ -244,6 +245,10 @@ def compare(
     from espnet_omnisparse.report.compare_tables import write_figure, write_table
 
     comparison = Comparison.load(path)
+    require_folders([comparison.expdir])  # before hours of training
+    require_writable(comparison.results)
+    if comparison.figure:
+        require_writable(comparison.figure)
     write_table(comparison, path)  # a missing marker is told before, not after
     try:
         run_all(comparison, seeds, jobs, only)

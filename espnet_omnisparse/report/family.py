@@ -28,6 +28,7 @@ from espnet_omnisparse.extract.experiment import (
     read_config,
 )
 from espnet_omnisparse.files import atomic_path, read_yaml, write_text
+from espnet_omnisparse.recipe.environment import require_folders
 from espnet_omnisparse.report.plots import selection_figure, wer_figure
 from espnet_omnisparse.report.results import (
     BASELINES,
@@ -140,6 +141,7 @@ def write_family(
             f"No size of {asr_exp} is scored yet: decode and score them first "
             "(stages 12 and 13)."
         )
+    require_folders([asr_exp, asr_exp / "images"])  # before minutes of measuring
     folders = [size.folder for series in family + others for size in series.sizes]
     timing = _time_models(folders, asr_exp / "rtf.json", rtf_rounds)
     medians = {name: statistics.median(row) for name, row in timing.rtf.items()}

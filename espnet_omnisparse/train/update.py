@@ -145,7 +145,7 @@ class SupernetModel:
             draws = self.supernet.validation_draws()
             groups = [(batch, draws)]
 
-        ledger = Ledger(self.parameters(), keep_graphs=_in_float16())
+        ledger = Ledger(self.parameters(), keep_graphs=_in_float16(groups[0][0].feats))
         groups = [(part, [_cut(draw, ledger) for draw in d]) for part, d in groups]
         frames = 0
         stats: dict[str, Any] = {}
@@ -397,7 +397,8 @@ def _cut(draw: Draw, ledger: Ledger) -> Draw:
     return replace(draw, gates=tuple(gates))
 
 
-def _in_float16() -> bool:
+def _in_float16(computed: torch.Tensor) -> bool:
     """Whether gradients need the trainer's scale not to vanish."""
-    half = torch.get_autocast_dtype("cuda") == torch.float16
-    return torch.is_autocast_enabled("cuda") and half
+    device = computed.device.type
+    half = torch.get_autocast_dtype(device) == torch.float16
+    return torch.is_autocast_enabled(device) and half
