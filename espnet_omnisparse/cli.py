@@ -37,12 +37,14 @@ TABLE = {
 
 def extract(args: argparse.Namespace) -> None:
     """Writes sizes of a supernet as experiment folders of their own."""
+    from espnet_omnisparse.environment import require_writable
     from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
 
     specs = wanted_specs(args.exp, args.subnets, args.sizes or ())
     prefix = args.out or str(args.exp)
     for size, spec in specs.items():
         out = Path(recipe.size_folder(prefix, size, args.stock))
+        require_writable(out / "model.pth")  # before minutes of calibration
         written = extract_size(
             args.exp,
             args.exp / args.checkpoint,
@@ -141,9 +143,11 @@ def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
 
 def search(args: argparse.Namespace) -> None:
     """Searches the sparsities that are best within budgets; goes on if interrupted."""
+    from espnet_omnisparse.environment import require_folders
     from espnet_omnisparse.search import run as search_run
     from espnet_omnisparse.search.evolution import SearchOptions
     from espnet_omnisparse.search.spec_costs import parse_budget
+    from espnet_omnisparse.train.journal import SUBNETS
 
     budgets = [parse_budget(one) for one in args.budgets.split()]
     if not budgets:
@@ -154,6 +158,7 @@ def search(args: argparse.Namespace) -> None:
     problem = search_run.read_problem(args.exp, args.checkpoint, budgets)
     if args.jobs > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         return search_run.launch(args.jobs, args.argv)
+    require_folders([args.exp / SUBNETS, args.exp / search_run.FOLDER])
     options = SearchOptions(args.population, args.generations, seed=args.seed)
     found = search_run.run_search(
         problem, options, args.objective, args.utterances, args.calibration

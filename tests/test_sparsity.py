@@ -449,7 +449,7 @@ def apart(sparse_model, batch):
     return make
 
 
-SUBSUBSUBSUBNETS_OF_ALL_KINDS = ["dense", "sparsest", "random", "nearby", "uniform"]
+SUBSUBSUBSUBSUBNETS_OF_ALL_KINDS = ["dense", "sparsest", "random", "nearby", "uniform"]
 
 
 @pytest.mark.parametrize("conf", [ONE_AXIS, BOTH_AXES], ids=["weights", "both"])
@@ -458,7 +458,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_subnets(
 ):
     options = {
         "conf": conf,
-        "sparsity": {"sandwich": SUBSUBSUBSUBNETS_OF_ALL_KINDS},
+        "sparsity": {"sandwich": SUBSUBSUBSUBSUBNETS_OF_ALL_KINDS},
         "update": 60,
     }
     model = sparse_model(**options).train()

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_omnisparse import environment
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.recipe import template
@@ -54,6 +55,13 @@ STOCK_DEFAULTS = {
     "hf_repo": "",
     "asr_task": "asr",
     "download_model": "",
+    "dumpdir": "dump",
+    "ngpu": "1",
+    "gpu_inference": "false",
+    "num_nodes": "1",
+    "skip_train": "false",
+    "skip_stages": "",
+    "use_lm": "true",
 }
 FIRST_PER_SIZE, LAST_STAGE = 12, 15
 DECODING = {
@@ -216,6 +224,42 @@ def check(run: Run) -> None:
         )
 
 
+def check_machine(run: Run, root: Path) -> None:
+    """Finds what the machine lacks for the stages that are to run.
+
+    Args:
+        run: What is wanted.
+        root: The tree that holds ESPnet's template.
+
+    Raises:
+        UserError: For the first thing found.
+    """
+    folders = {"--dumpdir": run["dumpdir"], "--expdir": run["expdir"]}
+    environment.require_plain_paths({**folders, "--asr_exp": run.asr_exp})
+    environment.require_folders(["data", *folders.values(), run.asr_exp])
+    if not run["ngpu"].isdecimal():
+        raise UserError(f"--ngpu is a number of GPUs, not {run['ngpu']}.")
+    own = Path("cmd.sh")
+    cmd = own if own.exists() else root / "egs2" / "TEMPLATE" / "asr1" / "cmd.sh"
+    if _runs_on_gpu(run) and run["num_nodes"] == "1":
+        wanted = int(run["ngpu"])
+        environment.require_gpus(f"--ngpu {wanted}", wanted, cmd)
+    if _runs(run, 12) and run["gpu_inference"] == "true":
+        environment.require_gpus("--gpu_inference true", 1, cmd)
+
+
+def _runs(run: Run, stage: int) -> bool:
+    first, last = run.stages
+    return first <= stage <= last and str(stage) not in run["skip_stages"].split()
+
+
+def _runs_on_gpu(run: Run) -> bool:
+    """Whether a training is to run, of the supernet or a language model."""
+    if run["skip_train"] == "true":
+        return False
+    return _runs(run, 11) or (run["use_lm"] == "true" and _runs(run, 7))
+
+
 def _check_upload(run: Run) -> None:
     if not run["hf_repo"]:
         raise UserError("Stage 15 uploads: say where to with --hf_repo user/name.")
@@ -334,14 +378,24 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
 
 
 def command_line() -> str:
-    """The command that was given, for the report."""
-    return "./run.sh " + shlex.join(sys.argv[1:])
+    """The command that was given, for the report: as typed, then with all options."""
+    resolved = "./run.sh " + shlex.join(sys.argv[1:])
+    # the recipe's scripts tell it: the outermost counts
+    typed = os.environ.get("OMNISPARSE_TYPED", "").strip()
+    return f"{typed}\n# that is\n{resolved}" if typed else resolved
 
 
-def prepare() -> None:
-    """Links ESPnet's template into the present folder; scores without sclite too."""
+def prepare(run: Run) -> None:
+    """Checks the machine, and links ESPnet's template into the present folder.
+
+    Raises:
+        UserError: If something is missing that the stages to run need.
+    """
     template.require_versions()
-    template.link(Path.cwd(), template.locate())
+    root = template.locate()
+    check_machine(run, root)
+    template.link(Path.cwd(), root)
+    # scores without sclite too
     if shutil.which("sclite") is None:
         stand_in = Path(__file__).parent / "bin"
         os.environ["PATH"] += f"{os.pathsep}{stand_in}"
@@ -366,7 +420,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         run = parse(argv)
         check(run)
-        prepare()
+        prepare(run)
         tell_stage_1(run)
         first, last = run.stages
         if first < FIRST_PER_SIZE:
