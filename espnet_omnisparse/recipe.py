@@ -24,7 +24,7 @@ from pathlib import Path
 
 from espnet_omnisparse import template
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.files import read_yaml
+from espnet_omnisparse.files import read_yaml, supernet_section
 
 OWN_OPTIONS = {
     "sizes": "",
@@ -206,6 +206,8 @@ def check(run: Run) -> None:
         raise UserError(f"--asr_config {config} does not exist.")
     if config and not run.own["subnets"]:
         _check_sizes(run)
+    if first <= FIRST_PER_SIZE <= last:
+        _check_decoding(run)
     if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
         _check_upload(run)
     if run["speed_perturb_factors"] and first <= 2 <= last and not shutil.which("sox"):
@@ -213,6 +215,19 @@ def check(run: Run) -> None:
             "Speed perturbation (stage 2) needs sox: install it, or leave it out with "
             '--speed_perturb_factors "".'
         )
+
+
+def _check_decoding(run: Run) -> None:
+    """What stage 12 reads that no stage before it writes."""
+    decoding = run.options.get("inference_config") or _decoding(run)
+    if not Path(decoding).is_file():
+        raise UserError(
+            f"Stage 12 decodes with {decoding}, which does not exist: write it, or "
+            "name another with --inference_config."
+        )
+    subnets = run.own["subnets"]
+    if subnets and not any(Path(subnets).glob("*.yaml")):
+        raise UserError(f"--subnets: {subnets} has no specs (*.yaml) in it.")
 
 
 def _check_upload(run: Run) -> None:
@@ -244,9 +259,8 @@ def _check_sizes(run: Run) -> None:
     from espnet_omnisparse.spec_cost import parse_budget
     from espnet_omnisparse.subnet import FULL
 
-    conf = read_yaml(run["asr_config"]).get("model_conf") or {}
-    supernet = conf.get("supernet") or {}
-    sizes = [*supernet.get("sizes", {}), FULL]
+    supernet = supernet_section(read_yaml(run["asr_config"]))
+    sizes = [*(supernet.get("sizes") or {}), FULL]
     for size in run.own["sizes"].split():
         if size in sizes:
             continue
@@ -313,10 +327,10 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
     from espnet_omnisparse.family import read_config
     from espnet_omnisparse.spec_cost import parse_budget
 
-    trained = read_config(Path(run.asr_exp))["model_conf"].get("supernet", {})
+    trained = supernet_section(read_config(Path(run.asr_exp))).get("sizes") or {}
     names = {}
     for size in sizes:
-        if size in trained.get("sizes", {}):
+        if size in trained:
             continue
         try:
             names[size] = parse_budget(size).name

@@ -18,7 +18,7 @@ from espnet_omnisparse.cost import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.evaluation import DevSet
 from espnet_omnisparse.evaluations import Evaluations, Workers
-from espnet_omnisparse.files import load_tensors, write_text
+from espnet_omnisparse.files import load_tensors, supernet_section, write_text
 from espnet_omnisparse.journal import SUBNETS, read_specs
 from espnet_omnisparse.progress import bar
 from espnet_omnisparse.search import (
@@ -88,7 +88,7 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
         UserError: If it has no masks, or a budget is impossible.
     """
     config = family.read_config(exp)
-    plan = config.get("model_conf", {}).get("supernet", {}).get("sparsity")
+    plan = supernet_section(config).get("sparsity")
     state = load_tensors(exp / checkpoint)
     model = family.build(config, state)
     space = getattr(model.encoder, "space", None)

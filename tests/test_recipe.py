@@ -218,6 +218,13 @@ def test_a_mistaken_option_gets_one_sentence(asr1, options, word):
     assert word in refusal(asr1, *config, *options)
 
 
+def test_what_stage_12_reads_is_looked_for_before_stage_1(asr1):
+    config = ["--asr_config", "conf/demo_supernet.yaml"]
+    assert "--subnets" in refusal(asr1, *config, "--subnets", "none_here")
+    (asr1 / "conf/decode_ctc.yaml").unlink()
+    assert "conf/decode_ctc.yaml" in refusal(asr1, *config)
+
+
 def test_a_wrong_espnet_root_gets_one_sentence(asr1, tmp_path):
     wrong = str(tmp_path / "wrong")
     config = ["--asr_config", "conf/demo_supernet.yaml", "--speed_perturb_factors", ""]
