@@ -196,10 +196,10 @@ def check(run: Run) -> None:
             f"--asr_task {run['asr_task']} is not supported: use one of "
             f"{', '.join(DECODING)}."
         )
-    if run["download_model"]:
+    if run["download_model"] and (run.own["sizes"] or run.own["subnets"]):
         raise UserError(
-            "--download_model cannot be combined with sizes: decode downloaded models "
-            "with ./asr.sh itself."
+            "--download_model decodes a model as it is: leave --sizes and --subnets "
+            "out."
         )
     config = run["asr_config"]
     if config and not Path(config).is_file():
@@ -371,6 +371,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check(run)
         prepare()
         first, last = run.stages
+        if run["download_model"]:  # as it is: nothing to train, nor to extract
+            asr_sh(run, stage=str(first), stop_stage=str(last), skip_train="true")
+            return
         if first < FIRST_PER_SIZE:
             stop = min(last, FIRST_PER_SIZE - 1)
             asr_sh(run, stage=str(first), stop_stage=str(stop))
