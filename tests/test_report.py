@@ -476,7 +476,7 @@ def test_an_unpacked_size_profiles_its_own_weights_wherever_it_lies(
     monkeypatch.chdir(home / "elsewhere")
     cli.main(["profile", str(home / size), "--json", "--rounds", "1"])
     unpacked = json.loads(capsys.readouterr().out)[str(home / size)]
-    for key in ("parameters", "file_bytes"):
+    for key in ("parameters", "nonzero_parameters", "file_bytes"):
         assert unpacked[key] == known[key]
 
 
