@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -121,3 +121,11 @@ def load_tensors(path: str | os.PathLike) -> Any:
             f"The checkpoint {path} is corrupt or not a file of plain tensors: "
             "delete it and train or extract again."
         ) from error
+
+
+def supernet_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The supernet's options in a configuration; empty where absent or null.
+
+    `--print_config` writes the section as null where every option has its default.
+    """
+    return (config.get("model_conf") or {}).get("supernet") or {}
