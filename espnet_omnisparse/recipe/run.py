@@ -25,6 +25,7 @@ from pathlib import Path
 from espnet_omnisparse import environment
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import read_yaml
+from espnet_omnisparse.options import supernet_section
 from espnet_omnisparse.recipe import template
 
 OWN_OPTIONS = {
@@ -205,16 +206,18 @@ def check(run: Run) -> None:
             f"--asr_task {run['asr_task']} is not supported: use one of "
             f"{', '.join(DECODING)}."
         )
-    if run["download_model"]:
+    if run["download_model"] and (run.own["sizes"] or run.own["subnets"]):
         raise UserError(
-            "--download_model cannot be combined with sizes: decode downloaded models "
-            "with ./asr.sh itself."
+            "--download_model decodes a model as it is: leave --sizes and --subnets "
+            "out."
         )
     config = run["asr_config"]
     if config and not Path(config).is_file():
         raise UserError(f"--asr_config {config} does not exist.")
     if config and not run.own["subnets"]:
         _check_sizes(run)
+    if first <= FIRST_PER_SIZE <= last:
+        _check_decoding(run)
     if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
         _check_upload(run)
     if run["speed_perturb_factors"] and first <= 2 <= last and not shutil.which("sox"):
@@ -260,6 +263,19 @@ def _runs_on_gpu(run: Run) -> bool:
     return _runs(run, 11) or (run["use_lm"] == "true" and _runs(run, 7))
 
 
+def _check_decoding(run: Run) -> None:
+    """What stage 12 reads that no stage before it writes."""
+    decoding = run.options.get("inference_config") or _decoding(run)
+    if not Path(decoding).is_file():
+        raise UserError(
+            f"Stage 12 decodes with {decoding}, which does not exist: write it, or "
+            "name another with --inference_config."
+        )
+    subnets = run.own["subnets"]
+    if subnets and not any(Path(subnets).glob("*.yaml")):
+        raise UserError(f"--subnets: {subnets} has no specs (*.yaml) in it.")
+
+
 def _check_upload(run: Run) -> None:
     if not run["hf_repo"]:
         raise UserError("Stage 15 uploads: say where to with --hf_repo user/name.")
@@ -289,9 +305,8 @@ def _check_sizes(run: Run) -> None:
     from espnet_omnisparse.core.spec import FULL
     from espnet_omnisparse.search.spec_costs import parse_budget
 
-    conf = read_yaml(run["asr_config"]).get("model_conf") or {}
-    supernet = conf.get("supernet") or {}
-    sizes = [*supernet.get("sizes", {}), FULL]
+    supernet = supernet_section(read_yaml(run["asr_config"]))
+    sizes = [*(supernet.get("sizes") or {}), FULL]
     for size in run.own["sizes"].split():
         if size in sizes:
             continue
@@ -358,10 +373,10 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
     from espnet_omnisparse.extract.experiment import read_config
     from espnet_omnisparse.search.spec_costs import parse_budget
 
-    trained = read_config(Path(run.asr_exp))["model_conf"].get("supernet", {})
+    trained = supernet_section(read_config(Path(run.asr_exp))).get("sizes") or {}
     names = {}
     for size in sizes:
-        if size in trained.get("sizes", {}):
+        if size in trained:
             continue
         try:
             names[size] = parse_budget(size).name
@@ -423,6 +438,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         prepare(run)
         tell_stage_1(run)
         first, last = run.stages
+        if run["download_model"]:  # as it is: nothing to train, nor to extract
+            asr_sh(run, stage=str(first), stop_stage=str(last), skip_train="true")
+            return
         if first < FIRST_PER_SIZE:
             stop = min(last, FIRST_PER_SIZE - 1)
             asr_sh(run, stage=str(first), stop_stage=str(stop))
