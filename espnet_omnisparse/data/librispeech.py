@@ -20,7 +20,15 @@ from espnet_omnisparse.data.corpus_files import (
     read_lines,
     refuse_strays,
 )
-from espnet_omnisparse.data.download import ARCHIVES, OPENSLR, Archive, download_part
+from espnet_omnisparse.data.download import (
+    ARCHIVES,
+    OPENSLR,
+    Archive,
+    check_place,
+    download_part,
+    expanded,
+    partial,
+)
 from espnet_omnisparse.data.kaldi import check_order, name_list, write_tables
 from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.errors import UserError, one_sentence
@@ -81,6 +89,7 @@ def prepare(
         UserError: If a part cannot be had or anything in it is wrong; no folder is
             then touched.
     """
+    corpus = expanded(corpus)
     if (corpus / "LibriSpeech").is_dir():
         corpus = corpus / "LibriSpeech"
     parts = list(dict.fromkeys([*train_parts, *valid_parts, *test_parts]))
@@ -125,8 +134,9 @@ def ensure_parts(
 
     Raises:
         UserError: If a missing part is not a standard one, cannot be reached, or
-            arrives damaged.
+            arrives damaged, or if the corpus is another tree.
     """
+    parts = list(parts)
     missing = [part for part in parts if not (corpus / part).is_dir()]
     unknown = [part for part in missing if part not in archives]
     if unknown:
@@ -136,6 +146,8 @@ def ensure_parts(
             f"{', '.join(present) or 'no part at all'}: correct the names of the "
             "parts, or point --corpus or LIBRISPEECH at the folder that holds them."
         )
+    if missing:
+        _check_place(corpus, parts, archives)
     for index, part in enumerate(missing):
         try:
             download_part(corpus, part, url, archives[part])
@@ -146,6 +158,24 @@ def ensure_parts(
                 f"network and run again, unpack openslr.org/12 so that {corpus / part} "
                 "exists, or point --corpus or LIBRISPEECH at a copy."
             ) from error
+
+
+def _check_place(
+    corpus: Path, parts: Sequence[str], archives: Mapping[str, Archive]
+) -> None:
+    if corpus.name in archives:
+        raise UserError(
+            f"{corpus} has the name of a part, and {', '.join(parts)} would lie in it: "
+            f"point --corpus or LIBRISPEECH at {corpus.parent}."
+        )
+    left = [partial(f"{part}.tar.gz") for part in archives]
+    check_place(
+        corpus,
+        parts,
+        [*archives, *left],
+        "point --corpus or LIBRISPEECH at the folder that holds the parts, or at an "
+        "empty or a new one to download them into",
+    )
 
 
 def _folders_in(folder: Path) -> list[str]:

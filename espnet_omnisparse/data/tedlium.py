@@ -16,7 +16,14 @@ from espnet_omnisparse.console import say
 from espnet_omnisparse.data import recordings, stm
 from espnet_omnisparse.data.audio_files import Recording
 from espnet_omnisparse.data.corpus_files import files_by_name, refuse_strays
-from espnet_omnisparse.data.download import Archive, download, unpacked
+from espnet_omnisparse.data.download import (
+    Archive,
+    check_place,
+    download,
+    expanded,
+    partial,
+    unpacked,
+)
 from espnet_omnisparse.data.kaldi import check_order, name_list, write_tables
 from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.data.stm import Segment
@@ -25,6 +32,7 @@ from espnet_omnisparse.errors import UserError, one_sentence
 RELEASE = "TEDLIUM_release2"
 SPLITS = ("train", "dev", "test")
 OPENSLR = "https://www.openslr.org/resources/19"
+_PACKED = f"{RELEASE}.tar.gz"
 # OpenSLR publishes no checksum of it. This one is in torchaudio's data sets and, with
 # the size, in TensorFlow's.
 ARCHIVE = Archive(
@@ -92,7 +100,10 @@ def prepare(
             f"--splits takes some of {', '.join(SPLITS)}, not "
             f"{', '.join(unknown) or 'nothing'}."
         )
+    corpus = expanded(corpus)
+    _check_place(corpus)
     corpus = release_folder(corpus)
+    _check_place(corpus)
     ensure_release(corpus, url, archive)
     missing = [split for split in splits if not (corpus / split).is_dir()]
     if missing:
@@ -125,6 +136,17 @@ def release_folder(corpus: Path) -> Path:
     return corpus if is_release or corpus.name == RELEASE else corpus / RELEASE
 
 
+def _check_place(corpus: Path) -> None:
+    is_split = (corpus / "sph").is_dir()
+    check_place(
+        corpus,
+        SPLITS,
+        [RELEASE, partial(_PACKED)],
+        f"point --corpus or TEDLIUM2 at {corpus.parent if is_split else 'a copy'}, or "
+        f"at {corpus / RELEASE}, which is new, to download the release there",
+    )
+
+
 def ensure_release(
     folder: Path, url: str = OPENSLR, archive: Archive = ARCHIVE
 ) -> None:
@@ -139,7 +161,7 @@ def ensure_release(
     if folder.is_dir() and any(folder.iterdir()):
         return
     try:
-        path = download(folder.parent, f"{RELEASE}.tar.gz", url, archive)
+        path = download(folder.parent, _PACKED, url, archive)
     except ConnectionError as error:
         raise UserError(
             f"TED-LIUM 2 cannot be found in {folder} nor downloaded from {url} "
