@@ -68,6 +68,28 @@ class TestLines:
         (tmp_path / "a.txt").write_text("a b\n", encoding="utf-16")
         refused(lambda: read_lines(tmp_path / "a.txt"), "not UTF-8")
 
+    def test_control_characters_are_those_that_kaldi_refuses(self, tmp_path):
+        """utils/validate_data_dir.sh looks for them with grep, in UTF-8."""
+        path = tmp_path / "a.txt"
+        for code in range(0xB0):
+            text = f"id a{chr(code)}b\n"
+            path.write_text(text, encoding="utf-8", newline="")
+            found = subprocess.run(
+                ["grep", "-ac", "[^[:print:][:space:]]"],
+                input=text.encode(),
+                capture_output=True,
+                env={**os.environ, "LC_ALL": "C.UTF-8"},
+            )
+            try:
+                read_lines(path)
+                # what Python has for a blank will be a space in the table
+                assert int(found.stdout) == 0 or chr(code).isspace()
+            except UserError as error:
+                assert f"Line 1 of {path}" in str(error) and f"U+{code:04X}" in str(
+                    error
+                )
+                assert int(found.stdout) == 1
+
     def test_marks(self, tmp_path):
         for name in ("a", "b"):
             (tmp_path / name).write_text(f"{name} x\n", encoding="utf-8-sig")
@@ -136,6 +158,8 @@ class TestLibriSpeech:
         path = chapter.parents[2] / "SPEAKERS.TXT"
         path.write_text(table, encoding="utf-8-sig")
         assert librispeech.read_genders(path.parent) == {"11": "m", "12": "f"}
+        path.write_bytes(b"11 | M | my-test | 1 | Zo\xeb\0\n")
+        assert librispeech.read_genders(path.parent) == {"11": "m"}
 
     @pytest.mark.parametrize("place", [".", "..", "inner"])
     @pytest.mark.parametrize("name", ["11-22-0002.flac", "11-22.trans.txt"])

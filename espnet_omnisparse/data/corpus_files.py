@@ -4,6 +4,7 @@ Names and text are compared in Unicode's composed form (NFC), as macOS decompose
 that a transcript has composed.
 """
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from espnet_omnisparse.errors import UserError
 
 _MARK = "\ufeff"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f](?<!\s)")  # but for blanks
 
 
 def composed(text: str) -> str:
@@ -68,7 +70,7 @@ def refuse_strays(folder: Path, suffixes: Sequence[str], layout: str) -> None:
             )
 
 
-def read_lines(path: Path, errors: str = "strict") -> list[tuple[int, str]]:
+def read_lines(path: Path, strict: bool = True) -> list[tuple[int, str]]:
     """Reads the lines of a text that are not blank, with their numbers.
 
     Lines end at line feeds, or where other systems end them (CR, CR LF). Whatever else
@@ -77,13 +79,16 @@ def read_lines(path: Path, errors: str = "strict") -> list[tuple[int, str]]:
 
     Args:
         path: UTF-8 text.
-        errors: What becomes of other bytes, as `bytes.decode` takes it.
+        strict: Whether everything in it has to be text.
 
     Raises:
-        UserError: If it cannot be read or is not UTF-8.
+        UserError: If it cannot be read or, where `strict`, is not UTF-8 or holds
+            control characters, which Kaldi's tables must not.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors=errors)
+        text = path.read_text(
+            encoding="utf-8", errors="strict" if strict else "replace"
+        )
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: convert or restore it.") from error
     except OSError as error:
@@ -91,6 +96,12 @@ def read_lines(path: Path, errors: str = "strict") -> list[tuple[int, str]]:
             f"{path} cannot be read ({error.strerror}): restore it."
         ) from error
     lines = composed(text.replace(_MARK, "")).split("\n")
+    for number, line in enumerate(lines, 1) if strict else ():
+        if control := _CONTROL.search(line):
+            raise UserError(
+                f"Line {number} of {path} holds the control character "
+                f"U+{ord(control[0]):04X}: remove it."
+            )
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 

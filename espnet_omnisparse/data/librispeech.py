@@ -306,7 +306,7 @@ def read_genders(corpus: Path) -> dict[str, str]:
         return {}
     genders = {}
     # readers' names may be in any encoding; ids and sexes are ASCII
-    for _, line in read_lines(path, errors="replace"):
+    for _, line in read_lines(path, strict=False):
         columns = [column.strip() for column in line.split("|")]
         if not line.startswith(";") and columns[1:2] in (["M"], ["F"]):
             genders[columns[0]] = columns[1].lower()
