@@ -486,7 +486,7 @@ class TestDownload:
         refused(
             lambda: prepare(corpus / "dev", tmp_path / "d", url=server.url),
             f"{corpus / 'dev'} is there, but holds sph, stm",
-            f"TEDLIUM2 at {corpus}, or",
+            f"TEDLIUM2 at {corpus}.",
         )
         assert server.ranges == []
 

@@ -80,7 +80,10 @@ def check_place(
     """
     if not folder.is_dir():
         if os.path.lexists(folder):
-            raise UserError(f"{folder} is there, but is no folder: {way_out}.")
+            raise UserError(
+                f"{folder} is there, but is no folder: point --corpus at one, or at a "
+                "new place to download into."
+            )
         return
     names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     if names and set(names).isdisjoint([*expected, *others]):

@@ -137,14 +137,14 @@ def release_folder(corpus: Path) -> Path:
 
 
 def _check_place(corpus: Path) -> None:
-    is_split = (corpus / "sph").is_dir()
-    check_place(
-        corpus,
-        SPLITS,
-        [RELEASE, partial(_PACKED)],
-        f"point --corpus or TEDLIUM2 at {corpus.parent if is_split else 'a copy'}, or "
-        f"at {corpus / RELEASE}, which is new, to download the release there",
-    )
+    if (corpus / "sph").is_dir():
+        way_out = f"point --corpus or TEDLIUM2 at {corpus.parent}"
+    else:
+        way_out = (
+            "point --corpus or TEDLIUM2 at a copy of the release, or at "
+            f"{corpus / RELEASE}, which is new, to download it there"
+        )
+    check_place(corpus, SPLITS, [RELEASE, partial(_PACKED)], way_out)
 
 
 def ensure_release(
