@@ -52,7 +52,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value in plain types: tuples become lists, sections and dataclasses mappings."""
+    """A value in plain types: a tuple becomes a list, a section a mapping."""
 
     def as_mapping(one: Any) -> dict[str, Any]:
         return dict(one) if isinstance(one, Section) else dataclasses.asdict(one)
