@@ -23,16 +23,8 @@ from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.recipe import run as recipe
 
 CHECKPOINT = recipe.STOCK_DEFAULTS["inference_asr_model"]
-TABLE = {
-    "parameters": ("params (M)", 1e6),
-    "encoder_parameters": ("encoder (M)", 1e6),
-    "nonzero_parameters": ("non-zero (M)", 1e6),
-    "macs_10s": ("MACs 10 s (G)", 1e9),
-    "macs_30s": ("MACs 30 s (G)", 1e9),
-    "packed_bytes": ("packed (MB)", 1e6),
-    "file_bytes": ("file (MB)", 1e6),
-    "rtf": ("RTF", 1.0),
-}
+# of `profile`, in this order
+PROFILED = "params encoder nonzero macs_10s macs_30s bytes file rtf".split()
 
 
 def extract(args: argparse.Namespace) -> None:
@@ -134,23 +126,25 @@ def _file_bytes(state: Mapping[str, Any]) -> int:
 
 
 def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
+    from espnet_omnisparse.cost.metrics import METRICS
     from espnet_omnisparse.report.tables import Table
 
-    table = Table(["", *(title for title, _ in TABLE.values())])
+    metrics = [METRICS[name] for name in PROFILED]
+    table = Table(["", *(metric.heading for metric in metrics)])
     for name, cost in costs.items():
         # sizes extracted by an earlier version have no packed bytes
-        numbers = ((cost.get(key), unit) for key, (_, unit) in TABLE.items())
-        cells = ("" if n is None else f"{n / unit:.4f}" for n, unit in numbers)
+        numbers = ((metric, cost.get(metric.field)) for metric in metrics)
+        cells = ("" if n is None else metric.shown(n, 4) for metric, n in numbers)
         table.rows.append([name, *cells])
     return table.text()
 
 
 def search(args: argparse.Namespace) -> None:
     """Searches the sparsities that are best within budgets; goes on if interrupted."""
+    from espnet_omnisparse.cost.budget import parse_budget
     from espnet_omnisparse.environment import require_folders
     from espnet_omnisparse.search import run as search_run
     from espnet_omnisparse.search.evolution import SearchOptions
-    from espnet_omnisparse.search.spec_costs import parse_budget
     from espnet_omnisparse.train.journal import SUBNETS
 
     budgets = [parse_budget(one) for one in args.budgets.split()]
@@ -320,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
         "--budgets",
         required=True,
         metavar='"70%% 12M 8MB"',
-        help="zeros, non-zero parameters, packed bytes; also 2GMAC, 40ms",
+        help="zeros, non-zero parameters, packed bytes; also 2GMAC, 40ms, params=15M",
     )
     one.add_argument(
         "--objective",

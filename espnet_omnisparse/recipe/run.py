@@ -303,7 +303,7 @@ def _check_sizes(run: Run) -> None:
         return
     # slow: they import torch
     from espnet_omnisparse.core.spec import FULL
-    from espnet_omnisparse.search.spec_costs import parse_budget
+    from espnet_omnisparse.cost.budget import parse_budget
 
     supernet = supernet_section(read_yaml(run["asr_config"]))
     sizes = [*(supernet.get("sizes") or {}), FULL]
@@ -312,7 +312,7 @@ def _check_sizes(run: Run) -> None:
             continue
         if not supernet.get("sparsity"):
             raise UserError(f"--sizes: {size} is not one of {', '.join(sizes)}.")
-        parse_budget(size)
+        parse_budget(size, "--sizes")
 
 
 def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:
@@ -370,8 +370,8 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
     Raises:
         UserError: If the search fails.
     """
+    from espnet_omnisparse.cost.budget import parse_budget
     from espnet_omnisparse.extract.experiment import read_config
-    from espnet_omnisparse.search.spec_costs import parse_budget
 
     trained = supernet_section(read_config(Path(run.asr_exp))).get("sizes") or {}
     names = {}
