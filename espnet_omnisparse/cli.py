@@ -20,7 +20,7 @@ from typing import Any
 
 import espnet_omnisparse
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.recipe import run as recipe
+from espnet_omnisparse.recipe import options as recipe
 
 CHECKPOINT = recipe.STOCK_DEFAULTS["inference_asr_model"]
 # of `profile`, in this order
