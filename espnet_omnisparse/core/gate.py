@@ -73,7 +73,10 @@ def straight_through(soft: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
 
 
 def layer_dropout_gates(
-    rates: torch.Tensor, batch: int, groups: Sequence[int]
+    rates: torch.Tensor,
+    batch: int,
+    groups: Sequence[int],
+    device: torch.device | None = None,
 ) -> tuple[Gate, ...]:
     """Stochastic depth per sequence: a unit is dropped with its rate, else scaled up.
 
@@ -82,6 +85,7 @@ def layer_dropout_gates(
         batch: Number of sequences.
         groups: Per unit, the branch it is a part of, ascending: the parts of a branch,
             whose rates are equal, are dropped together.
+        device: Of the gates; `None`: that of the rates.
 
     Returns:
         A gate per unit: 1.0 where the rate is 0, else `[batch, 1, 1]` with entries
@@ -94,6 +98,6 @@ def layer_dropout_gates(
         if rate == 0.0:
             drawn[group] = 1.0
             continue
-        kept = torch.rand(batch, 1, 1, device=rates.device) >= rate
+        kept = torch.rand(batch, 1, 1, device=device or rates.device) >= rate
         drawn[group] = kept / (1.0 - rate)
     return tuple(drawn[group] for group in groups)

@@ -12,6 +12,7 @@ import torch
 
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.unchanged import Kept
 from espnet_omnisparse.cost.budget import Budget, limit_on, parse_budget
 from espnet_omnisparse.cost.metrics import (
     BYTES,
@@ -62,6 +63,7 @@ class CostTable(torch.nn.Module):
             # what is counted can be counted again
             kept = kind == MEASURED
             self.register_buffer(name, steps.round().long(), persistent=kept)
+        self._on_host: Kept[tuple[int, int, float]] = Kept()
 
     @classmethod
     def counting(cls, space: SearchSpace) -> "CostTable":
@@ -101,9 +103,22 @@ class CostTable(torch.nn.Module):
         return int(self.along(kept)[-1]) if kept.numel() else int(self.rest)
 
     @property
+    def on_host(self) -> tuple[int, int, float]:
+        """Cost of what no selection removes, of the full net, of all units together.
+
+        Read from the tensors' device once.
+        """
+
+        def read() -> tuple[int, int, float]:
+            total = int(self.rest + self.units.sum() + self.shared.sum())
+            return int(self.rest), total, float(self.per_unit.sum())
+
+        return self._on_host.get(self.buffers(), read)
+
+    @property
     def total(self) -> int:
         """Cost of the full net."""
-        return int(self.rest + self.units.sum() + self.shared.sum())
+        return self.on_host[1]
 
     @property
     def per_unit(self) -> torch.Tensor:
@@ -149,17 +164,16 @@ class Size:
     @property
     def units(self) -> int:
         """How many units of average cost fit; exact where units are counted."""
-        within = self.limit - int(self.table.rest)
-        share = within / float(self.table.per_unit.sum())
+        rest, _, units = self.table.on_host
+        share = (self.limit - rest) / units
         total = self.table.units.numel()
         return max(1, min(round(share * total), total - 1))
 
     def mask(self, ranking: torch.Tensor) -> torch.Tensor:
         """The units `[units]` of the longest beginning of a ranking that fits."""
-        # costs only grow along a ranking
-        count = int((self.table.along(ranking) <= self.limit).sum())
         mask = torch.zeros_like(self.table.units, dtype=torch.bool)
-        mask[ranking[:count]] = True
+        # costs only grow along a ranking
+        mask[ranking] = self.table.along(ranking) <= self.limit
         return mask
 
     def check(self, masks: bool = False) -> None:

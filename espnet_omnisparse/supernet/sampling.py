@@ -6,7 +6,7 @@ every process of a distributed one draw the same subnets.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.supernet.config import ADAPTIVE, CURRENT, SupernetConfig
-from espnet_omnisparse.supernet.sparsity import DENSE, SPARSEST, SparsityConfig
+from espnet_omnisparse.supernet.sparsity import DENSE, SPARSEST
 
 
 class AdaptiveWeight:
@@ -173,17 +173,16 @@ class Sampler:
         ]
 
     def of_sparsities(
-        self, plan: SparsityConfig, highest: float, update: int
+        self, masks: Sequence[torch.Tensor], highest: float, update: int
     ) -> list[SampledSubnet]:
         """The sandwich of the weight axis; with sizes of units, of both axes.
 
         Args:
-            plan: The options of the weight axis.
+            masks: The units `[units]` of each size that drops some, largest first.
             highest: The highest sparsity of this update.
             update: The update count.
         """
-        generator = self._generator(update)
-        masks = list(self._selection.masks().values())
+        generator, plan = self._generator(update), self._config.sparsity
         weights = len(self._space.weights)
         sampled = []
         for number, subnet in enumerate(plan.sandwich):
@@ -225,5 +224,6 @@ class Sampler:
         if rate == 0.0:
             return None
         groups = torch.tensor(self._space.groups, device=kept.device)
-        touched = groups.bincount(weights=kept.float()) > 0
+        counts = torch.zeros(len(set(self._space.groups)), device=kept.device)
+        touched = counts.index_add(0, groups, kept.float()) > 0
         return rate * (~touched[groups]).float()

@@ -1,6 +1,6 @@
 """A supernet's plan: the update count, the phases, the selection and the sizes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -14,6 +14,7 @@ from espnet_omnisparse.core.schedule import (
     resolve_updates,
 )
 from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.unchanged import Kept
 from espnet_omnisparse.cost.metrics import MEASURED, UNITS
 from espnet_omnisparse.cost.size import CostTable, Size, kinds_needed, parse_size
 from espnet_omnisparse.errors import UserError
@@ -109,6 +110,7 @@ class Supernet(torch.nn.Module):
                 "with supernet.heads: per_size the sizes would have untrained heads: "
                 "use shared."
             )
+        self._masks: Kept[dict[str, torch.Tensor]] = Kept()
         self._sampler = Sampler(config, space, self.sizes, self.selection, self.chunks)
         # a Python number, since a tensor on a GPU is waited for each time it is read;
         # the buffer has it in checkpoints
@@ -279,9 +281,9 @@ class Supernet(torch.nn.Module):
         if phase == STEP1:
             return self._sampler.step1(*self.step1_time)
         if self.config.sparsity:
-            return self._sampler.of_sparsities(
-                self.config.sparsity, self.max_sparsity, self.update
-            )
+            masks = self.size_masks()
+            layered = [masks[name] for name in masks if name in self.selection.sizes]
+            return self._sampler.of_sparsities(layered, self.max_sparsity, self.update)
         if self._sampler.joint:
             return self._sampler.of_sizes(self.size_masks(), self.update)
         return self._sampler.without_sizes(*self.step1_time)
@@ -323,13 +325,21 @@ class Supernet(torch.nn.Module):
     def size_masks(self) -> dict[str, torch.Tensor]:
         """The units `[units]` of each size below the full one, largest first.
 
-        Only meaningful once step 1 has ended.
+        Only meaningful once step 1 has ended. On the CPU, wherever the model is.
         """
+        return self._masks.get(self._selected_by(), self._size_masks)
+
+    def _selected_by(self) -> Iterator[torch.Tensor]:
+        """All that the masks of sizes depend on."""
+        yield from self.selection.parameters()
+        yield from self.selection.buffers()
+        yield from self.tables.buffers()
+
+    def _size_masks(self) -> dict[str, torch.Tensor]:
         everything = torch.ones(len(self.space), dtype=torch.bool)
-        whole = {
-            n: everything for n, size in self.sizes.items() if size.keeps_all_units
-        }
-        return whole | self.selection.masks()
+        whole = [name for name, size in self.sizes.items() if size.keeps_all_units]
+        chosen = {name: mask.cpu() for name, mask in self.selection.masks().items()}
+        return dict.fromkeys(whole, everything) | chosen
 
     def size_sparsity(self, size: str) -> tuple[float, ...]:
         """The sparsity of every weight of a size; empty: nothing is masked."""

@@ -1,5 +1,6 @@
 """The utterances that a subnet is trained on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,15 +25,25 @@ class Batch:
     def __len__(self) -> int:
         return self.feats.size(0)
 
-    def rows(self, index: torch.Tensor) -> "Batch":
-        """The utterances at `index`, without padding that none of them needs."""
-        feats_lengths, text_lengths = (
-            self.feats_lengths[index],
-            self.text_lengths[index],
-        )
-        return Batch(
-            self.feats[index, : int(feats_lengths.max())],
-            feats_lengths,
-            self.text[index, : int(text_lengths.max())],
-            text_lengths,
-        )
+    def split(self, parts: Sequence[torch.Tensor]) -> list["Batch"]:
+        """The utterances of each part, without padding that none of them needs.
+
+        The lengths are read from their device once for all parts.
+
+        Args:
+            parts: Numbers of utterances `[n]`, on the CPU.
+        """
+        lengths = torch.stack([self.feats_lengths, self.text_lengths]).cpu()
+        batches = []
+        for part in parts:
+            frames, labels = lengths[:, part].amax(1).tolist()
+            index = part.to(self.feats.device)
+            batches.append(
+                Batch(
+                    self.feats[index, :frames],
+                    self.feats_lengths[index],
+                    self.text[index, :labels],
+                    self.text_lengths[index],
+                )
+            )
+        return batches

@@ -42,12 +42,9 @@ class Division:
             return [(batch, [sampled[turn % len(sampled)]])]
         if self._update == "per_batch" or len(batch) < len(sampled):
             return [(batch, sampled)]
-        order = torch.randperm(len(batch), device=batch.feats.device)
-        parts = order.tensor_split(len(sampled))
-        return [
-            (batch.rows(part.sort().values), [subnet])
-            for part, subnet in zip(parts, sampled, strict=True)
-        ]
+        parts = torch.randperm(len(batch)).tensor_split(len(sampled))
+        batches = batch.split([part.sort().values for part in parts])
+        return [(one, [subnet]) for one, subnet in zip(batches, sampled, strict=True)]
 
     def stands_for(self, sampled: Sequence[SampledSubnet]) -> float:
         """For how many micro-batches the last one stands, of those of an update."""

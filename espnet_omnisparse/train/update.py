@@ -303,7 +303,9 @@ class SupernetModel:
         gates = subnet.gates
         if subnet.layer_dropout is not None:
             groups = self.encoder.space.groups
-            gates = layer_dropout_gates(subnet.layer_dropout, len(hidden.x), groups)
+            gates = layer_dropout_gates(
+                subnet.layer_dropout, len(hidden.x), groups, hidden.x.device
+            )
         hidden = hidden.with_chunk_mask(subnet.chunk)
         ends = {subnet.size: len(self.encoder.layers), **subnet.exits}
         dropout = self.supernet.config.subnet_dropout
@@ -361,7 +363,7 @@ class SupernetModel:
         if phase == STEP1:
             mask = self.supernet.selection.mask_now(*self.supernet.step1_time)
             if mask is not None:
-                stats["k"] = float(mask.sum())
+                stats["k"] = mask.sum().float()
         return stats
 
     def _loss_of_sizes(
