@@ -21,6 +21,10 @@ from training_helpers import (
     write_corpus,
 )
 
+from espnet_omnisparse import cli
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.recipe import run as recipe
+
 # what a test of the launcher's own process adds
 LAUNCH = [sys.executable, "-m", "espnet_omnisparse.launch"]
 
@@ -183,6 +187,39 @@ def stock_checkpoint(corpus, tmp_path_factory):
     outcome = train(command, exp.parent / "log")
     assert outcome.code == 0, outcome.output
     return exp / "1epoch.pth"
+
+
+def test_a_null_section_trains_and_is_extracted_as_an_absent_one(
+    corpus, tmp_path, capsys
+):
+    states, costs = {}, {}
+    for name in ("absent", "null"):
+        exp = tmp_path / name
+        command = corpus.command(exp, max_epoch=1)
+        file = exp.with_suffix(".yaml")
+        settings = yaml.safe_load(file.read_text())
+        del settings["model_conf"]["supernet"]
+        if name == "null":
+            settings["model_conf"]["supernet"] = None
+        file.write_text(yaml.safe_dump(settings))
+        outcome = train(command, tmp_path / f"{name}.log")
+        assert outcome.code == 0, outcome.output
+        states[name] = load(exp / "1epoch.pth")
+        given = [str(exp), "--checkpoint", "1epoch.pth"]
+        cli.main(["extract", *given, "--calibration", "2"])
+        cli.main(["profile", f"{exp}_full", "--json", "--rounds", "1"])
+        (costs[name],) = json.loads(capsys.readouterr().out.partition("\n")[2]).values()
+        costs[name].pop("rtf")
+        with pytest.raises(SystemExit):
+            cli.main(["search", *given, "--budgets", "50%"])
+        assert "was not trained with masks" in capsys.readouterr().err
+        given = ["--asr_config", str(file), "--sizes", "small"]
+        with pytest.raises(UserError, match="small is not one of full"):
+            recipe._check_sizes(recipe.parse(given))
+    assert states["null"].keys() == states["absent"].keys()
+    for name, tensor in states["null"].items():
+        assert torch.equal(tensor, states["absent"][name]), name
+    assert costs["null"] == costs["absent"]
 
 
 def child_environment() -> dict[str, str]:
