@@ -293,7 +293,8 @@ def calibration_batches(
     if not Path(path).exists():
         raise UserError(
             f"{path}, the training audio that BatchNorm statistics are re-estimated "
-            "on, does not exist: run stages 1-5 first, in the recipe's folder."
+            "on, does not exist: run in the recipe's folder, after stages 1-5 (with "
+            "--num_splits_asr, stage 11)."
         )
     owner = {}
     for part in _parts(Path(path)):
@@ -312,8 +313,18 @@ def _parts(path: Path) -> list[Path]:
     """The files of a list that `--num_splits_asr` may have made a folder."""
     if not path.is_dir():
         return [path]
-    count = int((path / "num_splits").read_text())
-    return [path / f"split.{index}" for index in range(count)]
+    try:
+        count = int((path / "num_splits").read_text())
+    except (OSError, ValueError):
+        count = 0
+    parts = [path / f"split.{index}" for index in range(count)]
+    if not parts or not all(part.is_file() for part in parts):
+        raise UserError(
+            f"{path}, the training list in splits, is not whole (num_splits and a "
+            f"split.N for each): delete {path.parent} and run stage 11 again, which "
+            "makes the splits anew and goes on with what is trained."
+        )
+    return parts
 
 
 def _samples(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
