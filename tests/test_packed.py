@@ -12,7 +12,10 @@ import pytest
 import sentencepiece
 import soundfile
 import torch
+import yaml
+from espnet2.bin.asr_inference import Speech2Text
 from espnet2.main_funcs.pack_funcs import unpack
+from test_recipe import copy_recipe, run
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.bench import streaming as bench_streaming
@@ -212,3 +215,32 @@ def test_any_other_model_is_packed_as_espnet_packs_it(recipe, monkeypatch):
     finally:
         for name in TELLING:
             (SIZE / f"{name}.hidden").rename(SIZE / name)
+
+
+def test_a_packed_size_is_downloaded_and_decoded_by_the_unmodified_asr_sh(
+    recipe, tmp_path, monkeypatch
+):
+    asr1 = copy_recipe(tmp_path / "work")
+    shutil.copy(recipe / "ours.zip", asr1 / "size.zip")  # found without a network
+    data = asr1 / "dump" / "raw" / "test"
+    data.mkdir(parents=True)
+    for name, text in {
+        "wav.scp": f"u1 {recipe / 'a.wav'}\n",
+        "text": "u1 turn the lamp on\n",
+        "utt2spk": "u1 s1\n",
+        "feats_type": "raw\n",
+        "audio_format": "wav\n",
+    }.items():
+        (data / name).write_text(text)
+    options = ["--download_model", "size.zip", "--test_sets", "test"]
+    # as a user without a GPU types it, of the training's stages too
+    done = run(asr1, *options, "--stage", "4", "--stop_stage", "13")
+    assert done.returncode == 0, done.stdout[-4000:]
+    (text,) = asr1.glob("exp/size.zip/*/test/text")
+    heard = text.read_text().removeprefix("u1").strip()
+    monkeypatch.chdir(recipe)
+    conf = yaml.safe_load((asr1 / "conf" / "decode_ctc.yaml").read_text())
+    files = (str(SIZE / "config.yaml"), str(SIZE / "model.pth"))
+    wave, _ = soundfile.read("a.wav")
+    assert heard == Speech2Text(*files, **conf)(wave)[0][0] != ""
+    assert "/test|" in (asr1 / "exp" / "size.zip" / "RESULTS.md").read_text()

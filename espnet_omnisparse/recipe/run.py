@@ -258,7 +258,7 @@ def _runs(run: Run, stage: int) -> bool:
 
 def _runs_on_gpu(run: Run) -> bool:
     """Whether a training is to run, of the supernet or a language model."""
-    if run["skip_train"] == "true":
+    if run["skip_train"] == "true" or run["download_model"]:
         return False
     return _runs(run, 11) or (run["use_lm"] == "true" and _runs(run, 7))
 
