@@ -16,6 +16,7 @@ from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.recipe import run as recipe
 from espnet_omnisparse.recipe import template
+from espnet_omnisparse.recipe.options import OWN_OPTIONS
 
 REPOSITORY = Path(__file__).parents[1]
 SIZES = ("small", "medium", "full")
@@ -196,7 +197,7 @@ def test_an_argument_that_is_no_option_is_refused(options):
 def test_help_names_every_own_option(asr1):
     done = run(asr1, "--help")
     assert done.returncode == 0
-    for name in recipe.OWN_OPTIONS:
+    for name in OWN_OPTIONS:
         assert f"--{name} " in done.stdout
 
 

@@ -24,7 +24,8 @@ from training_helpers import (
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.recipe import run as recipe
+from espnet_omnisparse.recipe import checks
+from espnet_omnisparse.recipe.options import parse
 
 # what a test of the launcher's own process adds
 LAUNCH = [sys.executable, "-m", "espnet_omnisparse.launch"]
@@ -239,7 +240,7 @@ def test_a_null_section_trains_and_is_extracted_as_an_absent_one(
         assert "was not trained with masks" in capsys.readouterr().err
         given = ["--asr_config", str(file), "--sizes", "small"]
         with pytest.raises(UserError, match="small is not one of full"):
-            recipe._check_sizes(recipe.parse(given))
+            checks._check_sizes(parse(given))
     assert states["null"].keys() == states["absent"].keys()
     for name, tensor in states["null"].items():
         assert torch.equal(tensor, states["absent"][name]), name
@@ -656,7 +657,7 @@ def test_too_few_micro_batches_for_the_nets_are_refused_before_training(
     supernet = {"update": "per_accum"}
     command = corpus.command(exp, accum_grad=2, model_conf={"supernet": supernet})
     sentence = train(command, tmp_path / "log").sentence
-    assert "per_accum trains 3 nets in an update" in sentence
+    assert "per_accum trains 3 subnets in an update" in sentence
     assert "set accum_grad to 3 or a multiple, not 2" in sentence
     assert {name for name in files_below(exp)} <= {"config.yaml"}
 
