@@ -22,6 +22,7 @@ from espnet_omnisparse.bench import streaming as bench_streaming
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.extract.names import CHECKPOINT
 from espnet_omnisparse.files import save_tensors, write_yaml
 from espnet_omnisparse.report import results
 from espnet_omnisparse.streaming.recogniser import Recogniser
@@ -86,7 +87,7 @@ def write_experiment(default_config) -> None:
     with torch.no_grad():  # by what it hears
         model.ctc.ctc_lo.weight.mul_(20.0)
     write_yaml(EXP / "config.yaml", json.loads(json.dumps(config, default=str)))
-    save_tensors(EXP / cli.CHECKPOINT, model.state_dict())
+    save_tensors(EXP / CHECKPOINT, model.state_dict())
     (EXP / "images" / "loss.png").touch()
     mark = fingerprint(model.state_dict(), config["token_list"])
     space = model.encoder.space

@@ -169,7 +169,7 @@ def test_a_supernet_section_that_is_null_is_none(tmp_path, capsys):
         model = family.build(config)
         assert type(model) is TransducerModel
         files.write_yaml(tmp_path / name / "config.yaml", config)
-        files.save_tensors(tmp_path / name / cli.CHECKPOINT, model.state_dict())
+        files.save_tensors(tmp_path / name / CHECKPOINT, model.state_dict())
         folder = str(tmp_path / name)
         cli.main(["profile", folder, "--json", "--rounds", "1"])
         ((_, found[name]),) = json.loads(capsys.readouterr().out).items()
