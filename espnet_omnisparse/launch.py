@@ -23,6 +23,7 @@ REMAPPED = {
         "asr_inference_streaming",
         "asr_transducer_train",
         "asr_transducer_inference",
+        "pack",
     )
 }
 #: ESPnet's modules that load models and so need our classes registered

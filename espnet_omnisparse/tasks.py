@@ -126,6 +126,9 @@ class OmniASRTransducerTask(SupernetTask, ASRTransducerTask):
             UserError: If a key of `encoder_conf` or `model_conf` is unknown.
         """
         built = OmniTransducerModel if is_supernet(vars(args)) else TransducerModel
+        if built is TransducerModel:  # a section that is null is none
+            conf = args.model_conf.items()
+            args.model_conf = {k: v for k, v in conf if k != "supernet"}
         _check_conf("encoder", OmniTransducerEncoder, args)
         _check_conf("model", built, args)
         check_block_types(args.encoder_conf.get("body_conf", ()))
@@ -150,7 +153,7 @@ class OmniASRTransducerTask(SupernetTask, ASRTransducerTask):
 def is_supernet(config: Mapping[str, Any]) -> bool:
     """Whether a configuration, of either task, trains a supernet."""
     if is_standalone(config):
-        return "supernet" in config["model_conf"]
+        return config["model_conf"].get("supernet") is not None
     return config["model"] == "omni"
 
 

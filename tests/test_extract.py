@@ -724,6 +724,10 @@ def test_calibration_takes_the_same_audio_from_a_list_in_splits(
     assert len(parts) == len(whole)
     for one, other in zip(parts, whole, strict=True):
         assert torch.equal(one["speech"], other["speech"])
+    for lost in (split / "split.1", split / "num_splits"):
+        lost.unlink()
+        with pytest.raises(UserError, match=r"wav\.scp.* is not whole.*stage 11"):
+            list(family.calibration_batches(config, 3))
 
 
 @pytest.mark.parametrize("stock", [False, True])

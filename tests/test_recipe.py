@@ -243,6 +243,15 @@ def test_a_downloaded_model_is_decoded_as_it_is_with_our_encoders(asr1, monkeypa
 def test_what_stage_12_reads_is_looked_for_before_stage_1(asr1):
     config = ["--asr_config", "conf/demo_supernet.yaml"]
     assert "--subnets" in refusal(asr1, *config, "--subnets", "none_here")
+    for name in ("inference_config", "pretrained_model"):
+        assert f"--{name}" in refusal(asr1, *config, f"--{name}", "none_here:a:b")
+    lm = ("--lm_config", "none_here", "--use_lm", "true")
+    assert "--lm_config" in refusal(asr1, *config, *lm)
+    with contextlib.chdir(asr1):  # what is not read may be missing
+        unread = ("--skip_stages", "12", "--inference_config", "none_here")
+        for options in (unread, ("--inference_config", ""), (*lm[:2], "--use_lm", "0")):
+            plain = [*config, "--speed_perturb_factors", "", *options]
+            recipe.check(recipe.parse(plain))
     (asr1 / "conf/decode_ctc.yaml").unlink()
     assert "conf/decode_ctc.yaml" in refusal(asr1, *config)
 

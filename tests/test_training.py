@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from espnet2.bin import split_scps
 from training_helpers import (
     REPOSITORY,
     Corpus,
@@ -20,6 +21,11 @@ from training_helpers import (
     train,
     write_corpus,
 )
+
+from espnet_omnisparse import cli
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.recipe import checks
+from espnet_omnisparse.recipe.options import parse
 
 # what a test of the launcher's own process adds
 LAUNCH = [sys.executable, "-m", "espnet_omnisparse.launch"]
@@ -183,6 +189,62 @@ def stock_checkpoint(corpus, tmp_path_factory):
     outcome = train(command, exp.parent / "log")
     assert outcome.code == 0, outcome.output
     return exp / "1epoch.pth"
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_a_run_on_lists_in_splits_knows_its_length(corpus, tmp_path, limit):
+    splits = tmp_path / "splits2"
+    lists = [str(corpus.folder / "train" / n) for n in ("wav.scp", "text")]
+    lists.append(str(corpus.folder / "train" / "speech_shape"))
+    split_scps.split_scps(lists, 2, None, str(splits), "INFO")  # as stage 11 does
+    command = corpus.command(
+        tmp_path / "exp", max_epoch=2, multiple_iterator=True, num_iters_per_epoch=limit
+    )
+    train_folder = f"{corpus.folder / 'train'}/"
+    command = [one.replace(train_folder, f"{splits}/") for one in command]
+    outcome = train(command, tmp_path / "log")
+    assert outcome.code == 0, outcome.output
+    updates = limit or 2 * 2  # of 10 utterances a split, in batches of 4 and 6
+    lines = (tmp_path / "exp" / "selection_log.jsonl").read_text().splitlines()
+    last = [json.loads(line) for line in lines]
+    assert [line["update"] for line in last] == [updates, 2 * updates]
+    # step 1 is half of the run: the selection is settled when it ends
+    assert [line["phase"] for line in last] == ["step2", "step2"]
+    state = load(tmp_path / "exp" / "2epoch.pth")
+    assert int(state["supernet.updates"]) == 2 * updates
+
+
+def test_a_null_section_trains_and_is_extracted_as_an_absent_one(
+    corpus, tmp_path, capsys
+):
+    states, costs = {}, {}
+    for name in ("absent", "null"):
+        exp = tmp_path / name
+        command = corpus.command(exp, max_epoch=1)
+        file = exp.with_suffix(".yaml")
+        settings = yaml.safe_load(file.read_text())
+        del settings["model_conf"]["supernet"]
+        if name == "null":
+            settings["model_conf"]["supernet"] = None
+        file.write_text(yaml.safe_dump(settings))
+        outcome = train(command, tmp_path / f"{name}.log")
+        assert outcome.code == 0, outcome.output
+        states[name] = load(exp / "1epoch.pth")
+        given = [str(exp), "--checkpoint", "1epoch.pth"]
+        cli.main(["extract", *given, "--calibration", "2"])
+        cli.main(["profile", f"{exp}_full", "--json", "--rounds", "1"])
+        (costs[name],) = json.loads(capsys.readouterr().out.partition("\n")[2]).values()
+        costs[name].pop("rtf")
+        with pytest.raises(SystemExit):
+            cli.main(["search", *given, "--budgets", "50%"])
+        assert "was not trained with masks" in capsys.readouterr().err
+        given = ["--asr_config", str(file), "--sizes", "small"]
+        with pytest.raises(UserError, match="small is not one of full"):
+            checks._check_sizes(parse(given))
+    assert states["null"].keys() == states["absent"].keys()
+    for name, tensor in states["null"].items():
+        assert torch.equal(tensor, states["absent"][name]), name
+    assert costs["null"] == costs["absent"]
 
 
 def child_environment() -> dict[str, str]:

@@ -2,6 +2,7 @@ import argparse
 import copy
 import dataclasses
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ from espnet_omnisparse.extract.names import CHECKPOINT
 from espnet_omnisparse.losses.distillation import collapse, lattice_loss
 from espnet_omnisparse.losses.rnnt import TorchaudioRNNTLoss
 from espnet_omnisparse.search import dev_set as evaluation
-from espnet_omnisparse.tasks import OmniASRTransducerTask
+from espnet_omnisparse.tasks import OmniASRTransducerTask, is_supernet
 from espnet_omnisparse.train import update
 from espnet_omnisparse.train.transducer_model import (
     OmniTransducerModel,
@@ -153,6 +154,33 @@ def encode(model, feats, lengths, spec=None):
 
 
 # the task
+
+
+def test_a_supernet_section_that_is_null_is_none(tmp_path, capsys):
+    config = transducer_config(supernet={})
+    assert is_supernet(config)  # a section of defaults
+    absent, null = transducer_config(), transducer_config(supernet={})
+    null["model_conf"]["supernet"] = None
+    found = {}
+    for name, config in {"absent": absent, "null": null}.items():
+        config |= {"frontend": "default", "input_size": None}
+        assert not is_supernet(config)
+        torch.manual_seed(0)
+        model = family.build(config)
+        assert type(model) is TransducerModel
+        files.write_yaml(tmp_path / name / "config.yaml", config)
+        files.save_tensors(tmp_path / name / CHECKPOINT, model.state_dict())
+        folder = str(tmp_path / name)
+        cli.main(["profile", folder, "--json", "--rounds", "1"])
+        ((_, found[name]),) = json.loads(capsys.readouterr().out).items()
+        found[name].pop("rtf")
+        with pytest.raises(SystemExit):
+            cli.main(["extract", folder])
+        assert "has no sizes yet" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            cli.main(["search", folder, "--budgets", "50%"])
+        assert "was not trained with masks" in capsys.readouterr().err
+    assert found["null"] == found["absent"]
 
 
 def test_the_task_builds_supernets_and_plain_nets():

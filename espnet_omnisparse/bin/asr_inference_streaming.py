@@ -5,6 +5,7 @@ called by `asr.sh --use_streaming true`, with its options and outputs.
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from espnet2.fileio.datadir_writer import DatadirWriter
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.extract.experiment import build
+from espnet_omnisparse.extract.experiment import build, located
 from espnet_omnisparse.files import load_tensors, read_yaml
 from espnet_omnisparse.streaming.recogniser import Recogniser
 from espnet_omnisparse.tasks import OmniASRTask
@@ -49,6 +50,7 @@ def main(cmd: Sequence[str] | None = None) -> None:
                 "leave nbest at 1 and set use_lm to false."
             )
         set_all_random_seed(args.seed)
+        config = located(config, Path(args.asr_train_config).parent)
         model = build(config, load_tensors(args.asr_model_file))
         recogniser = Recogniser(model, config, beam=args.beam_size)
         decode(recogniser, _recordings(args), args.output_dir)

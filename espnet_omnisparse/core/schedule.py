@@ -27,8 +27,8 @@ def resolve_updates(name: str, length: int | float, total: int | None) -> int:
         return 0
     if total is None:
         raise UserError(
-            f"{name}: {length} is a fraction of a run whose length is unknown: give "
-            f"{name} in updates, or set num_iters_per_epoch."
+            f"{name}: {length} is a fraction of a run whose length is unknown, since "
+            f"its iterator cannot tell it: give {name} in updates, a whole number."
         )
     return round(length * total)
 

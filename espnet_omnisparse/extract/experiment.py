@@ -40,7 +40,8 @@ from espnet_omnisparse.files import (
 from espnet_omnisparse.tasks import task_of
 from espnet_omnisparse.train.journal import SUBNETS, read_specs
 
-MODEL, CONFIG, SPEC, COST = "model.pth", "config.yaml", "subnet.yaml", "cost.json"
+MODEL, CONFIG = "model.pth", "config.yaml"
+SPEC, ORIGIN, COST = "subnet.yaml", "origin.yaml", "cost.json"
 WRITTEN = ("token_list", "encoder_conf", "model_conf")  # into every config.yaml
 
 
@@ -112,12 +113,17 @@ def located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A configuration whose files are found from the folder that it lies in.
 
     An unpacked size brings its statistics and BPE model along, under the names that
-    they had in the recipe's folder: these lie below one of its own parents.
+    they had in the recipe's folder: these lie below one of its own parents. Where
+    ESPnet unpacked it, it wrote its place before them, which holds until the folder is
+    moved: what follows that place still does.
     """
     roots = [Path(folder).resolve(), *Path(folder).resolve().parents]
 
     def found(name: str | None) -> str | None:
-        paths = (root / name for root in roots) if name else ()
+        parts = Path(name).parts if name else ()
+        # a file's name alone would fit the statistics of any model
+        tails = [Path(*parts[start:]) for start in range(max(len(parts) - 1, 1))]
+        paths = (root / tail for tail in tails for root in roots) if name else ()
         return next((str(path) for path in paths if path.is_file()), name)
 
     located = {**config, "bpemodel": found(config.get("bpemodel"))}
@@ -257,14 +263,14 @@ def extract_size(
         write_yaml(folder / CONFIG, written_config)
         write_spec(spec, folder / SPEC)
         _write_cost(folder, cost)
-        write_yaml(folder / "origin.yaml", origin)
+        write_yaml(folder / ORIGIN, origin)
         if (source / "images").is_dir():
             shutil.copytree(source / "images", folder / "images")
     return True
 
 
 def _is_current(out: Path, origin: dict[str, Any]) -> bool:
-    path = out / "origin.yaml"
+    path = out / ORIGIN
     return path.exists() and read_yaml(path) == origin
 
 
@@ -287,7 +293,8 @@ def calibration_batches(
     if not Path(path).exists():
         raise UserError(
             f"{path}, the training audio that BatchNorm statistics are re-estimated "
-            "on, does not exist: run stages 1-5 first, in the recipe's folder."
+            "on, does not exist: run in the recipe's folder, after stages 1-5 (with "
+            "--num_splits_asr, stage 11)."
         )
     owner = {}
     for part in _parts(Path(path)):
@@ -306,8 +313,18 @@ def _parts(path: Path) -> list[Path]:
     """The files of a list that `--num_splits_asr` may have made a folder."""
     if not path.is_dir():
         return [path]
-    count = int((path / "num_splits").read_text())
-    return [path / f"split.{index}" for index in range(count)]
+    try:
+        count = int((path / "num_splits").read_text())
+    except (OSError, ValueError):
+        count = 0
+    parts = [path / f"split.{index}" for index in range(count)]
+    if not parts or not all(part.is_file() for part in parts):
+        raise UserError(
+            f"{path}, the training list in splits, is not whole (num_splits and a "
+            f"split.N for each): delete {path.parent} and run stage 11 again, which "
+            "makes the splits anew and goes on with what is trained."
+        )
+    return parts
 
 
 def _samples(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:

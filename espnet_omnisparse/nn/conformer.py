@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.legacy.nets.pytorch_backend.conformer.encoder_layer import EncoderLayer
-from espnet2.legacy.nets.pytorch_backend.nets_utils import make_pad_mask
 from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
     RelPositionMultiHeadedAttention,
 )
@@ -29,6 +28,7 @@ from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.block import CausalConv1d, ChannelNorm, Frames, PrunableBlock
 from espnet_omnisparse.nn.encoder import CONV_NORMS, PrunableEncoder
+from espnet_omnisparse.nn.recording import telling_if_long
 
 _FIXED = {
     "macaron_style": True,
@@ -158,7 +158,9 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         Raises:
             TooShortUttError: ESPnet's, if the input is too short to subsample.
         """
-        mask = (~make_pad_mask(lengths)[:, None, :]).to(feats.device)
+        # ESPnet's own make_pad_mask takes memory by the square of the length
+        times = torch.arange(feats.size(1), device=feats.device)
+        mask = times < lengths.to(feats.device)[:, None, None]
         too_short, limit = check_short_utt(self.embed, feats.size(1))
         if too_short:
             raise TooShortUttError(
@@ -223,9 +225,13 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
 
         Returns:
             Output `[batch, time, size]`, lengths `[batch]`, and `None`.
+
+        Raises:
+            UserError: If the memory does not suffice for a long recording.
         """
         frames = self.front_end(xs_pad, ilens)
-        encoded, lengths = self.blocks(frames, gates, sparsity)
+        with telling_if_long(self, frames.x.size(1)):
+            encoded, lengths = self.blocks(frames, gates, sparsity)
         return encoded, lengths, None
 
 

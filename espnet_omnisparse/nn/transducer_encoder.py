@@ -22,6 +22,7 @@ from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.block import ChannelNorm, Frames, TransducerBlock
 from espnet_omnisparse.nn.encoder import CONV_NORMS, PrunableEncoder
+from espnet_omnisparse.nn.recording import telling_if_long
 
 
 class OmniTransducerEncoder(PrunableEncoder, Encoder):
@@ -164,11 +165,15 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
 
         Returns:
             Output `[batch, time, size]` and lengths `[batch]`.
+
+        Raises:
+            UserError: If the memory does not suffice for a long recording.
         """
         frames = self.front_end(x, x_len)
         if self.training and self.dynamic_chunk_training and self.chunk is None:
             frames = frames.with_chunk_mask(self._random_chunk(frames.x.size(1)))
-        return self.blocks(frames, gates, sparsity)
+        with telling_if_long(self, frames.x.size(1)):
+            return self.blocks(frames, gates, sparsity)
 
     def _random_chunk(self, frames: int) -> Chunk | None:
         """ESPnet's dynamic chunk training: a short chunk, or the whole recording."""

@@ -16,6 +16,13 @@ from espnet_omnisparse.recipe.options import (
     decoding_of,
 )
 
+#: Options that name files -> the stage that reads them; no stage writes them.
+READ_LATER = {
+    "lm_config": 6,
+    "pretrained_model": 11,
+    "inference_config": FIRST_PER_SIZE,
+}
+
 
 def check(run: Run) -> None:
     """Finds mistakes before anything is written.
@@ -45,8 +52,7 @@ def check(run: Run) -> None:
         raise UserError(f"--asr_config {config} does not exist.")
     if config and not run.own["subnets"]:
         _check_sizes(run)
-    if first <= FIRST_PER_SIZE <= last:
-        _check_decoding(run)
+    _check_files(run)
     if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
         _check_upload(run)
     if run["speed_perturb_factors"] and first <= 2 <= last and not shutil.which("sox"):
@@ -87,21 +93,29 @@ def _runs(run: Run, stage: int) -> bool:
 
 def _runs_on_gpu(run: Run) -> bool:
     """Whether a training is to run, of the supernet or a language model."""
-    if run["skip_train"] == "true":
+    if run["skip_train"] == "true" or run["download_model"]:
         return False
     return _runs(run, 11) or (run["use_lm"] == "true" and _runs(run, 7))
 
 
-def _check_decoding(run: Run) -> None:
-    """What stage 12 reads that no stage before it writes."""
-    decoding = run.options.get("inference_config") or decoding_of(run)
-    if not Path(decoding).is_file():
-        raise UserError(
-            f"Stage 12 decodes with {decoding}, which does not exist: write it, or "
-            "name another with --inference_config."
-        )
+def _check_files(run: Run) -> None:
+    """What stages read that no stage before them writes."""
+    given = {name: run.options.get(name, "") for name in READ_LATER}
+    given["inference_config"] = run.options.get("inference_config", decoding_of(run))
+    if run["use_lm"] != "true":
+        given["lm_config"] = ""
+    if run["skip_train"] == "true" or run["download_model"]:
+        given["lm_config"] = given["pretrained_model"] = ""
+    for name, stage in READ_LATER.items():
+        # what --init_param takes may name parts behind the file
+        path = given[name].split(":")[0]
+        if path and _runs(run, stage) and not Path(path).is_file():
+            raise UserError(
+                f"Stage {stage} reads {path}, which does not exist: write it, or name "
+                f"another with --{name}."
+            )
     subnets = run.own["subnets"]
-    if subnets and not any(Path(subnets).glob("*.yaml")):
+    if subnets and _runs(run, FIRST_PER_SIZE) and not any(Path(subnets).glob("*.yaml")):
         raise UserError(f"--subnets: {subnets} has no specs (*.yaml) in it.")
 
 

@@ -207,12 +207,15 @@ def _chunk_of(encoder: PrunableEncoder, chunk: Chunk | None) -> Chunk:
         raise UserError(
             "This model cannot stream, since its Conv modules see the future: train it "
             "with encoder_conf.causal: true (of the task asr_transducer: "
-            "main_conf.dynamic_chunk_training: true)."
+            "main_conf.dynamic_chunk_training: true), or recognise segments of up to "
+            "30 s with ESPnet's Speech2Text (docs/streaming.md, Long recordings)."
         )
     chunk = chunk or encoder.chunk
     if chunk is None:
         raise UserError(
             "This model has no chunk of its own: give a chunk to stream with, such as "
-            "--chunk 16 --left 32 of omnisparse stream, or extract a size with one."
+            "--chunk 16 --left 32 of omnisparse stream, extract a size with one, or "
+            "recognise segments of up to 30 s with ESPnet's Speech2Text "
+            "(docs/streaming.md, Long recordings)."
         )
     return chunk

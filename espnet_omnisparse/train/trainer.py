@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from espnet2.iterators.multiple_iter_factory import MultipleIterFactory
 from espnet2.torch_utils.device_funcs import to_device
 from espnet2.train import trainer as stock_trainer
 from espnet2.train.trainer import Trainer
@@ -161,10 +162,19 @@ class TrainedNet:
 
 def _updates_per_epoch(train_iter_factory: Any, options: Any) -> int | None:
     """Optimiser steps in an epoch, if the iterator can tell."""
+    batches = _batches_per_epoch(train_iter_factory)
+    return None if batches is None else batches // options.accum_grad
+
+
+def _batches_per_epoch(train_iter_factory: Any) -> int | None:
+    if isinstance(train_iter_factory, MultipleIterFactory):
+        # of --num_splits_asr: each part is made for as long as it is counted
+        parts = [_batches_per_epoch(made()) for made in train_iter_factory.build_funcs]
+        return None if None in parts else sum(parts)
     batches = getattr(train_iter_factory, "num_iters_per_epoch", None)
     if batches is None and hasattr(train_iter_factory, "sampler"):
         batches = len(train_iter_factory.sampler)
-    return None if batches is None else batches // options.accum_grad
+    return batches
 
 
 def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
