@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_model import (
+from helpers import REPOSITORY
+from test_asr_model import (
     assert_same_gradients,
     gradients,
     rows,
     seed_of_each_division,
     utterance_losses,
 )
-from training_helpers import REPOSITORY
 
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 import soxr
 import torch
-from training_helpers import REPOSITORY
+from helpers import REPOSITORY
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.bench import streaming as bench_streaming

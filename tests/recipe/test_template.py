@@ -7,11 +7,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.recipe import template
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def make_tree(root: Path, mark: str = "") -> Path:

@@ -16,7 +16,8 @@ import pytest
 import soundfile
 import test_librispeech
 import yaml
-from talks import write_talks
+from helpers import REPOSITORY
+from helpers.talks import write_talks
 from test_librispeech import Server, command, contents, refused
 from test_recipe import SIZES, TINY, recipe_environment
 
@@ -25,7 +26,6 @@ from espnet_omnisparse.data.download import Archive
 from espnet_omnisparse.data.tedlium import RELEASE, ensure_release, prepare
 from espnet_omnisparse.recipe import template
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPE = REPOSITORY / "egs2" / "tedlium2" / "asr1"
 DATA = Path(os.environ.get("OMNISPARSE_TEST_DATA", "unset"))
 CHAPTERS = DATA / "LibriSpeech" / "ls8-test"

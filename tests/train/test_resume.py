@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import torch
-from training_helpers import draws, files_below, start, train, write_corpus
+from helpers.training import draws, files_below, start, train, write_corpus
 
 from espnet_omnisparse.core.schedule import Timeline
 from espnet_omnisparse.files import load_tensors, read_yaml, save_tensors

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.recipe import sclite
@@ -220,7 +221,7 @@ def test_it_runs_as_a_command_and_starts_light():
         "import sys, espnet_omnisparse.recipe.sclite;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'espnet2')))"
     )
-    root = Path(__file__).parent.parent
+    root = REPOSITORY
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
     asked = [sys.executable, "-m", "espnet_omnisparse.recipe.sclite"]
     ended = subprocess.run(asked, cwd=root, capture_output=True, text=True)

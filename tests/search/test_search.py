@@ -258,7 +258,7 @@ COMMAND = ["--budgets", "60% 11k", "--population", "3", "--generations", "2"]
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    from training_helpers import write_corpus
+    from helpers.training import write_corpus
 
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
@@ -269,7 +269,7 @@ def experiment(tmp_path, corpus, default_config):
 
     def make(name="exp", conv_norm="layer_norm", **more):
         import torch
-        from training_helpers import CONFIG, changed
+        from helpers.training import CONFIG, changed
 
         from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
         from espnet_omnisparse.extract import experiment as family

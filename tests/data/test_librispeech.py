@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from helpers import REPOSITORY
 
 from espnet_omnisparse.data import librispeech
 from espnet_omnisparse.data.audio_files import check_audio
 from espnet_omnisparse.data.librispeech import Archive, prepare, read_part
 from espnet_omnisparse.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("OMNISPARSE_TEST_DATA", "unset"))
 FORMATS = {
     ".flac": {"format": "FLAC"},

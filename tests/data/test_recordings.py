@@ -15,7 +15,8 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
-from test_librispeech import REPOSITORY, refused, run, write_chapter
+from helpers import REPOSITORY
+from test_librispeech import refused, run, write_chapter
 from test_tedlium import words, write_talk
 
 from espnet_omnisparse.data import librispeech, recordings, tedlium

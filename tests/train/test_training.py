@@ -9,8 +9,8 @@ import pytest
 import soundfile
 import torch
 import yaml
-from training_helpers import (
-    REPOSITORY,
+from helpers import REPOSITORY
+from helpers.training import (
     Corpus,
     Outcome,
     changed,

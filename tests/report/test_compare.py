@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import REPOSITORY
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import write_yaml
@@ -57,7 +58,7 @@ for size in ("small", "full") if tag.startswith("supernet") else ("full",):
 def file(tmp_path, monkeypatch):
     """A comparison of a supernet with the individual model of its small size."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     Path("recipe.py").write_text(RECIPE)
     Path("recipe.py").chmod(0o755)
     Path("README.md").write_text(
@@ -328,7 +329,7 @@ def test_an_order_that_cannot_be_is_refused(dependent, changes, words):
 
 def test_the_comparisons_of_the_recipes_say_whose_results_they_read():
     read = {}
-    recipe = Path(__file__).parents[1] / "egs2/librispeech/asr1"
+    recipe = REPOSITORY / "egs2/librispeech/asr1"
     for path in sorted((recipe / "conf/compare").glob("*.yaml")):
         comparison = Comparison.load(path)
         for name, variant in comparison.variants.items():

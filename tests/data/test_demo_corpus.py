@@ -3,18 +3,16 @@
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from helpers import REPOSITORY
 
 from espnet_omnisparse.data import demo_corpus as synthesis
 from espnet_omnisparse.data.demo_corpus import UTTERANCES, VOICES, WORDS, plan
 from espnet_omnisparse.data.librispeech import prepare
 from espnet_omnisparse.errors import UserError
-
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers import REPOSITORY
 
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec
@@ -18,7 +19,6 @@ from espnet_omnisparse.recipe import run as recipe
 from espnet_omnisparse.recipe import template
 from espnet_omnisparse.recipe.options import OWN_OPTIONS
 
-REPOSITORY = Path(__file__).parents[1]
 SIZES = ("small", "medium", "full")
 STAGE_12 = ("--stage", "12", "--stop_stage", "12")
 UPLOAD = ("--skip_packing", "false", "--skip_upload_hf", "false")

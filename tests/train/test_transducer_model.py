@@ -14,10 +14,10 @@ import torch
 from conftest import FEATURES, TOKENS
 from espnet2.asr_transducer.utils import get_transducer_task_io, make_chunk_mask
 from espnet2.tasks.asr_transducer import ASRTransducerTask
-from test_model import assert_same_gradients, gradients
-from test_transducer import slow_loss
-from training_helpers import TOKENS as LETTERS
-from training_helpers import Process, _context, write_corpus
+from helpers.training import TOKENS as LETTERS
+from helpers.training import Process, _context, write_corpus
+from test_asr_model import assert_same_gradients, gradients
+from test_transducer_asr_model import slow_loss
 
 from espnet_omnisparse import cli, files, launch
 from espnet_omnisparse.bin.asr_transducer_inference import Speech2Text

@@ -16,7 +16,6 @@ import numpy as np
 import soundfile
 import yaml
 
-REPOSITORY = Path(__file__).parents[1]
 TOKENS = ("<blank>", "<unk>", "A", "B", "C", "<sos/eos>")
 TRAIN, VALID = 20, 4
 BATCH_SIZE = 4
