@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY
-from test_recipe import copy_recipe, recipe_environment, refusal
+from helpers.recipes import copy_recipe, recipe_environment, refusal
 
 from espnet_omnisparse import environment
 from espnet_omnisparse.errors import UserError

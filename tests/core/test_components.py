@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from test_conformer import ABSOLUTE, FEATURES, prunable
+from helpers.encoders import ABSOLUTE, FEATURES, prunable
 
 from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.components import (

@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from test_conformer import ABSOLUTE, CONF, FEATURES, VARIANTS, randomize
+from helpers.encoders import ABSOLUTE, CONF, FEATURES, VARIANTS, randomize
 
 from espnet_omnisparse.core import weight_masks as weights
 from espnet_omnisparse.core.components import Masked, run_narrowed

@@ -3,67 +3,37 @@
 import hashlib
 import io
 import os
-import re
-import subprocess
-import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import soundfile
 from helpers import REPOSITORY
+from helpers.corpora import (
+    FORMATS,
+    SPEAKERS,
+    Server,
+    command,
+    contents,
+    prepared,
+    refused,
+    write_audio,
+    write_chapter,
+    write_librispeech,
+)
+from helpers.recipes import PARSE
 
 from espnet_omnisparse.data import librispeech
 from espnet_omnisparse.data.audio_files import check_audio
 from espnet_omnisparse.data.librispeech import Archive, prepare, read_part
-from espnet_omnisparse.errors import UserError
 
 DATA = Path(os.environ.get("OMNISPARSE_TEST_DATA", "unset"))
-FORMATS = {
-    ".flac": {"format": "FLAC"},
-    ".wav": {"format": "WAV"},
-    ".opus": {"format": "OGG", "subtype": "OPUS"},
-}
-SPEAKERS = """; a comment
-;ID  |SEX| SUBSET           |MINUTES| NAME
-7    | F | train-clean-100  | 25.03 | A | B
-12   | M | test-clean       | 8.02  | C
-"""
-
-
-def write_audio(path: Path, seconds: float = 0.5) -> None:
-    samples = np.random.default_rng(0).uniform(-0.5, 0.5, int(16000 * seconds))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, 16000, **FORMATS[path.suffix])
-
-
-def write_chapter(part: Path, reader: int, chapter: int, suffix: str = ".flac") -> Path:
-    """Two utterances; returns the chapter's folder."""
-    folder = part / str(reader) / str(chapter)
-    lines = []
-    for number, words in enumerate(("HELLO THERE", "GOOD BYE")):
-        name = f"{reader}-{chapter}-{number:04d}"
-        write_audio(folder / f"{name}{suffix}")
-        lines.append(f"{name} {words}\n")
-    (folder / f"{reader}-{chapter}.trans.txt").write_text("".join(lines))
-    return folder
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """Parts `one` (readers 7 and 12), `two` (reader 12) and `test-it` (reader 7)."""
-    corpus = tmp_path / "LibriSpeech"
-    write_chapter(corpus / "one", 7, 70, ".flac")
-    write_chapter(corpus / "one", 12, 30, ".wav")
-    write_chapter(corpus / "two", 12, 31, ".opus")
-    write_chapter(corpus / "test-it", 7, 71, ".flac")
-    (corpus / "SPEAKERS.TXT").write_text(SPEAKERS)
-    return corpus
+    return write_librispeech(tmp_path / "LibriSpeech")
 
 
 @pytest.fixture
@@ -72,38 +42,9 @@ def chapter(corpus: Path) -> Path:
     return corpus / "one" / "7" / "70"
 
 
-def run(corpus: Path, data_dir: Path, **options) -> list[Path]:
-    given = {
-        "train_set": "train",
-        "train_parts": ["one", "two"],
-        "valid_set": "dev",
-        "valid_parts": ["test-it"],
-        "test_parts": ["test-it"],
-    }
-    return prepare(corpus, data_dir, **{**given, **options})
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): path.read_text()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def refused(call: Callable[[], object], *expected: str) -> None:
-    """The call raises one sentence that holds the expected texts."""
-    with pytest.raises(UserError) as caught:
-        call()
-    sentence = str(caught.value)
-    assert sentence.endswith(".") and "\n" not in sentence
-    for text in expected:
-        assert text in sentence
-
-
 class TestFolders:
     def test_contents(self, corpus, tmp_path):
-        written = run(corpus, tmp_path / "data")
+        written = prepared(corpus, tmp_path / "data")
         names = [path.name for path in written]
         assert names == ["one", "two", "test_it", "train", "dev"]
         train = tmp_path / "data" / "train"
@@ -126,37 +67,37 @@ class TestFolders:
             assert soundfile.info(path).duration == pytest.approx(0.5)
 
     def test_twice_is_the_same(self, corpus, tmp_path):
-        run(corpus, tmp_path / "data")
+        prepared(corpus, tmp_path / "data")
         first = contents(tmp_path / "data")
-        run(corpus, tmp_path / "data")
+        prepared(corpus, tmp_path / "data")
         assert contents(tmp_path / "data") == first
 
     def test_parent_of_the_corpus_is_accepted(self, corpus, tmp_path):
-        run(corpus, tmp_path / "a")
-        run(corpus.parent, tmp_path / "b")
+        prepared(corpus, tmp_path / "a")
+        prepared(corpus.parent, tmp_path / "b")
         assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
     def test_no_sex_known(self, corpus, tmp_path, capsys):
         (corpus / "SPEAKERS.TXT").unlink()
-        run(corpus, tmp_path / "data")
+        prepared(corpus, tmp_path / "data")
         assert not (tmp_path / "data" / "train" / "spk2gender").exists()
         assert "spk2gender" in capsys.readouterr().err
 
     def test_training_alone(self, corpus, tmp_path):
-        written = run(corpus, tmp_path / "data", valid_parts=[], test_parts=[])
+        written = prepared(corpus, tmp_path / "data", valid_parts=[], test_parts=[])
         assert [path.name for path in written] == ["one", "two", "train"]
 
     def test_a_mistake_leaves_the_folders_alone(self, corpus, tmp_path):
-        run(corpus, tmp_path / "data")
+        prepared(corpus, tmp_path / "data")
         before = contents(tmp_path / "data")
         write_chapter(corpus / "one", 7, 99)
         (corpus / "test-it" / "7" / "71" / "7-71.trans.txt").unlink()
-        refused(lambda: run(corpus, tmp_path / "data"), "7-71.trans.txt")
+        refused(lambda: prepared(corpus, tmp_path / "data"), "7-71.trans.txt")
         assert contents(tmp_path / "data") == before
 
     def test_a_mistake_writes_nothing(self, corpus, tmp_path):
         (corpus / "test-it" / "7" / "71" / "7-71.trans.txt").unlink()
-        refused(lambda: run(corpus, tmp_path / "data"), "7-71.trans.txt")
+        refused(lambda: prepared(corpus, tmp_path / "data"), "7-71.trans.txt")
         assert not (tmp_path / "data").exists()
 
 
@@ -198,7 +139,7 @@ class TestMistakes:
 
     def test_id_twice_in_two_parts(self, corpus, tmp_path):
         write_chapter(corpus / "two", 7, 70)
-        refused(lambda: run(corpus, tmp_path / "data"), "7-70-0000 occurs twice")
+        refused(lambda: prepared(corpus, tmp_path / "data"), "7-70-0000 occurs twice")
 
     def test_part_without_utterances(self, corpus):
         (corpus / "none").mkdir()
@@ -206,21 +147,23 @@ class TestMistakes:
 
     def test_unknown_part(self, corpus, tmp_path):
         refused(
-            lambda: run(corpus, tmp_path / "data", test_parts=["tset-it"]),
+            lambda: prepared(corpus, tmp_path / "data", test_parts=["tset-it"]),
             "tset-it cannot be found in",
             "holds one, test-it, two",
         )
 
     def test_no_part(self, corpus, tmp_path):
         refused(
-            lambda: run(
+            lambda: prepared(
                 corpus, tmp_path / "d", train_parts=[], valid_parts=[], test_parts=[]
             ),
             "No part",
         )
 
     def test_set_named_as_another_part(self, corpus, tmp_path):
-        refused(lambda: run(corpus, tmp_path / "d", train_set="test_it"), "test_it")
+        refused(
+            lambda: prepared(corpus, tmp_path / "d", train_set="test_it"), "test_it"
+        )
 
 
 class TestAudio:
@@ -259,44 +202,7 @@ class TestAudio:
 
     def test_broken_file_is_named(self, corpus, chapter, tmp_path):
         (chapter / "7-70-0001.flac").write_bytes(b"")
-        refused(lambda: run(corpus, tmp_path / "d"), "7-70-0001.flac is empty")
-
-
-@dataclass
-class Server:
-    """Serves one archive; may break each connection after some bytes."""
-
-    body: bytes
-    break_after: int | None = None
-    honour_range: bool = True
-    ranges: list[str | None] = field(default_factory=list)
-    url: str = ""
-
-    def start(self) -> ThreadingHTTPServer:
-        state = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self):
-                wanted = self.headers["Range"]
-                state.ranges.append(wanted)
-                start = 0
-                if wanted and state.honour_range:
-                    start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
-                self.send_response(206 if start else 200)
-                self.send_header("Content-Length", str(len(state.body) - start))
-                self.end_headers()
-                stop = len(state.body)
-                if state.break_after is not None:
-                    stop = start + state.break_after
-                self.wfile.write(state.body[start:stop])
-
-            def log_message(self, *arguments):
-                pass
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{server.server_port}/resources/12"
-        return server
+        refused(lambda: prepared(corpus, tmp_path / "d"), "7-70-0001.flac is empty")
 
 
 @pytest.fixture
@@ -408,29 +314,9 @@ class TestDownload:
         assert not corpus.exists()
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        arguments,
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(REPOSITORY),
-        },
-    )
-
-
 class TestDataSh:
     """The stage that asr.sh calls, with stand-ins for ESPnet's two shell scripts."""
 
-    PARSE = """
-    while [ $# -gt 1 ] && [[ "$1" == --* ]]; do
-        name=${1#--}; printf -v "${name//-/_}" %s "$2"; shift 2
-    done
-    """
     OPTIONS = "--train_set train --train_parts one,two --valid_parts test-it".split()
 
     @pytest.fixture
@@ -440,7 +326,7 @@ class TestDataSh:
         (recipe / "utils").mkdir()
         stage = REPOSITORY / "egs2/librispeech/asr1/local/data.sh"
         (recipe / "local" / "data.sh").symlink_to(stage)
-        (recipe / "utils" / "parse_options.sh").write_text(self.PARSE)
+        (recipe / "utils" / "parse_options.sh").write_text(PARSE)
         validate = recipe / "utils" / "validate_data_dir.sh"
         validate.write_text('#!/usr/bin/env bash\necho "validated $*"\n')
         validate.chmod(0o755)

@@ -9,24 +9,39 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-import test_librispeech
-import test_tedlium
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from helpers import REPOSITORY
-from test_librispeech import refused, run, write_chapter
-from test_tedlium import words, write_talk
+from helpers.corpora import (
+    prepared,
+    refused,
+    words,
+    write_audio,
+    write_chapter,
+    write_librispeech,
+    write_talk,
+    write_tedlium,
+)
+from helpers.recipes import PARSE
 
 from espnet_omnisparse.data import librispeech, recordings, tedlium
 from espnet_omnisparse.data.recordings import AudioRules
 from espnet_omnisparse.recipe import run as recipe
 
-corpus = test_librispeech.corpus
-release = test_tedlium.corpus
 LEAVE_OUT = AudioRules(leave_out=True)
 CONVERT = AudioRules(convert=True)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_librispeech(tmp_path / "LibriSpeech")
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    return write_tedlium(tmp_path / tedlium.RELEASE)
 
 
 @pytest.fixture
@@ -72,9 +87,11 @@ def test_what_does_not_fit_is_refused_or_left_out(
     corpus, tmp_path, rewrite, capsys, unfit, sentence
 ):
     path = rewrite(**unfit)
-    refused(lambda: run(corpus, tmp_path / "d"), f"{path} ", sentence, "--leave_out")
+    refused(
+        lambda: prepared(corpus, tmp_path / "d"), f"{path} ", sentence, "--leave_out"
+    )
     assert not (tmp_path / "d").exists()
-    run(corpus, tmp_path / "d", rules=LEAVE_OUT)
+    prepared(corpus, tmp_path / "d", rules=LEAVE_OUT)
     assert names(tmp_path / "d" / "one") == ["12-30-0001", "7-70-0000", "7-70-0001"]
     assert "left out of 8: 1, which has " in capsys.readouterr().err
 
@@ -89,7 +106,7 @@ def test_all_is_told_at_once(corpus, tmp_path, rewrite):
             path.write_bytes(b"")
     (corpus / "one" / "7" / "70" / "7-70-0001.flac").write_bytes(b"no audio at all")
     refused(
-        lambda: run(corpus, tmp_path / "d", test_parts=["test-it"]),
+        lambda: prepared(corpus, tmp_path / "d", test_parts=["test-it"]),
         "Of 18 recordings 11 cannot be used",
         "8, each of which is empty",
         "7-70-0000.flac",
@@ -103,7 +120,7 @@ def test_all_is_told_at_once(corpus, tmp_path, rewrite):
 def test_another_rate_and_channels_are_converted(corpus, tmp_path, rewrite):
     other = noise(44100, 2)
     rewrite(other, 44100, subtype="PCM_24")
-    run(corpus, tmp_path / "d", rules=CONVERT)
+    prepared(corpus, tmp_path / "d", rules=CONVERT)
     scp = dict(
         line.split() for line in (tmp_path / "d/one/wav.scp").read_text().splitlines()
     )
@@ -119,17 +136,17 @@ def test_another_rate_and_channels_are_converted(corpus, tmp_path, rewrite):
 
 def test_the_rate_is_that_of_the_option(corpus, tmp_path, rewrite):
     rewrite(noise(8000), 8000)
-    run(corpus, tmp_path / "d", rules=AudioRules(rate=8000, convert=True))
+    prepared(corpus, tmp_path / "d", rules=AudioRules(rate=8000, convert=True))
     for line in (tmp_path / "d" / "one" / "wav.scp").read_text().splitlines():
         assert soundfile.info(line.split()[1]).samplerate == 8000
     most = AudioRules(rate=None)
-    refused(lambda: run(corpus, tmp_path / "d", rules=most), "8000 Hz, not 16000")
+    refused(lambda: prepared(corpus, tmp_path / "d", rules=most), "8000 Hz, not 16000")
 
 
 def test_espnets_own_resampler_is_left_to_work(corpus, tmp_path, rewrite, monkeypatch):
     rewrite(noise(8000), 8000)
     monkeypatch.setattr(recordings, "find_spec", lambda name: name == "resampy" or None)
-    run(corpus, tmp_path / "d")
+    prepared(corpus, tmp_path / "d")
     assert not (tmp_path / "d" / "converted").exists()
 
 
@@ -142,7 +159,7 @@ def test_a_corpus_of_two_channels_is_taken(tmp_path):
 
 def test_samples_a_little_beyond_full_scale_are_told(corpus, tmp_path, rewrite, capsys):
     rewrite(with_sample(-1.5), subtype="FLOAT")
-    run(corpus, tmp_path / "d")
+    prepared(corpus, tmp_path / "d")
     assert "1 recordings exceed full scale, and ESPnet clips" in capsys.readouterr().err
 
 
@@ -163,17 +180,17 @@ def test_the_shortest_is_what_espnet_decodes():
 @pytest.mark.parametrize("seconds", [0.01, 0.02, 0.059])
 def test_a_test_recording_too_short_to_be_decoded(corpus, tmp_path, seconds):
     path = corpus / "test-it" / "7" / "71" / "7-71-0001.flac"
-    test_librispeech.write_audio(path, seconds)
+    write_audio(path, seconds)
     refused(
-        lambda: run(corpus, tmp_path / "d"),
+        lambda: prepared(corpus, tmp_path / "d"),
         f"{path} is {seconds:.3f} s long, too short to be decoded",
         "--use_streaming true",
     )
-    run(corpus, tmp_path / "d", test_parts=["two"])  # ESPnet's stage 4 drops it
+    prepared(corpus, tmp_path / "d", test_parts=["two"])  # ESPnet's stage 4 drops it
     assert names(tmp_path / "d" / "dev") == ["7-71-0000", "7-71-0001"]
-    run(corpus, tmp_path / "d", rules=AudioRules(shortest=0.0))
+    prepared(corpus, tmp_path / "d", rules=AudioRules(shortest=0.0))
     assert len(names(tmp_path / "d" / "test_it")) == 2
-    run(corpus, tmp_path / "d", rules=LEAVE_OUT)
+    prepared(corpus, tmp_path / "d", rules=LEAVE_OUT)
     assert names(tmp_path / "d" / "test_it") == ["7-71-0000"]
 
 
@@ -181,7 +198,8 @@ def test_a_part_that_would_be_empty_is_refused(corpus, tmp_path):
     for path in (corpus / "two").rglob("*.opus"):
         path.write_bytes(b"")
     refused(
-        lambda: run(corpus, tmp_path / "d", rules=LEAVE_OUT), "two has no recording"
+        lambda: prepared(corpus, tmp_path / "d", rules=LEAVE_OUT),
+        "two has no recording",
     )
 
 
@@ -250,8 +268,7 @@ def test_stage_1_is_told_how_audio_is_used(
     (tmp_path / "python3").write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
     (tmp_path / "python3").chmod(0o755)
     (tmp_path / "utils").mkdir()
-    parse = test_librispeech.TestDataSh.PARSE
-    (tmp_path / "utils" / "parse_options.sh").write_text(parse)
+    (tmp_path / "utils" / "parse_options.sh").write_text(PARSE)
     done = subprocess.run(
         [REPOSITORY / "egs2" / name / "asr1" / "local" / "data.sh"],
         cwd=tmp_path,

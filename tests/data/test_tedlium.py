@@ -14,12 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import test_librispeech
 import yaml
 from helpers import REPOSITORY
+from helpers.corpora import (
+    Server,
+    command,
+    contents,
+    refused,
+    table,
+    words,
+    write_sphere,
+    write_talk,
+    write_tedlium,
+)
+from helpers.recipes import PARSE, SIZES, TINY, recipe_environment
 from helpers.talks import write_talks
-from test_librispeech import Server, command, contents, refused
-from test_recipe import SIZES, TINY, recipe_environment
 
 from espnet_omnisparse.data.audio_files import check_audio
 from espnet_omnisparse.data.download import Archive
@@ -31,33 +40,12 @@ DATA = Path(os.environ.get("OMNISPARSE_TEST_DATA", "unset"))
 CHAPTERS = DATA / "LibriSpeech" / "ls8-test"
 STOCK = Path(os.environ.get("ESPNET_ROOT", "unset"))
 STOCK_LOCAL = STOCK / "egs2" / "tedlium2" / "asr1" / "local"
-PARSE = test_librispeech.TestDataSh.PARSE
 IGNORED = "ignore_time_segment_in_scoring"
-
-
-def write_sphere(path: Path, seconds: float) -> np.ndarray:
-    samples = np.random.default_rng(0).integers(-9999, 9999, int(16000 * seconds))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = samples.astype(np.int16)
-    soundfile.write(path, samples, 16000, format="NIST", subtype="PCM_16")
-    return samples
-
-
-def write_talk(split: Path, talk: str, *lines: str, seconds: float = 12) -> None:
-    """A talk whose lines are given from their times on: `1.00 2.00 <label> words`."""
-    write_sphere(split / "sph" / f"{talk}.sph", seconds)
-    stm = split / "stm" / f"{talk}.stm"
-    stm.parent.mkdir(exist_ok=True)
-    stm.write_text("".join(f"{talk} 1 {talk} {line}\n" for line in lines))
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    corpus = tmp_path / RELEASE
-    write_talk(corpus / "train", "Ann_2001", "1.00 2.00 <o,f0,female> hello there")
-    write_talk(corpus / "dev", "Bob_2002", "1.00 2.00 <F0_M> good morning")
-    write_talk(corpus / "test", "Cid_2003", "1.00 2.00 <o,f0,male> good bye")
-    return corpus
+    return write_tedlium(tmp_path / RELEASE)
 
 
 @pytest.fixture
@@ -79,17 +67,6 @@ def made(corpus: Path, tmp_path: Path):
         return tmp_path / "data" / split
 
     return make
-
-
-def table(path: Path) -> dict[str, str]:
-    """A Kaldi table; it is sorted in C order."""
-    rows = dict(line.split(" ", 1) for line in path.read_text().splitlines())
-    assert list(rows) == sorted(rows)
-    return rows
-
-
-def words(folder: Path) -> list[str]:
-    return list(table(folder / "text").values())
 
 
 def times(folder: Path) -> list[tuple[float, float]]:

@@ -12,7 +12,7 @@ import soundfile
 import torch
 import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from test_conformer import ABSOLUTE
+from helpers.encoders import ABSOLUTE
 
 from espnet_omnisparse import files
 from espnet_omnisparse.core.layout import ASR_LAYOUT, space_of

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -223,6 +224,30 @@ def start(
 def train(command: Sequence[str], log: Path, **options: Any) -> Outcome:
     """Runs a training in a process of its own, to its end."""
     return start(command, log, **options).wait()
+
+
+def two_processes(command: list[str], folder: Path) -> list[Outcome]:
+    """Runs a training in two processes that share its batches, to their end."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    workers = [
+        start(
+            command,
+            folder / f"rank{rank}",
+            print_draws=True,
+            environment={
+                "WORLD_SIZE": "2",
+                "RANK": str(rank),
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+            },
+        )
+        for rank in (0, 1)
+    ]
+    outcomes = [worker.wait() for worker in workers]
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    return outcomes
 
 
 def _train(

@@ -1,6 +1,5 @@
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from helpers import REPOSITORY
+from helpers.recipes import SIZES, TINY, copy_recipe, recipe_environment, refusal, run
 
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec
@@ -19,64 +18,13 @@ from espnet_omnisparse.recipe import run as recipe
 from espnet_omnisparse.recipe import template
 from espnet_omnisparse.recipe.options import OWN_OPTIONS
 
-SIZES = ("small", "medium", "full")
 STAGE_12 = ("--stage", "12", "--stop_stage", "12")
 UPLOAD = ("--skip_packing", "false", "--skip_upload_hf", "false")
-
-
-def copy_recipe(folder: Path) -> Path:
-    """The LibriSpeech recipe, without what runs have left in a checkout."""
-    asr1 = folder / "egs2" / "librispeech" / "asr1"
-    source = REPOSITORY / "egs2" / "librispeech" / "asr1"
-    asr1.mkdir(parents=True)
-    shutil.copytree(REPOSITORY / "conf", folder / "conf")
-    shutil.copytree(source / "conf", asr1 / "conf", symlinks=True)
-    (asr1 / "local").mkdir()
-    shutil.copy(source / "local" / "data.sh", asr1 / "local")
-    shutil.copy(source / "run.sh", asr1)
-    return asr1
 
 
 @pytest.fixture
 def asr1(tmp_path):
     return copy_recipe(tmp_path / "work")
-
-
-def recipe_environment(folder: Path, **variables: str) -> dict[str, str]:
-    """This Python and package, no network, nobody's git settings."""
-    home = folder.with_name("home")
-    home.mkdir(exist_ok=True)
-    dead = "http://127.0.0.1:9"
-    proxies = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    return {
-        **kept,
-        **dict.fromkeys(proxies, dead),
-        "no_proxy": "",
-        "HF_HUB_OFFLINE": "1",
-        "ESPNET_ROOT": str(template.locate()),
-        "HOME": str(home),
-        "XDG_CONFIG_HOME": str(home),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "VENV": str(folder / "none"),
-        **variables,
-    }
-
-
-def run(asr1: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["./run.sh", *options],
-        cwd=asr1,
-        env=recipe_environment(asr1.parents[2], **variables),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 STREAMING = ("--use_streaming", "true")
@@ -112,18 +60,6 @@ def test_sizes_of_either_task_are_decoded_as_streams(
     options = dict(zip(options[::2], options[1::2], strict=True))
     assert script == "./asr.sh" and options["--inference_config"] == config
     assert options.get("--inference_args") == arguments
-
-
-def refusal(asr1: Path, *options: str, **variables: str) -> str:
-    """The one sentence with which run.sh refuses, having written nothing."""
-    work = asr1.parents[2]
-    before = sorted(work.rglob("*"))
-    done = run(asr1, *options, **variables)
-    assert done.returncode == 1, done.stdout
-    lines = [line for line in done.stdout.splitlines() if "Flash Attention" not in line]
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stdout
-    assert sorted(work.rglob("*")) == before
-    return lines[0]
 
 
 # --- options -----------------------------------------------------------------------
@@ -367,41 +303,6 @@ def test_sizes_before_training_get_one_sentence(asr1):
 
 # --- the whole recipe --------------------------------------------------------------
 
-TINY = {
-    "batch_type": "numel",
-    "batch_bins": 800000,
-    "num_workers": 0,
-    "max_epoch": 2,
-    "seed": 1,
-    "keep_nbest_models": 1,
-    "best_model_criterion": [["valid", "loss_sizes", "min"]],
-    "num_att_plot": 0,
-    "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160},
-    "encoder": "layer_prunable_conformer",
-    "encoder_conf": {
-        "output_size": 16,
-        "attention_heads": 2,
-        "linear_units": 32,
-        "num_blocks": 2,
-        "rel_pos_type": "latest",
-        "cnn_module_kernel": 7,
-        "conv_norm": "batch_norm",
-    },
-    "model": "omni",
-    "model_conf": {
-        "ctc_weight": 1.0,
-        "supernet": {
-            "method": "simple_topk",
-            "sizes": {"small": 3, "medium": 5},
-            "step1": 0.4,
-            "score_lr": 0.1,
-        },
-    },
-    "optim": "adamw",
-    "optim_conf": {"lr": 0.002},
-    "scheduler": "warmuplr",
-    "scheduler_conf": {"warmup_steps": 5},
-}
 OPTIONS = (
     *("--ngpu", "0", "--nj", "1", "--inference_nj", "1", "--token_type", "char"),
     *("--speed_perturb_factors", "", "--audio_format", "wav", "--lang", "demo"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY
+from helpers.recipes import run_sclite
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.recipe import sclite
@@ -27,15 +28,6 @@ def real_sclite() -> str | None:
 
 
 REAL = real_sclite()
-
-
-def run(folder: Path, reference: str, hypothesis: str, *options: str) -> None:
-    """Writes the two files and scores them as a recipe does."""
-    paths = folder / "ref.trn", folder / "hyp.trn"
-    for path, text in zip(paths, (reference, hypothesis), strict=True):
-        path.write_text(text, encoding="utf-8")
-    files = ["-r", str(paths[0]), "trn", "-h", str(paths[1]), "trn"]
-    sclite.main([*options, *files, "-i", "rm", "-o", "all", "stdout"])
 
 
 def table_row(report: str, name: str) -> list[str]:
@@ -80,7 +72,7 @@ def test_align_keeps_the_words_of_each_step():
 
 
 def test_table_of_a_small_case(tmp_path, capsys):
-    run(
+    run_sclite(
         tmp_path,
         "the cat sat\t(s1-u1)\non the mat\t(s1-u2)\nhello\t(s2-u3)\n",
         "hello you\t(s2-u3)\nthe cat sat\t(s1-u1)\nin mat\t(s1-u2)\n",
@@ -111,7 +103,9 @@ def test_halves_are_rounded_up():
 
 
 def test_listing_shows_the_errors(tmp_path, capsys):
-    run(tmp_path, "one two three (s-1)\n(s-2)\n", "one too three four (s-1)\n(s-2)\n")
+    run_sclite(
+        tmp_path, "one two three (s-1)\n(s-2)\n", "one too three four (s-1)\n(s-2)\n"
+    )
     listing = capsys.readouterr().out
     assert (
         "id: (s-1)\n"
@@ -124,30 +118,30 @@ def test_listing_shows_the_errors(tmp_path, capsys):
 
 
 def test_insertions_into_nothing_count_as_errors(tmp_path, capsys):
-    run(tmp_path, "(s-1)\na (t-1)\n", "x y (s-1)\na (t-1)\n")
+    run_sclite(tmp_path, "(s-1)\na (t-1)\n", "x y (s-1)\na (t-1)\n")
     report = capsys.readouterr().out
     assert table_row(report, "Sum/Avg")[2:] == "100.0 0.0 0.0 200.0 200.0 50.0".split()
 
 
 def test_case_is_folded_unless_asked_for(tmp_path, capsys):
     texts = "Hello WORLD (S-1)\n", "hello World (S-1)\n"
-    run(tmp_path, *texts)
+    run_sclite(tmp_path, *texts)
     folded = capsys.readouterr().out
     assert table_row(folded, "Sum/Avg")[2:4] == ["100.0", "0.0"]
-    run(tmp_path, *texts, "-s")
+    run_sclite(tmp_path, *texts, "-s")
     kept = capsys.readouterr().out
     assert table_row(kept, "Sum/Avg")[2:4] == ["0.0", "100.0"]
     assert "REF:  Hello WORLD \n" in kept
 
 
 def test_text_beyond_ascii_passes_through(tmp_path, capsys):
-    run(tmp_path, "caf\u00e9 \u4e2d (s-1)\n", "caf\u00e9 \u56fd (s-1)\n")
+    run_sclite(tmp_path, "caf\u00e9 \u4e2d (s-1)\n", "caf\u00e9 \u56fd (s-1)\n")
     listing = capsys.readouterr().out
     assert "Scores: (#C #S #D #I) 1 1 0 0\nREF:  caf\u00e9 \u4e2d \n" in listing
 
 
 def test_comments_blank_lines_and_marks_are_skipped(tmp_path, capsys):
-    run(tmp_path, ";; a remark\n\na @ b;note (s-1)\n", "a b (s-1)\n")
+    run_sclite(tmp_path, ";; a remark\n\na @ b;note (s-1)\n", "a b (s-1)\n")
     assert table_row(capsys.readouterr().out, "Sum/Avg")[:3] == ["1", "2", "100.0"]
 
 
@@ -161,7 +155,7 @@ def test_only_the_summary_when_asked(tmp_path, capsys):
 
 
 def test_an_utterance_without_hypothesis_is_warned_of(tmp_path, capsys):
-    run(tmp_path, "a (s-1)\nb (s-2)\n", "a (s-1)\n")
+    run_sclite(tmp_path, "a (s-1)\nb (s-2)\n", "a (s-1)\n")
     shown = capsys.readouterr()
     assert table_row(shown.out, "Sum/Avg")[:2] == ["1", "1"]
     assert shown.err == (
@@ -183,7 +177,7 @@ def test_unfit_files_end_in_a_sentence(
     tmp_path, capsys, reference, hypothesis, sentence
 ):
     with pytest.raises(SystemExit) as stop:
-        run(tmp_path, reference, hypothesis)
+        run_sclite(tmp_path, reference, hypothesis)
     shown = capsys.readouterr()
     assert stop.value.code == 1
     assert shown.out == ""

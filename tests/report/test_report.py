@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers.recipes import run_sclite
 from matplotlib import image
-from test_sclite import run as run_sclite
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.core.mask import Pattern

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import REPOSITORY
-from test_asr_model import (
+from helpers.gradients import (
     assert_same_gradients,
     gradients,
     rows,

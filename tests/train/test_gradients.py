@@ -3,8 +3,8 @@ import weakref
 
 import pytest
 import torch
-from test_asr_model import assert_same_gradients, gradients
-from test_transducer_model import build, transducer_config
+from helpers.gradients import assert_same_gradients, gradients
+from helpers.transducers import build, transducer_config
 
 from espnet_omnisparse.train import update
 from espnet_omnisparse.train.gradients import GradientAccumulator

@@ -1,6 +1,4 @@
 import hashlib
-import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +8,20 @@ import soundfile
 import torch
 import yaml
 from helpers import REPOSITORY
+from helpers.trained import (
+    assert_same_tensors,
+    assert_same_training,
+    history,
+    load,
+    subnets,
+)
 from helpers.training import (
     Corpus,
-    Outcome,
     changed,
     draws,
     files_below,
-    start,
     train,
+    two_processes,
     write_corpus,
 )
 
@@ -194,46 +198,6 @@ def child_environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "OMP_NUM_THREADS": "1",
     }
-
-
-def load(path: Path) -> dict:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def assert_same_tensors(found: dict, expected: dict) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(found[name], tensor), name
-
-
-def history(exp: Path) -> list[dict]:
-    lines = [json.loads(x) for x in (exp / "selection_log.jsonl").open()]
-    for line in lines:
-        del line["train_seconds"]
-    return lines
-
-
-def subnets(exp: Path) -> dict[str, str]:
-    return {p.name: p.read_text() for p in sorted((exp / "subnets").iterdir())}
-
-
-def assert_same_training(found: Path, expected: Path, dense: bool = True) -> None:
-    """Weights, scores, selection, optimiser and averages are the same, bit by bit."""
-    assert_same_tensors(load(found / "4epoch.pth"), load(expected / "4epoch.pth"))
-    average = "valid.loss_sizes.ave.pth"
-    assert_same_tensors(load(found / average), load(expected / average))
-    assert history(found) == history(expected)
-    assert subnets(found) == subnets(expected)
-    sizes = {"small.yaml", "medium.yaml"} | ({"full.yaml"} if dense else set())
-    assert set(subnets(found)) == sizes
-    ours = load(found / "checkpoint.pth")
-    theirs = load(expected / "checkpoint.pth")
-    assert_same_tensors(ours["model"], theirs["model"])
-    assert ours["schedulers"] == theirs["schedulers"]
-    for one, other in zip(ours["optimizers"], theirs["optimizers"], strict=True):
-        assert one["param_groups"] == other["param_groups"]
-        for index, state in other["state"].items():
-            assert_same_tensors(one["state"][index], state)
 
 
 # --- interrupted trainings ---------------------------------------------------------
@@ -445,29 +409,6 @@ SAME_ON_BOTH = {
     "optim": "sgd",
     "optim_conf": {"lr": 0.3},
 }
-
-
-def two_processes(command: list[str], folder: Path) -> list[Outcome]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    workers = [
-        start(
-            command,
-            folder / f"rank{rank}",
-            print_draws=True,
-            environment={
-                "WORLD_SIZE": "2",
-                "RANK": str(rank),
-                "MASTER_ADDR": "localhost",
-                "MASTER_PORT": port,
-            },
-        )
-        for rank in (0, 1)
-    ]
-    outcomes = [worker.wait() for worker in workers]
-    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
-    return outcomes
 
 
 def test_two_processes_train_as_one_does_and_draw_the_same_subnets(corpus, tmp_path):

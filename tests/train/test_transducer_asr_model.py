@@ -14,6 +14,7 @@ from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr_transducer.joint_network import JointNetwork
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask, model_choices
+from helpers.transducers import forward_algorithm, slow_loss
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import collapse, lattice_loss
@@ -36,21 +37,6 @@ ENCODER = {
 JOINT = {"joint_space_size": 16}
 
 
-def forward_algorithm(log_probs, labels, blank):
-    """-log P(labels) of one utterance `[T, U + 1, V]`, node after node."""
-    frames, states, _ = log_probs.shape
-    alpha = {(0, 0): log_probs.new_zeros(())}
-    for t, u in itertools.product(range(frames), range(states)):
-        ways = []
-        if t > 0:
-            ways.append(alpha[t - 1, u] + log_probs[t - 1, u, blank])
-        if u > 0:
-            ways.append(alpha[t, u - 1] + log_probs[t, u - 1, labels[u - 1]])
-        if ways:
-            alpha[t, u] = torch.logsumexp(torch.stack(ways), 0)
-    return -(alpha[frames - 1, states - 1] + log_probs[-1, -1, blank])
-
-
 def all_alignments(log_probs, labels, blank):
     """The same by adding up the probability of every alignment."""
     frames, states, _ = log_probs.shape
@@ -68,16 +54,6 @@ def all_alignments(log_probs, labels, blank):
                 t += 1
         total += path * log_probs[t, u, blank].exp().item()
     return -torch.tensor(total, dtype=torch.float64).log()
-
-
-def slow_loss(joint, labels, t_len, u_len, blank):
-    losses = [
-        forward_algorithm(
-            joint[b, :t, : u + 1].double().log_softmax(-1), labels[b, :u], blank
-        )
-        for b, (t, u) in enumerate(zip(t_len.tolist(), u_len.tolist(), strict=True))
-    ]
-    return sum(losses) / len(losses)
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 import argparse
 import copy
 import dataclasses
-import functools
 import os
 import subprocess
 import sys
@@ -14,12 +13,21 @@ import torch
 from conftest import FEATURES, TOKENS
 from espnet2.asr_transducer.utils import get_transducer_task_io, make_chunk_mask
 from espnet2.tasks.asr_transducer import ASRTransducerTask
-from helpers.training import TOKENS as LETTERS
-from helpers.training import Process, _context, write_corpus
-from test_asr_model import assert_same_gradients, gradients
-from test_transducer_asr_model import slow_loss
+from helpers.gradients import assert_same_gradients, gradients
+from helpers.training import train, write_corpus
+from helpers.transducers import (
+    AUDIO,
+    BLOCK,
+    STREAMING,
+    SUPERNET,
+    TRAINING,
+    build,
+    shaken,
+    slow_loss,
+    transducer_config,
+)
 
-from espnet_omnisparse import cli, files, launch
+from espnet_omnisparse import cli, files
 from espnet_omnisparse.bin.asr_transducer_inference import Speech2Text
 from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.chunk import Chunk
@@ -41,79 +49,7 @@ from espnet_omnisparse.train.transducer_model import (
     TransducerModel,
 )
 
-BLOCK = {
-    "block_type": "conformer",
-    "hidden_size": 16,
-    "linear_size": 32,
-    "heads": 2,
-    "conv_mod_kernel_size": 5,
-}
-STREAMING = {"dynamic_chunk_training": True}
 SPARSITY = {"final": 0.8, "ramp": 2, "sandwich": ["dense", "sparsest", "random"]}
-SUPERNET = {"method": "simple_topk", "sizes": {"small": 4, "medium": 8}}
-# waveforms instead of features
-AUDIO = {
-    "input_size": None,
-    "frontend": "default",
-    "frontend_conf": {"n_fft": 512, "hop_length": 160, "n_mels": FEATURES},
-    "token_type": "char",
-}
-
-
-@functools.cache
-def defaults():
-    return vars(OmniASRTransducerTask.get_parser().parse_args(["--output_dir", "x"]))
-
-
-def transducer_config(supernet=None, blocks=3, main=None, encoder=None, **model_conf):
-    """The configuration of a small transducer, streaming and masked by default.
-
-    Without `supernet` it is that of a plain net.
-    """
-    config = {
-        **defaults(),
-        "token_list": TOKENS,
-        "input_size": FEATURES,
-        "frontend": None,
-        "specaug": None,
-        "normalize": None,
-        "encoder_conf": {
-            "body_conf": [{**BLOCK, "num_blocks": blocks}],
-            "input_conf": {"vgg_like": False},
-            "main_conf": STREAMING if main is None else main,
-            "pattern": "8x1",
-            **(encoder or {}),
-        },
-        "decoder": "rnn",
-        "decoder_conf": {"embed_size": 8, "hidden_size": 8},
-        "joint_network_conf": {"joint_space_size": 8},
-        "model_conf": dict(model_conf),
-    }
-    if supernet is not None:
-        config["model_conf"]["supernet"] = supernet
-    return copy.deepcopy(config)
-
-
-def shaken(model):
-    """Nothing is left at its neutral initial value."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.BatchNorm1d):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 1.5)
-    return model.eval()
-
-
-def build(config, run_length=100, update=60):
-    torch.manual_seed(0)
-    model = shaken(family.build(config))
-    if isinstance(model, OmniTransducerModel):
-        model.supernet.set_run_length(run_length)
-        model.supernet.update = update
-    return model
 
 
 def stock_config(config):
@@ -690,39 +626,11 @@ def test_never_are_the_joint_outputs_of_two_subnets_alive(
 
 MAES = {"search_type": "maes"}
 LIVE = {"size": 16, "left": 8}  # 640 ms, and less than decoding looks back
-TRAINING = {
-    "ngpu": 0,
-    "num_workers": 0,
-    "batch_type": "sorted",
-    "batch_size": 4,
-    "max_epoch": 2,
-    "seed": 3,
-    "token_list": list(LETTERS),
-    "num_att_plot": 0,
-    "use_matplotlib": False,
-    "use_tensorboard": False,
-    "keep_nbest_models": 10,
-    "optim": "adamw",
-    "optim_conf": {"lr": 0.01},
-    "normalize": None,
-}
-
-
-def _launch(arguments, log):
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    torch.set_num_threads(1)
-    launch.main(arguments)
 
 
 def launched(arguments, log):
     """What `python -m espnet_omnisparse.launch` does, in a process of its own."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the server that forks them all
-    log.touch()
-    process = _context().Process(target=_launch, args=(arguments, log))
-    process.start()
-    outcome = Process(process, log).wait()
+    outcome = train(arguments, log)
     assert outcome.code == 0, outcome.output
     return outcome.output
 

@@ -4,9 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.training import Corpus, checksums, draws, train, write_corpus
-from test_training import assert_same_training, history, load, subnets, two_processes
-from test_transducer_model import AUDIO, BLOCK, TRAINING, transducer_config
+from helpers.trained import assert_same_training, history, load, subnets
+from helpers.training import (
+    Corpus,
+    checksums,
+    draws,
+    train,
+    two_processes,
+    write_corpus,
+)
+from helpers.transducers import AUDIO, BLOCK, TRAINING, transducer_config
 
 LIVE = {"size": 4, "left": 4}
 
