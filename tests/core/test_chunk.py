@@ -8,6 +8,8 @@ import torch
 import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr_transducer.utils import make_chunk_mask
+from helpers.encoders import transducer_encoder as causal_transducer
+from helpers.tiny import FEATURES, SHAPE, shaken
 
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.layout import space_of
@@ -19,19 +21,9 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.forms import form_of
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
-from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
 from espnet_omnisparse.supernet.config import SupernetConfig
 from espnet_omnisparse.supernet.supernet import Supernet
 
-FEATURES = 20
-CONF = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 32,
-    "num_blocks": 2,
-    "cnn_module_kernel": 7,
-    "rel_pos_type": "latest",
-}
 SHORT, LONG, OWN = ({"size": size, "left": 2 * size} for size in (4, 8, 6))
 STREAM = {"causal": True, "chunk": SHORT}
 
@@ -401,11 +393,9 @@ def test_a_causal_size_has_no_stock_form(streaming):
 
 def encoder(**conf):
     torch.manual_seed(0)
-    made = LayerPrunableConformerEncoder(FEATURES, **{**CONF, **STREAM, **conf})
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    return made.eval()
+    return shaken(
+        LayerPrunableConformerEncoder(FEATURES, **{**SHAPE, **STREAM, **conf})
+    )
 
 
 REFUSED = [
@@ -434,24 +424,15 @@ def test_causal_alone_needs_relative_positions_as_well():
 
 def test_the_transducers_encoder_needs_causal_convolutions_for_a_chunk():
     with pytest.raises(UserError, match="dynamic_chunk_training: true"):
-        transducer_encoder(main_conf={})
+        transducer_encoder(main={})
 
 
 def transducer_encoder(**conf):
-    torch.manual_seed(0)
-    body = {"block_type": "conformer", "linear_size": 32, "hidden_size": 16}
-    body |= {"heads": 2, "conv_mod_kernel_size": 7, "num_blocks": 2}
-    options = {
-        "body_conf": [body],
-        "input_conf": {"vgg_like": False},
-        "main_conf": {"dynamic_chunk_training": True},
-        "chunk": SHORT,
-    }
-    return OmniTransducerEncoder(FEATURES, **{**options, **conf}).eval()
+    return causal_transducer(**{"chunk": SHORT, **conf}).eval()
 
 
 def test_a_stock_checkpoint_starts_a_causal_encoder():
-    stock = ConformerEncoder(FEATURES, **CONF, macaron_style=True)
+    stock = ConformerEncoder(FEATURES, **SHAPE, macaron_style=True)
     causal = encoder(pattern="8x1")
     causal.load_state_dict(stock.state_dict(), strict=True)
     for name, tensor in stock.state_dict().items():

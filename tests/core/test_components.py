@@ -5,7 +5,8 @@ import pytest
 import torch
 import yaml
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from helpers.encoders import ABSOLUTE, FEATURES, prunable
+from helpers.encoders import ABSOLUTE, prunable
+from helpers.tiny import FEATURES, WIDE
 
 from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.components import (
@@ -24,8 +25,6 @@ from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.supernet.config import SupernetConfig
 from espnet_omnisparse.supernet.supernet import Supernet
 
-# 4 heads of 6 channels, FFN chunks of 10: no two numbers alike
-WIDE = {"output_size": 24, "attention_heads": 4, "linear_units": 40}
 KEPT = [(0,), (3,), (0, 2), (1, 3), (1, 2, 3), (0, 1, 2, 3)]
 NARROW = [kept for kept in KEPT if len(kept) < 4]
 ATTENTIONS = {

@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from helpers.encoders import ABSOLUTE, CONF, FEATURES, VARIANTS, randomize
+from helpers.encoders import ABSOLUTE, CONF, VARIANTS, randomize
+from helpers.tiny import FEATURES
 
 from espnet_omnisparse.core import weight_masks as weights
 from espnet_omnisparse.core.components import Masked, run_narrowed

@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 import torch
+from helpers.tiny import ENCODER, FEATURES, TOKENS
 
 from espnet_omnisparse.core.mask import Pattern, kept_groups
 from espnet_omnisparse.core.search_space import SearchSpace
@@ -21,8 +22,8 @@ from espnet_omnisparse.cost.count import (
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 
-# the tiny Conformer of conftest.py
-FEATURES, D, FFN, KERNEL, TOKENS = 20, 16, 32, 7, 6
+D, FFN = ENCODER["output_size"], ENCODER["linear_units"]
+KERNEL = ENCODER["cnn_module_kernel"]
 
 
 def convolved(length):
@@ -48,7 +49,7 @@ def macs_by_hand(kept, seconds):
     total += height * width * D * D * 9 + height * (width * D) * D
     for row in kept:
         total += sum(branch_macs(branch, height) for branch in row)
-    return total + height * D * TOKENS
+    return total + height * D * len(TOKENS)
 
 
 BRANCH_PARAMETERS = {
@@ -97,7 +98,7 @@ def test_costs_equal_those_counted_by_hand(size, name, conv_norm):
     cost = count_cost(model, FEATURES)
     encoder = encoder_parameters_by_hand(spec.kept_branches)
     assert cost.encoder_parameters == encoder
-    assert cost.parameters == encoder + D * TOKENS + TOKENS
+    assert cost.parameters == encoder + (D + 1) * len(TOKENS)
     assert cost.nonzero_parameters == cost.parameters
     assert cost.macs_10s == macs_by_hand(spec.kept_branches, 10)
     assert cost.macs_30s == macs_by_hand(spec.kept_branches, 30)

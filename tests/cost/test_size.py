@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from helpers.tiny import FEATURES, WIDE
 
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
@@ -22,9 +23,6 @@ from espnet_omnisparse.supernet.config import SupernetConfig
 from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.journal import settled_specs
 
-FEATURES = 20
-# no two numbers alike
-WIDE = {"output_size": 24, "attention_heads": 4, "linear_units": 40}
 SPACES = {
     "branch": SearchSpace(3),
     "block": SearchSpace(3, "block"),

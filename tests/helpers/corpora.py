@@ -23,8 +23,6 @@ FORMATS = {
     ".wav": {"format": "WAV"},
     ".opus": {"format": "OGG", "subtype": "OPUS"},
 }
-
-
 SPEAKERS = """; a comment
 ;ID  |SEX| SUBSET           |MINUTES| NAME
 7    | F | train-clean-100  | 25.03 | A | B

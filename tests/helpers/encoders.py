@@ -3,26 +3,11 @@
 import torch
 
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
+from helpers.tiny import BLOCK, ENCODER, FEATURES, STREAMING
 
-FEATURES = 20
-
-
-CONF = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 32,
-    "num_blocks": 3,
-    "cnn_module_kernel": 7,
-    "rel_pos_type": "latest",
-    "dropout_rate": 0.0,
-    "positional_dropout_rate": 0.0,
-    "macaron_style": True,
-}
-
-
+CONF = {**ENCODER, "macaron_style": True}
 ABSOLUTE = {"pos_enc_layer_type": "abs_pos", "selfattention_layer_type": "selfattn"}
-
-
 VARIANTS = {
     "latest": {},
     "legacy": {"rel_pos_type": "legacy"},
@@ -47,3 +32,12 @@ def prunable(**conf):
     """A prunable encoder; options as in `encoder_conf`."""
     torch.manual_seed(0)
     return randomize(LayerPrunableConformerEncoder(FEATURES, **{**CONF, **conf}))
+
+
+def transducer_encoder(inputs=None, main=None, **conf):
+    """A standalone transducer's encoder of 2 blocks, as initialised."""
+    torch.manual_seed(0)
+    body = [{**BLOCK, "num_blocks": 2}]
+    inputs = {"vgg_like": False, **(inputs or {})}
+    main = STREAMING if main is None else main
+    return OmniTransducerEncoder(FEATURES, body, inputs, main, **conf)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from espnet_omnisparse.recipe import sclite, template
 from helpers import REPOSITORY
+from helpers.tiny import TRAINING, changed
 
 SIZES = ("small", "medium", "full")
 
@@ -52,6 +53,7 @@ def recipe_environment(folder: Path, **variables: str) -> dict[str, str]:
 
 
 def run(asr1: Path, *options: str, **variables: str) -> subprocess.CompletedProcess:
+    """Runs the recipe's run.sh."""
     return subprocess.run(
         ["./run.sh", *options],
         cwd=asr1,
@@ -74,43 +76,19 @@ def refusal(asr1: Path, *options: str, **variables: str) -> str:
     return lines[0]
 
 
-TINY = {
-    "batch_type": "numel",
-    "batch_bins": 800000,
-    "num_workers": 0,
-    "max_epoch": 2,
-    "seed": 1,
-    "keep_nbest_models": 1,
-    "best_model_criterion": [["valid", "loss_sizes", "min"]],
-    "num_att_plot": 0,
-    "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160},
-    "encoder": "layer_prunable_conformer",
-    "encoder_conf": {
-        "output_size": 16,
-        "attention_heads": 2,
-        "linear_units": 32,
-        "num_blocks": 2,
-        "rel_pos_type": "latest",
-        "cnn_module_kernel": 7,
-        "conv_norm": "batch_norm",
+#: of the small corpus; 2 epochs suffice for every stage
+TINY = changed(
+    TRAINING,
+    {
+        "batch_type": "numel",
+        "batch_bins": 800000,
+        "max_epoch": 2,
+        "seed": 1,
+        "keep_nbest_models": 1,
+        "encoder_conf": {"conv_norm": "batch_norm"},
+        "model_conf": {"supernet": {"step1": 0.4}},
     },
-    "model": "omni",
-    "model_conf": {
-        "ctc_weight": 1.0,
-        "supernet": {
-            "method": "simple_topk",
-            "sizes": {"small": 3, "medium": 5},
-            "step1": 0.4,
-            "score_lr": 0.1,
-        },
-    },
-    "optim": "adamw",
-    "optim_conf": {"lr": 0.002},
-    "scheduler": "warmuplr",
-    "scheduler_conf": {"warmup_steps": 5},
-}
-
-
+)
 #: stands in for ESPnet's utils/parse_options.sh
 PARSE = """
     while [ $# -gt 1 ] && [[ "$1" == --* ]]; do

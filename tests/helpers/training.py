@@ -17,6 +17,8 @@ import numpy as np
 import soundfile
 import yaml
 
+from helpers.tiny import TRAINING, changed
+
 TOKENS = ("<blank>", "<unk>", "A", "B", "C", "<sos/eos>")
 TRAIN, VALID = 20, 4
 BATCH_SIZE = 4
@@ -24,56 +26,20 @@ BATCH_SIZE = 4
 BATCHES = TRAIN // BATCH_SIZE
 
 CONFIG = {
+    **TRAINING,
     "ngpu": 0,
-    "num_workers": 0,
     "batch_type": "sorted",
     "batch_size": BATCH_SIZE,
     "max_epoch": 4,
     "seed": 3,
     "token_list": list(TOKENS),
     "token_type": "char",
-    "best_model_criterion": [["valid", "loss_sizes", "min"]],
     "keep_nbest_models": 10,
-    "num_att_plot": 0,
     "log_interval": 2,
     "use_matplotlib": False,
     "use_tensorboard": False,
-    "frontend_conf": {"n_fft": 512, "win_length": 400, "hop_length": 160},
     "normalize": "utterance_mvn",
-    "encoder": "layer_prunable_conformer",
-    "encoder_conf": {
-        "output_size": 16,
-        "attention_heads": 2,
-        "linear_units": 32,
-        "num_blocks": 2,
-        "cnn_module_kernel": 7,
-        "rel_pos_type": "latest",
-    },
-    "model": "omni",
-    "model_conf": {
-        "ctc_weight": 1.0,
-        "supernet": {
-            "method": "simple_topk",
-            "sizes": {"small": 3, "medium": 5},
-            "step1": 0.5,
-            "score_lr": 0.1,
-        },
-    },
-    "optim": "adamw",
-    "optim_conf": {"lr": 0.002},
-    "scheduler": "warmuplr",
-    "scheduler_conf": {"warmup_steps": 5},
 }
-
-
-def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with changes; nested sections are merged, not replaced."""
-    result = dict(config)
-    for key, value in changes.items():
-        old = result.get(key)
-        both = isinstance(value, Mapping) and isinstance(old, Mapping)
-        result[key] = changed(old, value) if both else value
-    return result
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,11 @@
-"""Small transducers, their training, and their loss by the obvious way."""
+"""The training of a standalone transducer, and a transducer's loss, the obvious way."""
 
-import copy
-import functools
 import itertools
 
 import torch
-from conftest import FEATURES, TOKENS
 
-from espnet_omnisparse.extract import experiment as family
-from espnet_omnisparse.tasks import OmniASRTransducerTask
-from espnet_omnisparse.train.transducer_model import OmniTransducerModel
+from helpers.tiny import FEATURES
 from helpers.training import TOKENS as LETTERS
-
-BLOCK = {
-    "block_type": "conformer",
-    "hidden_size": 16,
-    "linear_size": 32,
-    "heads": 2,
-    "conv_mod_kernel_size": 5,
-}
-
-
-STREAMING = {"dynamic_chunk_training": True}
-
-
-SUPERNET = {"method": "simple_topk", "sizes": {"small": 4, "medium": 8}}
-
 
 # waveforms instead of features
 AUDIO = {
@@ -34,64 +14,6 @@ AUDIO = {
     "frontend_conf": {"n_fft": 512, "hop_length": 160, "n_mels": FEATURES},
     "token_type": "char",
 }
-
-
-@functools.cache
-def defaults():
-    return vars(OmniASRTransducerTask.get_parser().parse_args(["--output_dir", "x"]))
-
-
-def transducer_config(supernet=None, blocks=3, main=None, encoder=None, **model_conf):
-    """The configuration of a small transducer, streaming and masked by default.
-
-    Without `supernet` it is that of a plain net.
-    """
-    config = {
-        **defaults(),
-        "token_list": TOKENS,
-        "input_size": FEATURES,
-        "frontend": None,
-        "specaug": None,
-        "normalize": None,
-        "encoder_conf": {
-            "body_conf": [{**BLOCK, "num_blocks": blocks}],
-            "input_conf": {"vgg_like": False},
-            "main_conf": STREAMING if main is None else main,
-            "pattern": "8x1",
-            **(encoder or {}),
-        },
-        "decoder": "rnn",
-        "decoder_conf": {"embed_size": 8, "hidden_size": 8},
-        "joint_network_conf": {"joint_space_size": 8},
-        "model_conf": dict(model_conf),
-    }
-    if supernet is not None:
-        config["model_conf"]["supernet"] = supernet
-    return copy.deepcopy(config)
-
-
-def shaken(model):
-    """Nothing is left at its neutral initial value."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    for norm in model.modules():
-        if isinstance(norm, torch.nn.BatchNorm1d):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 1.5)
-    return model.eval()
-
-
-def build(config, run_length=100, update=60):
-    torch.manual_seed(0)
-    model = shaken(family.build(config))
-    if isinstance(model, OmniTransducerModel):
-        model.supernet.set_run_length(run_length)
-        model.supernet.update = update
-    return model
-
-
 TRAINING = {
     "ngpu": 0,
     "num_workers": 0,
@@ -126,7 +48,7 @@ def forward_algorithm(log_probs, labels, blank):
 
 
 def slow_loss(joint, labels, t_len, u_len, blank):
-    """The mean of `forward_algorithm` over the utterances of logits `[B, T, U + 1, V]`."""
+    """The mean of `forward_algorithm` over logits `[B, T, U + 1, V]`."""
     losses = [
         forward_algorithm(
             joint[b, :t, : u + 1].double().log_softmax(-1), labels[b, :u], blank

@@ -1,7 +1,8 @@
 import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
-from helpers.encoders import CONF, FEATURES, VARIANTS, prunable, randomize
+from helpers.encoders import CONF, VARIANTS, prunable, randomize
+from helpers.tiny import FEATURES
 
 from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.gate import mask_gates

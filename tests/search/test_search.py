@@ -264,18 +264,19 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture
-def experiment(tmp_path, corpus, default_config):
+def experiment(tmp_path, corpus):
     """An untrained supernet of both axes with a searchable folder."""
 
     def make(name="exp", conv_norm="layer_norm", **more):
         import torch
-        from helpers.training import CONFIG, changed
+        from helpers.tiny import asr_defaults, changed
+        from helpers.training import CONFIG
 
         from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
         from espnet_omnisparse.extract import experiment as family
         from espnet_omnisparse.files import save_tensors, write_yaml
 
-        config = changed({**default_config, **copy.deepcopy(CONFIG)}, more)
+        config = changed({**asr_defaults(), **copy.deepcopy(CONFIG)}, more)
         config["encoder"] = "omni_sparse_conformer"
         config["encoder_conf"] = {**config["encoder_conf"], "conv_norm": conv_norm}
         if not more:

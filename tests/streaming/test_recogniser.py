@@ -18,6 +18,7 @@ import soundfile
 import soxr
 import torch
 from helpers import REPOSITORY
+from helpers.tiny import DECODER, FEATURES, FRONTEND, asr_config, transducer_config
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.bench import streaming as bench_streaming
@@ -32,42 +33,26 @@ from espnet_omnisparse.streaming.features import FeatureStream
 from espnet_omnisparse.streaming.live import recognise
 from espnet_omnisparse.streaming.recogniser import Recogniser, Stream
 from espnet_omnisparse.streaming.search import GreedyTransducer, PrefixBeamCTC
-from espnet_omnisparse.tasks import OmniASRTransducerTask
 
 RATE = 16000
 TOKENS = ["<blank>", "<unk>", "A", "B", "C", "<space>", "<sos/eos>"]
-FRONTEND = {"n_fft": 512, "win_length": 400, "hop_length": 160, "n_mels": 20}
+AUDIO = {
+    "token_list": TOKENS,
+    "token_type": "char",
+    "input_size": None,
+    "frontend": "default",
+    "frontend_conf": {**FRONTEND, "n_mels": FEATURES},
+}
 CHUNK = {"size": 8, "left": 16}
 # 10 ms, around the first window, around the first frame, chunk and its look-ahead
 LENGTHS = [160, 256, 257, 960, 1200, 5120, 6336, 6337, 16001, 40000]
 
 
-def asr_config(defaults, encoder=None, **changes):
-    return {
-        **defaults,
-        "token_list": TOKENS,
-        "token_type": "char",
-        "frontend_conf": FRONTEND,
-        "normalize": None,
-        "specaug": None,
-        "model": "espnet",
-        "encoder": "layer_prunable_conformer",
-        "encoder_conf": {
-            "output_size": 16,
-            "attention_heads": 2,
-            "linear_units": 32,
-            "num_blocks": 2,
-            "cnn_module_kernel": 7,
-            "rel_pos_type": "latest",
-            "causal": True,
-            "chunk": CHUNK,
-            **(encoder or {}),
-        },
-        "decoder": None,
-        "model_conf": {"ctc_weight": 1.0},
-        "ctc_conf": {},
-        **changes,
-    }
+def size_config(encoder=None, **changes):
+    """The configuration of a size that streams."""
+    live = {"num_blocks": 2, "causal": True, "chunk": CHUNK, **(encoder or {})}
+    plain = {"model": "espnet", "model_conf": {"ctc_weight": 1.0}}
+    return asr_config(live, **{**AUDIO, **plain, **changes})
 
 
 def talkative(model):
@@ -127,10 +112,10 @@ def offline(model, wave):
 
 
 @pytest.fixture(scope="module")
-def size(default_config, tmp_path_factory):
+def size(tmp_path_factory):
     """A size's folder."""
     torch.manual_seed(0)
-    config = asr_config(default_config)
+    config = size_config()
     model = talkative(family.build(config))
     return write_size(tmp_path_factory.mktemp("exp") / "asr_x_small", config, model)
 
@@ -256,10 +241,8 @@ def test_a_last_token_is_in_the_text_only_at_the_end(recogniser):
 
 @pytest.mark.parametrize("chunk", [Chunk(8, 16), Chunk(1, 0), Chunk(5, 3)])
 @pytest.mark.parametrize("layer", ["conv2d", "conv2d2", "conv2d6"])
-def test_a_chunk_is_out_after_its_latency_and_not_a_sample_earlier(
-    default_config, layer, chunk
-):
-    config = asr_config(default_config, {"input_layer": layer})
+def test_a_chunk_is_out_after_its_latency_and_not_a_sample_earlier(layer, chunk):
+    config = size_config({"input_layer": layer})
     recogniser = Recogniser(family.build(config), config, chunk)
     stride = {"conv2d": 4, "conv2d2": 2, "conv2d6": 6}[layer]
     assert recogniser.chunk_seconds == pytest.approx(chunk.size * stride * 0.01)
@@ -344,7 +327,6 @@ def test_two_channels_are_refused(recogniser):
 
 WHOLE = {"causal": False, "chunk": None}
 STOCK = {"output_size": 16, "linear_units": 32, "num_blocks": 1}
-DECODER = {"attention_heads": 2, "linear_units": 32, "num_blocks": 1}
 UNFIT = {
     "whole-recordings": ({"encoder": WHOLE}, "Conv modules see the future"),
     "no-chunk": ({"encoder": {"chunk": None}}, "give a chunk to stream with"),
@@ -366,8 +348,8 @@ UNFIT = {
 }
 
 
-def unfit(default_config, encoder=None, encoder_conf=None, changes=None):
-    config = {**asr_config(default_config, encoder), **(changes or {})}
+def unfit(encoder=None, encoder_conf=None, changes=None):
+    config = {**size_config(encoder), **(changes or {})}
     if encoder_conf is not None:
         config["encoder_conf"] = encoder_conf
     return config, family.build(config)
@@ -375,9 +357,9 @@ def unfit(default_config, encoder=None, encoder_conf=None, changes=None):
 
 @pytest.mark.parametrize("options, sentence", UNFIT.values(), ids=UNFIT)
 def test_a_model_that_cannot_stream_gets_one_sentence(
-    default_config, options, sentence, tmp_path, capsys
+    options, sentence, tmp_path, capsys
 ):
-    config, model = unfit(default_config, **options)
+    config, model = unfit(**options)
     with pytest.raises(UserError, match=sentence):
         Recogniser(model, config)
     folder = write_size(tmp_path / "asr_x_full", config, model)
@@ -390,14 +372,14 @@ def test_a_model_that_cannot_stream_gets_one_sentence(
     assert "Traceback" not in err
 
 
-def test_parts_that_a_stream_has_not_are_refused(default_config, recogniser, size):
+def test_parts_that_a_stream_has_not_are_refused(recogniser, size):
     config = family.read_config(size)
     loud = {**config, "speech_volume_normalize": 0.5}
     with pytest.raises(UserError, match="speech_volume_normalize, which needs whole"):
         Recogniser(recogniser.model, loud)
     linear = {"input_size": 20, "output_size": 20}
     changes = {"preencoder": "linear", "preencoder_conf": linear}
-    config, model = unfit(default_config, changes=changes)
+    config, model = unfit(changes=changes)
     with pytest.raises(UserError, match="has a preencoder, which has no equal"):
         Recogniser(model, config)
     with pytest.raises(UserError, match="at least 1 hypothesis, not 0"):
@@ -450,7 +432,7 @@ def test_a_broken_size_gets_a_sentence(size, tmp_path, name, value, sentence):
     assert len(str(told.value)) < 400
 
 
-def test_absent_statistics_are_told(size, default_config, tmp_path):
+def test_absent_statistics_are_told(size, tmp_path):
     config = family.read_config(size)
     config |= {"normalize": "global_mvn", "normalize_conf": {"stats_file": "no.npz"}}
     with pytest.raises(UserError, match="statistics no.npz are not there: run in the"):
@@ -750,27 +732,8 @@ def test_streaming_decoding_refuses_what_it_has_not(size, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def transducer():
-    parser = OmniASRTransducerTask.get_parser()
-    body = {"block_type": "conformer", "linear_size": 32, "hidden_size": 16}
-    body |= {"heads": 2, "conv_mod_kernel_size": 7, "num_blocks": 2}
-    config = {
-        **vars(parser.parse_args(["--output_dir", "unused"])),
-        "token_list": TOKENS,
-        "token_type": "char",
-        "frontend_conf": FRONTEND,
-        "normalize": None,
-        "specaug": None,
-        "encoder": "omni_encoder",
-        "encoder_conf": {
-            "body_conf": [body],
-            "input_conf": {"vgg_like": False},
-            "main_conf": {"dynamic_chunk_training": True},
-            "chunk": CHUNK,
-        },
-        "decoder_conf": {"embed_size": 8, "hidden_size": 8},
-        "joint_network_conf": {"joint_space_size": 8},
-        "model_conf": {},
-    }
+    config = transducer_config(blocks=2, encoder={"pattern": None, "chunk": CHUNK})
+    config |= AUDIO
     torch.manual_seed(0)
     model = family.build(config)
     joint = model.joint_network

@@ -7,6 +7,16 @@ import random
 import pytest
 import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+from helpers.encoders import transducer_encoder
+from helpers.tiny import (
+    FEATURES,
+    SHAPE,
+    STREAMING,
+    SUPERNET,
+    asr_config,
+    shaken,
+    transducer_config,
+)
 
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.layout import space_of
@@ -14,51 +24,22 @@ from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
-from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
 from espnet_omnisparse.streaming.encoder import EncoderStream
 
-FEATURES = 20
 CHUNKS = [Chunk(4, 6), Chunk(1, 0), Chunk(3, 3), Chunk(5, 12)]
 
 
-def randomize(module):
-    """Leaves nothing at a neutral initial value."""
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
-    for norm in module.modules():
-        if isinstance(norm, torch.nn.BatchNorm1d):
-            norm.running_mean.normal_()
-            norm.running_var.uniform_(0.5, 1.5)
-    return module.eval()
-
-
 def conformer(input_layer="conv2d", **conf):
-    options = {
-        "output_size": 16,
-        "attention_heads": 2,
-        "linear_units": 32,
-        "num_blocks": 2,
-        "cnn_module_kernel": 7,
-        "rel_pos_type": "latest",
-        "input_layer": input_layer,
-        "causal": True,
-        **conf,
-    }
+    options = {**SHAPE, "input_layer": input_layer, "causal": True, **conf}
     torch.manual_seed(0)
-    return randomize(LayerPrunableConformerEncoder(FEATURES, **options))
+    return shaken(LayerPrunableConformerEncoder(FEATURES, **options))
 
 
 def transducer(factor=4, vgg_like=False, main_conf=None, **conf):
-    body = {"block_type": "conformer", "linear_size": 32, "hidden_size": 16}
-    body |= {"heads": 2, "conv_mod_kernel_size": 7, "num_blocks": 2}
-    main = {"dynamic_chunk_training": True, "norm_type": "basic_norm"}
     inputs = {"vgg_like": vgg_like, "subsampling_factor": factor}
-    torch.manual_seed(0)
-    encoder = OmniTransducerEncoder(
-        FEATURES, [body], inputs, main if main_conf is None else main_conf, **conf
-    )
-    return randomize(encoder)
+    if main_conf is None:
+        main_conf = {**STREAMING, "norm_type": "basic_norm"}
+    return shaken(transducer_encoder(inputs, main_conf, **conf))
 
 
 FRONT_ENDS = {
@@ -217,91 +198,31 @@ SUBNETS = {
     ),
 }
 PATTERNS = [None, "8x1", "n:4"]
+SIZES = {"sizes": {"small": 1}}
 
 
-@pytest.fixture
-def asr_supernet(default_config):
-    def make(granularity, pattern, conv_norm):
-        config = {
-            **default_config,
-            "token_list": ["<blank>", "<unk>", "a", "<sos/eos>"],
-            "input_size": FEATURES,
-            "frontend": None,
-            "normalize": None,
-            "model": "omni",
-            "encoder": "layer_prunable_conformer",
-            "encoder_conf": {
-                "output_size": 16,
-                "attention_heads": 2,
-                "linear_units": 32,
-                "num_blocks": 2,
-                "cnn_module_kernel": 7,
-                "rel_pos_type": "latest",
-                "causal": True,
-                "granularity": granularity,
-                "pattern": pattern,
-                "conv_norm": conv_norm,
-            },
-            "decoder": None,
-            "ctc_conf": {},
-            "model_conf": {
-                "ctc_weight": 1.0,
-                "supernet": {"method": "simple_topk", "sizes": {"small": 1}},
-            },
-        }
-        return config
-
-    return make
+def asr_supernet(**encoder):
+    return asr_config({"num_blocks": 2, "causal": True, **encoder}, SIZES)
 
 
-@pytest.fixture
-def transducer_supernet():
-    from espnet_omnisparse.tasks import OmniASRTransducerTask
-
-    parser = OmniASRTransducerTask.get_parser()
-    defaults = vars(parser.parse_args(["--output_dir", "unused"]))
-
-    def make(granularity, pattern, conv_norm):
-        body = {"block_type": "conformer", "linear_size": 32, "hidden_size": 16}
-        body |= {"heads": 2, "conv_mod_kernel_size": 7, "num_blocks": 2}
-        return {
-            **defaults,
-            "token_list": ["<blank>", "<unk>", "a", "<sos/eos>"],
-            "input_size": FEATURES,
-            "frontend": None,
-            "normalize": None,
-            "model": "omni",
-            "encoder": "omni_encoder",
-            "encoder_conf": {
-                "body_conf": [body],
-                "input_conf": {"vgg_like": False},
-                "main_conf": {"dynamic_chunk_training": True},
-                "granularity": granularity,
-                "pattern": pattern,
-                "conv_norm": conv_norm,
-            },
-            "decoder_conf": {"embed_size": 8, "hidden_size": 8},
-            "joint_network_conf": {"joint_space_size": 8},
-            "model_conf": {
-                "supernet": {"method": "simple_topk", "sizes": {"small": 1}},
-            },
-        }
-
-    return make
+def transducer_supernet(**encoder):
+    return transducer_config({**SUPERNET, **SIZES}, blocks=2, encoder=encoder)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("subnet", SUBNETS)
-@pytest.mark.parametrize("task", ["asr", "transducer"])
+@pytest.mark.parametrize(
+    "supernet", [asr_supernet, transducer_supernet], ids=["asr", "transducer"]
+)
 def test_an_extracted_size_streams_what_its_supernet_computes(
-    task, subnet, pattern, request
+    supernet, subnet, pattern
 ):
     granularity, kept = SUBNETS[subnet]
     # the norms take turns
     norm = "layer_norm" if len(subnet) % 2 else "batch_norm"
-    config = request.getfixturevalue(f"{task}_supernet")(granularity, pattern, norm)
+    config = supernet(granularity=granularity, pattern=pattern, conv_norm=norm)
     torch.manual_seed(0)
-    model = randomize(family.build(config))
+    model = shaken(family.build(config))
     state = model.state_dict()
     space = space_of(config, state)
     source, shares = random.Random(1), ()

@@ -4,7 +4,7 @@ import weakref
 import pytest
 import torch
 from helpers.gradients import assert_same_gradients, gradients
-from helpers.transducers import build, transducer_config
+from helpers.tiny import build, transducer_config
 
 from espnet_omnisparse.train import update
 from espnet_omnisparse.train.gradients import GradientAccumulator

@@ -8,6 +8,7 @@ import soundfile
 import torch
 import yaml
 from helpers import REPOSITORY
+from helpers.tiny import changed
 from helpers.trained import (
     assert_same_tensors,
     assert_same_training,
@@ -17,7 +18,6 @@ from helpers.trained import (
 )
 from helpers.training import (
     Corpus,
-    changed,
     draws,
     files_below,
     train,

@@ -14,6 +14,7 @@ from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr_transducer.joint_network import JointNetwork
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.tasks.asr import ASRTask, model_choices
+from helpers.tiny import ENCODER, FEATURES, TOKENS, asr_config
 from helpers.transducers import forward_algorithm, slow_loss
 
 from espnet_omnisparse.errors import UserError
@@ -21,19 +22,7 @@ from espnet_omnisparse.losses.distillation import collapse, lattice_loss
 from espnet_omnisparse.losses.rnnt import TorchaudioRNNTLoss, make_criterion, rnnt_loss
 from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
 
-TOKENS = ["<blank>", "<unk>", "a", "b", "c", "<sos/eos>"]
-FEATURES = 20
-ENCODER = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 32,
-    "num_blocks": 1,
-    "cnn_module_kernel": 7,
-    "rel_pos_type": "latest",
-    "dropout_rate": 0.0,
-    "positional_dropout_rate": 0.0,
-    "attention_dropout_rate": 0.0,
-}
+ONE_BLOCK = {**ENCODER, "num_blocks": 1}
 JOINT = {"joint_space_size": 16}
 
 
@@ -204,7 +193,7 @@ def parts(transducer=True):
     """What ESPnet's ASR model is made of; the same parameters every time."""
     torch.manual_seed(0)
     vocabulary = len(TOKENS)
-    encoder = ConformerEncoder(FEATURES, **ENCODER)
+    encoder = ConformerEncoder(FEATURES, **ONE_BLOCK)
     decoder = TransducerDecoder(vocabulary, hidden_size=12)
     joint = JointNetwork(vocabulary, 16, 12, **JOINT)
     return {
@@ -352,23 +341,16 @@ def test_the_lattice_serves_both_losses(no_warprnnt, batch):
 @pytest.fixture
 def config(monkeypatch):
     monkeypatch.setitem(model_choices.classes, "omni_transducer", TransducerASRModel)
-    defaults = vars(ASRTask.get_parser().parse_args(["--output_dir", "unused"]))
-    return {
-        **defaults,
-        "token_list": TOKENS,
-        "token_type": "char",
-        "input_size": FEATURES,
-        "frontend": None,
-        "specaug": None,
-        "normalize": None,
-        "model": "omni_transducer",
-        "encoder": "conformer",
-        "encoder_conf": ENCODER,
-        "decoder": "transducer",
-        "decoder_conf": {"hidden_size": 12},
-        "joint_net_conf": JOINT,
-        "model_conf": {"ctc_weight": 0.3},
-    }
+    return asr_config(
+        {"num_blocks": 1},
+        model="omni_transducer",
+        encoder="conformer",
+        decoder="transducer",
+        decoder_conf={"hidden_size": 12},
+        joint_net_conf=JOINT,
+        model_conf={"ctc_weight": 0.3},
+        token_type="char",
+    )
 
 
 def test_a_trained_model_decodes_what_it_learnt(no_warprnnt, config, batch, tmp_path):

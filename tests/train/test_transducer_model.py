@@ -1,6 +1,7 @@
 import argparse
 import copy
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -10,22 +11,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import FEATURES, TOKENS
 from espnet2.asr_transducer.utils import get_transducer_task_io, make_chunk_mask
 from espnet2.tasks.asr_transducer import ASRTransducerTask
+from helpers import WITHOUT_PACKAGE, tiny
 from helpers.gradients import assert_same_gradients, gradients
-from helpers.training import train, write_corpus
-from helpers.transducers import (
-    AUDIO,
+from helpers.tiny import (
     BLOCK,
+    FEATURES,
     STREAMING,
     SUPERNET,
-    TRAINING,
-    build,
+    TOKENS,
     shaken,
-    slow_loss,
     transducer_config,
 )
+from helpers.training import train, write_corpus
+from helpers.transducers import AUDIO, TRAINING, slow_loss
 
 from espnet_omnisparse import cli, files
 from espnet_omnisparse.bin.asr_transducer_inference import Speech2Text
@@ -49,6 +49,7 @@ from espnet_omnisparse.train.transducer_model import (
     TransducerModel,
 )
 
+build = functools.partial(tiny.build, update=60, noise=0)
 SPARSITY = {"final": 0.8, "ramp": 2, "sandwich": ["dense", "sparsest", "random"]}
 
 
@@ -288,14 +289,6 @@ def test_the_form_of_a_file_is_told(kind):
 
 
 ISOLATED = """
-import sys
-
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "espnet_omnisparse":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Blocker())
 import torch
 from espnet2.bin.asr_transducer_inference import Speech2Text
 
@@ -339,7 +332,7 @@ def test_an_espnet_without_this_package_loads_and_streams_the_stock_forms(tmp_pa
         files.write_yaml(tmp_path / f"{kind}.yaml", small)
         files.save_tensors(tmp_path / f"{kind}.pth", state)
     subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", ISOLATED, *SPECS],
+        [sys.executable, "-W", "ignore", "-c", WITHOUT_PACKAGE + ISOLATED, *SPECS],
         cwd=tmp_path,
         env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
         check=True,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny import BLOCK, transducer_config
 from helpers.trained import assert_same_training, history, load, subnets
 from helpers.training import (
     Corpus,
@@ -13,7 +14,7 @@ from helpers.training import (
     two_processes,
     write_corpus,
 )
-from helpers.transducers import AUDIO, BLOCK, TRAINING, transducer_config
+from helpers.transducers import AUDIO, TRAINING
 
 LIVE = {"size": 4, "left": 4}
 
