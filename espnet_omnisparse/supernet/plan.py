@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from espnet_omnisparse.core.schedule import Timeline
+from espnet_omnisparse.options import Section
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value in plain types: tuples become lists, dataclasses mappings."""
-    return json.loads(json.dumps(value, default=dataclasses.asdict))
+    """A value in plain types: a tuple becomes a list, a section a mapping."""
+
+    def as_mapping(one: Any) -> dict[str, Any]:
+        return dict(one) if isinstance(one, Section) else dataclasses.asdict(one)
+
+    return json.loads(json.dumps(value, default=as_mapping))
 
 
 def _text(value: Any) -> str:
