@@ -12,6 +12,13 @@ from typing import Any
 
 TOKENS = ["<blank>", "<unk>", "a", "b", "c", "<sos/eos>"]
 FEATURES = 20
+ON_FEATURES = {
+    "token_list": TOKENS,
+    "input_size": FEATURES,
+    "frontend": None,
+    "specaug": None,
+    "normalize": None,
+}
 #: features of waveforms, 25 ms every 10 ms
 FRONTEND = {"n_fft": 512, "win_length": 400, "hop_length": 160}
 
@@ -115,11 +122,7 @@ def asr_config(encoder=None, supernet=None, /, **changes):
     """
     config = {
         **asr_defaults(),
-        "token_list": TOKENS,
-        "input_size": FEATURES,
-        "frontend": None,
-        "specaug": None,
-        "normalize": None,
+        **ON_FEATURES,
         "encoder": "layer_prunable_conformer",
         "encoder_conf": {**ENCODER, **(encoder or {})},
         "decoder": None,
@@ -138,11 +141,7 @@ def transducer_config(supernet=None, blocks=3, main=None, encoder=None, **model_
     """
     config = {
         **transducer_defaults(),
-        "token_list": TOKENS,
-        "input_size": FEATURES,
-        "frontend": None,
-        "specaug": None,
-        "normalize": None,
+        **ON_FEATURES,
         "encoder_conf": {
             "body_conf": [{**BLOCK, "num_blocks": blocks}],
             "input_conf": {"vgg_like": False},
