@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import soundfile
 import yaml
 
+from helpers import REPOSITORY
 from helpers.tiny import TRAINING, changed
 
 TOKENS = ("<blank>", "<unk>", "A", "B", "C", "<sos/eos>")
@@ -185,6 +187,22 @@ def start(
     )
     process.start()
     return Process(process, log)
+
+
+def launch(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    """Runs the launcher as a user does, on this package."""
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-m", "espnet_omnisparse.launch", *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "OMP_NUM_THREADS": "1",
+        },
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
 
 
 def train(command: Sequence[str], log: Path, **options: Any) -> Outcome:

@@ -1,6 +1,4 @@
 import hashlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,13 +18,11 @@ from helpers.training import (
     Corpus,
     draws,
     files_below,
+    launch,
     train,
     two_processes,
     write_corpus,
 )
-
-# what a test of the launcher's own process adds
-LAUNCH = [sys.executable, "-m", "espnet_omnisparse.launch"]
 
 # 4 epochs of 5 batches; step 1 ends half way, at the end of epoch 2
 SETTINGS = {
@@ -158,13 +154,7 @@ def launched(corpus, tmp_path_factory):
     """A training through the launcher, as asr.sh starts it, and its output."""
     exp = tmp_path_factory.mktemp("launched") / "exp"
     command = corpus.command(exp, use_tensorboard=True)
-    done = subprocess.run(
-        [*LAUNCH, "-m", "espnet2.bin.asr_train", *command],
-        cwd=REPOSITORY,
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = launch("-m", "espnet2.bin.asr_train", *command, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     return exp, done.stderr
 
@@ -187,17 +177,6 @@ def stock_checkpoint(corpus, tmp_path_factory):
     outcome = train(command, exp.parent / "log")
     assert outcome.code == 0, outcome.output
     return exp / "1epoch.pth"
-
-
-def child_environment() -> dict[str, str]:
-    import os
-
-    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "OMP_NUM_THREADS": "1",
-    }
 
 
 # --- interrupted trainings ---------------------------------------------------------
@@ -589,77 +568,3 @@ def test_espnets_own_model_may_stop_early(corpus, tmp_path):
     file.write_text(yaml.safe_dump(settings))
     outcome = train(command, tmp_path / "log")
     assert outcome.code == 0, outcome.output
-
-
-# --- the launcher ------------------------------------------------------------------
-
-
-def launch(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*LAUNCH, *arguments],
-        env=child_environment(),
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
-
-
-SCRIPT = """
-import sys
-print(__name__, sys.argv)
-sys.exit(int(sys.argv[1]))
-"""
-
-
-@pytest.mark.parametrize("code", [0, 7])
-def test_the_launcher_runs_a_script_unchanged(tmp_path, code):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    done = launch(str(script), str(code), "--name", "a b", "-m")
-    assert done.returncode == code
-    expected = [str(script), str(code), "--name", "a b", "-m"]
-    assert done.stdout == f"__main__ {expected}\n"
-
-
-def test_the_launcher_finds_a_scripts_neighbours_as_python_does(tmp_path):
-    (tmp_path / "neighbour.py").write_text("value = 5\n")
-    script = tmp_path / "script.py"
-    script.write_text("import neighbour; print(neighbour.value)\n")
-    done = launch(str(script))
-    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
-
-
-@pytest.mark.parametrize("code", [0, 7])
-def test_the_launcher_runs_a_module_unchanged(tmp_path, code):
-    (tmp_path / "a_module.py").write_text(SCRIPT)
-    done = launch("-m", "a_module", str(code), "--name", "a b", cwd=tmp_path)
-    assert done.returncode == code
-    path = str(tmp_path / "a_module.py")
-    assert done.stdout == f"__main__ {[path, str(code), '--name', 'a b']}\n"
-
-
-def test_the_launcher_keeps_the_traceback_of_a_failing_module(tmp_path):
-    (tmp_path / "a_module.py").write_text("raise ValueError('its own')\n")
-    done = launch("-m", "a_module", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "ValueError: its own" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "module, word",
-    [
-        ("espnet2.bin.lightning_train", "use_lightning"),
-        ("espnet2.bin.asr_inference_k2", "use_k2"),
-    ],
-)
-def test_the_launcher_refuses_what_supernets_exclude(module, word):
-    done = launch("-m", module, "--help")
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and word in line
-
-
-def test_the_launcher_without_arguments_says_how_to_use_it():
-    done = launch()
-    assert done.returncode == 1
-    assert "usage: " in done.stderr
