@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.tiny import FEATURES, WIDE
 
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
@@ -16,10 +17,6 @@ from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.supernet.config import SupernetConfig
 from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.journal import settled_specs
-
-FEATURES = 20
-# no two numbers alike
-WIDE = {"output_size": 24, "attention_heads": 4, "linear_units": 40}
 
 # text -> metric, limit, the text that means the same, the folder's name
 READ = {
