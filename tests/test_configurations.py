@@ -1,10 +1,9 @@
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from helpers import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 CONFIGURATIONS = sorted(
     path
     for path in [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_helpers import train, write_corpus
+from helpers.training import train, write_corpus
 
 from espnet_omnisparse.core.spec import fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_recipe import copy_recipe, recipe_environment, refusal
+from helpers import REPOSITORY
+from helpers.recipes import copy_recipe, recipe_environment, refusal
 
 from espnet_omnisparse import environment
 from espnet_omnisparse.errors import UserError
 
-REPOSITORY = Path(__file__).parents[1]
 CONFIG = ("--asr_config", "conf/demo_supernet.yaml", "--speed_perturb_factors", "")
 CPU = ("--ngpu", "0")
 

@@ -1,6 +1,7 @@
 """The house: imports go one way, files are short, and each package has its place."""
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -8,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
-ROOT = Path(__file__).parents[1] / "espnet_omnisparse"
+ROOT = REPOSITORY / "espnet_omnisparse"
 #: from the bottom up: a module imports from its own package and from those before it
 ORDER = (
     *("moved", "errors", "arguments", "console", "options", "files", "environment"),
@@ -20,6 +22,7 @@ ORDER = (
 #: these know PyTorch and nothing of ESPnet
 WITHOUT_ESPNET = ("core", "cost", "losses", "selection", "supernet")
 FILES = sorted(ROOT.rglob("*.py"))
+TESTS = sorted(Path(__file__).parent.rglob("test_*.py"))
 
 
 def place(path: Path) -> str:
@@ -93,3 +96,16 @@ def test_the_order_is_told_as_it_is():
     table = text[text.index("| package |") :]
     places = [table.index(f"`{name}/`") for name in ORDER if (ROOT / name).is_dir()]
     assert all(before < after for before, after in pairwise(places))
+
+
+def test_tests_lie_as_what_they_test():
+    folders = {path.parent.name for path in TESTS} - {"tests"}
+    assert folders <= {name for name in ORDER if (ROOT / name).is_dir()}
+    assert len({path.name for path in TESTS}) == len(TESTS)
+
+
+def test_tests_share_helpers_and_not_one_another():
+    others = "|".join(path.stem for path in TESTS)
+    asked = re.compile(rf"^ *(from|import) ({others})\b", re.MULTILINE)
+    files = Path(__file__).parent.rglob("*.py")
+    assert [p.name for p in files if asked.search(p.read_text(encoding="utf-8"))] == []

@@ -2,10 +2,10 @@
 
 import logging
 import re
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from helpers import REPOSITORY
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.options import (
@@ -19,7 +19,6 @@ from espnet_omnisparse.options import (
 from espnet_omnisparse.report.options_page import sections, with_tables
 from espnet_omnisparse.supernet.config import SupernetConfig
 
-REPOSITORY = Path(__file__).parents[1]
 SIZES = {"method": "uniform", "sizes": {"small": 4}}
 
 MALFORMED = [

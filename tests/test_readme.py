@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import REPOSITORY
 
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import save_tensors, write_yaml
 
-REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
 RECOGNISE = """
 import numpy

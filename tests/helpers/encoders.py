@@ -1,0 +1,43 @@
+"""Small Conformer encoders, with nothing left at a neutral initial value."""
+
+import torch
+
+from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
+from helpers.tiny import BLOCK, ENCODER, FEATURES, STREAMING
+
+CONF = {**ENCODER, "macaron_style": True}
+ABSOLUTE = {"pos_enc_layer_type": "abs_pos", "selfattention_layer_type": "selfattn"}
+VARIANTS = {
+    "latest": {},
+    "legacy": {"rel_pos_type": "legacy"},
+    "absolute": ABSOLUTE,
+    "sdpa": {"use_sdpa": True},
+    "linear-input": {"input_layer": "linear"},
+    "conv1d-feed-forward": {"positionwise_layer_type": "conv1d"},
+}
+
+
+def randomize(encoder):
+    """Adds the same noise every time, to running statistics as well."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in encoder.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator)
+            tensor += noise if "var" in name else 0.3 * (noise - 0.5)
+    return encoder
+
+
+def prunable(**conf):
+    """A prunable encoder; options as in `encoder_conf`."""
+    torch.manual_seed(0)
+    return randomize(LayerPrunableConformerEncoder(FEATURES, **{**CONF, **conf}))
+
+
+def transducer_encoder(inputs=None, main=None, **conf):
+    """A standalone transducer's encoder of 2 blocks, as initialised."""
+    torch.manual_seed(0)
+    body = [{**BLOCK, "num_blocks": 2}]
+    inputs = {"vgg_like": False, **(inputs or {})}
+    main = STREAMING if main is None else main
+    return OmniTransducerEncoder(FEATURES, body, inputs, main, **conf)

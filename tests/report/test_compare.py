@@ -1,0 +1,341 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import REPOSITORY
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import write_yaml
+from espnet_omnisparse.report.compare import (
+    Comparison,
+    command_of,
+    compare,
+    read_lines,
+    result_lines,
+)
+
+# leaves what a recipe leaves, for a net as good as its seed; fails when told to
+RECIPE = f"""#!{sys.executable}
+import json, os, subprocess, sys
+from pathlib import Path
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+tag, seed = options["--asr_tag"], int(options["--asr_args"].split()[1])
+if tag in os.environ.get("FAILING", "").split():
+    sys.exit(3)
+with open("runs.txt", "a") as runs:
+    runs.write(tag + "\\n")
+exp = Path("exp/asr_" + tag)
+exp.mkdir(parents=True, exist_ok=True)
+epoch = {{"epoch": 1, "update": 100, "train_seconds": 60.0 * seed}}
+(exp / "selection_log.jsonl").write_text(json.dumps(epoch) + "\\n")
+for size in ("small", "full") if tag.startswith("supernet") else ("full",):
+    scored = Path(f"{{exp}}_{{size}}/decode/test/score_wer")
+    scored.mkdir(parents=True)
+    wrong = seed if tag.startswith("supernet") else seed - 1
+    words = ["a"] * 100
+    (scored / "ref.trn").write_text(" ".join(words) + " (s-u)\\n")
+    words[:wrong] = ["b"] * wrong
+    (scored / "hyp.trn").write_text(" ".join(words) + " (s-u)\\n")
+    command = [sys.executable, "-m", "espnet_omnisparse.recipe.sclite"]
+    command += ["-r", scored / "ref.trn", "trn", "-h", scored / "hyp.trn", "trn"]
+    command += ["-i", "rm", "-o", "all", "stdout"]
+    table = subprocess.run(command, capture_output=True, check=True).stdout
+    (scored / "result.txt").write_bytes(table)
+    names = "parameters encoder_parameters nonzero_parameters".split()
+    cost = dict.fromkeys(names + ["macs_10s", "macs_30s", "file_bytes"], 10**6)
+    folder = Path(f"{{exp}}_{{size}}")
+    (folder / "cost.json").write_text(json.dumps(cost))
+    (folder / "origin.yaml").write_text("form: slim\\n")
+    spec = {{"name": size, "branches": {{"kept": 4, "of": 8}}}}
+    (folder / "subnet.yaml").write_text(json.dumps(spec))
+"""
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """A comparison of a supernet with the individual model of its small size."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    Path("recipe.py").write_text(RECIPE)
+    Path("recipe.py").chmod(0o755)
+    Path("README.md").write_text(
+        "before\n<!-- begin tiny.yaml -->\nold\n<!-- end tiny.yaml -->\nafter\n"
+    )
+    write_yaml(
+        "tiny.yaml",
+        {
+            "title": "Tiny",
+            "recipe": "./recipe.py",
+            "expdir": "exp",
+            "test_set": "test",
+            "results": "results/tiny.jsonl",
+            "table": "README.md",
+            "variants": {
+                "supernet": {"asr_config": "a.yaml", "sizes": ["small", "full"]},
+                "alone": {"asr_config": "b.yaml", "sizes": ["full"]},
+            },
+            "reference": {"small": "alone"},
+        },
+    )
+    return Path("tiny.yaml")
+
+
+def test_every_training_gives_a_line_per_size_and_the_table_is_rewritten(file):
+    compare(file, [3], 2)
+    lines = read_lines(Comparison.load(file))
+    found = {(one["variant"], one["size"]): one["err"] for one in lines}
+    assert found == {
+        ("supernet", "small"): 3.0,
+        ("supernet", "full"): 3.0,
+        ("alone", "full"): 2.0,
+    }
+    assert "--asr_args '--seed 3'" in lines[0]["command"]
+    page = Path("README.md").read_text()
+    assert page.startswith("before\n") and page.endswith("after\n")
+    assert "old" not in page
+    rows = [row.split(" | ") for row in page.splitlines() if row.startswith("| super")]
+    assert rows[0][-1] == "+1.0 |"  # small: against the model trained alone
+    assert rows[0][7] == "3.0"  # minutes
+
+
+def test_sizes_that_are_decoded_in_several_ways_have_the_scores_of_each(file):
+    compare(file, [1], 1, only=["supernet"])
+    # another decoding of the same sizes, with more errors
+    for size in ("small", "full"):
+        exp = Path(f"exp/asr_supernet_seed1_{size}")
+        shutil.copytree(exp / "decode", exp / "a_decoding")
+        result = exp / "a_decoding/test/score_wer/result.txt"
+        result.write_text(result.read_text().replace("1.0", "7.0"))
+    values = yaml.safe_load(file.read_text())
+    supernet = values["variants"]["supernet"]
+    for name in ("decode", "a_decoding"):
+        values["variants"][name] = {**supernet, "of": "supernet", "decoding": name}
+    write_yaml(file, values)
+    comparison = Comparison.load(file)
+    ways = ("decode", "a_decoding")
+    lines = {name: result_lines(comparison, name, 1) for name in ways}
+    assert [line["err"] for line in lines["decode"]] == [1.0, 1.0]
+    assert [line["err"] for line in lines["a_decoding"]] == [7.0, 7.0]
+
+
+def test_a_heading_may_name_a_size_of_one_variant(file):
+    values = yaml.safe_load(file.read_text())
+    values["columns"] = {"whole": ["supernet/full"], "any": ["full"]}
+    write_yaml(file, values)
+    compare(file, [3], 2)
+    rows = [r.split(" | ") for r in Path("README.md").read_text().splitlines()]
+    by_title = {row[0]: row for row in reversed(rows) if len(row) == 5}
+    assert by_title["| supernet"][1:3] == ["3.0", "3.0"]
+    assert by_title["| alone"][1:3] == ["", "2.0"]
+
+
+def test_a_failed_comparison_goes_on_where_it_stopped(file, monkeypatch):
+    monkeypatch.setenv("FAILING", "alone_seed1")
+    with pytest.raises(UserError, match="alone with seed 1 failed: see exp/"):
+        compare(file, [1], 1)
+    monkeypatch.delenv("FAILING")
+    compare(file, [1, 2], 1)
+    compare(file, [1, 2], 1)
+    runs = Path("runs.txt").read_text().split()
+    assert sorted(runs) == sorted(
+        ["supernet_seed1", "alone_seed1", "supernet_seed2", "alone_seed2"]
+    )
+    assert "| 1.0 / 2.0 | 1.5 |" in Path("README.md").read_text()
+
+
+def test_a_time_that_means_nothing_is_left_out(file):
+    compare(file, [1], 2)
+    path = Path("results/tiny.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    text = "".join(json.dumps({**x, "train_seconds": None}) + "\n" for x in lines)
+    path.write_text(text)
+    compare(file, [1], 2)
+    rows = [r.split(" | ") for r in Path("README.md").read_text().splitlines()]
+    assert {row[7] for row in rows if row[0] == "| supernet"} == {""}
+
+
+def test_a_page_without_markers_is_refused_before_anything_is_trained(file):
+    Path("README.md").write_text("no markers\n")
+    with pytest.raises(UserError, match="README.md needs the lines"):
+        compare(file, [1], 1)
+    assert not Path("runs.txt").exists()
+
+
+def test_an_unknown_key_is_refused(file):
+    file.write_text(file.read_text() + "tittle: x\n")
+    with pytest.raises(UserError, match="not a comparison.*tittle"):
+        compare(file, [1], 1)
+
+
+def test_only_the_named_variants_are_run(file):
+    compare(file, [1], 1, only=["alone"])
+    assert Path("runs.txt").read_text().split() == ["alone_seed1"]
+    with pytest.raises(UserError, match="--only: both is not one of supernet, alone"):
+        compare(file, [1], 1, only=["both"])
+
+
+def test_the_table_shows_titles_the_spread_of_the_seeds_and_the_commands(file):
+    text = file.read_text().replace("  alone:", "  alone:\n    title: by itself")
+    file.write_text(text)
+    compare(file, [1, 4], 2)
+    page = Path("README.md").read_text()
+    (row,) = [row for row in page.splitlines() if row.startswith("| by itself")]
+    assert "| 0.0 / 3.0 | 1.5 | 3.0 |" in row
+    lines = read_lines(Comparison.load(file))
+    for command, seed in {(one["command"], one["seed"]) for one in lines}:
+        assert f"{command}  # seed {seed}" in page
+
+
+def test_titles_are_rows_and_lines_of_a_figure(file):
+    values = yaml.safe_load(Path(file).read_text())
+    values["columns"] = {"whole": ["full"], "small": ["small"]}
+    values |= {"figure": "results/tiny.png", "against": "alone"}
+    write_yaml(file, values)
+    compare(file, [1, 2], 1)
+    page = Path("README.md").read_text().splitlines()
+    # of 100 words 1 and 2 are wrong, and 0 and 1 of the model alone: seed 2 in pairs
+    (row,) = [row for row in page if row.startswith("| supernet | **")]
+    cells = ["**1.50** (1.0 / 2.0) +100 %", "**1.50** (1.0 / 2.0)"]
+    assert row.split(" | ")[1:3] == cells
+    (row,) = [row for row in page if row.startswith("| alone | **")]
+    assert row.split(" | ")[1:3] == ["**0.50** (0.0 / 1.0)", ""]
+    assert row.endswith("| 1 | 1.5 |")  # a training, of one and of two minutes
+    assert "![WER against non-zero parameters](results/tiny.png)" in page
+    assert Path("results/tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sizes_of_another_training_are_cut_without_training(file):
+    values = yaml.safe_load(Path(file).read_text())
+    values["variants"]["cut"] = {
+        "asr_config": "a.yaml",
+        "sizes": ["50pct"],
+        "of": "supernet",
+        "run_args": '--sizes "50%" --subnets exp/seed{seed}',
+    }
+    write_yaml(file, values)
+    command = command_of(Comparison.load(file), "cut", 3)
+    options = dict(zip(command[1::2], command[2::2], strict=True))
+    assert options["--stage"] == "12" and options["--asr_tag"] == "supernet_seed3"
+    assert options["--sizes"] == "50%" and options["--subnets"] == "exp/seed3"
+
+
+# a recipe that says when each run begins and ends; trainings take their time
+SLOW = f"""#!{sys.executable}
+import sys, time
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+name = options["--asr_config"] + " " + options["--asr_args"].split()[1]
+def say(what):
+    with open("runs.txt", "a") as runs:
+        runs.write(what + " " + name + "\\n")
+say("begin")
+if name.split()[0] in options.get("--failing", ""):
+    sys.exit(3)
+time.sleep(0.2 if options["--stage"] == "12" else 0.6)
+say("end")
+"""
+
+
+@pytest.fixture
+def dependent(file, monkeypatch):
+    """Variants that read others' results, before those in the file and beside them."""
+    Path("recipe.py").write_text(SLOW)
+    monkeypatch.setattr("espnet_omnisparse.report.compare.result_lines", lambda *_: [])
+    monkeypatch.setattr(
+        "espnet_omnisparse.report.compare_tables.write_table", lambda *_: ""
+    )
+    values = yaml.safe_load(file.read_text())
+    needs = {
+        "early": {"of": "omni"},
+        "omni": {},
+        "searched": {"of": "omni"},
+        "dense": {},
+        "one-shot": {"of": "dense", "after": ["omni"]},
+    }
+    values["variants"] = {
+        name: {"asr_config": name, "sizes": ["full"], **more}
+        for name, more in needs.items()
+    }
+    values["reference"] = {}
+    write_yaml(file, values)
+    return file
+
+
+def events():
+    return Path("runs.txt").read_text().splitlines()
+
+
+def test_a_variant_waits_for_those_whose_results_it_reads(dependent):
+    compare(dependent, [1, 2], 4)
+    said = events()
+    assert len(said) == len(set(said)) == 20
+    for seed in (1, 2):
+        place = {line.replace(f" {seed}", ""): i for i, line in enumerate(said)}
+        assert place["begin early"] > place["end omni"]
+        assert place["begin searched"] > place["end omni"]
+        assert place["begin one-shot"] > max(place["end omni"], place["end dense"])
+        # both write into the training's folder
+        first, second = sorted(("early", "searched"), key=lambda x: place[f"end {x}"])
+        assert place[f"begin {second}"] > place[f"end {first}"]
+    # what needs nothing waits for nothing
+    assert [line.split()[0] for line in said[:4]] == ["begin"] * 4
+    assert {line.split()[1] for line in said[:4]} == {"omni", "dense"}
+
+
+def test_sizes_of_one_training_may_need_each_other_in_any_order(dependent):
+    values = yaml.safe_load(dependent.read_text())
+    values["variants"]["early"]["after"] = ["searched"]
+    write_yaml(dependent, values)
+    compare(dependent, [1], 3)
+    said = events()
+    assert said.index("begin early 1") > said.index("end searched 1")
+
+
+def test_what_is_not_run_is_not_waited_for(dependent):
+    compare(dependent, [1], 2, only=["one-shot", "searched"])
+    assert len(events()) == 4
+
+
+def test_after_a_failure_what_reads_its_results_is_not_started(dependent):
+    values = yaml.safe_load(dependent.read_text())
+    values["variants"]["omni"]["run_args"] = "--failing omni"
+    write_yaml(dependent, values)
+    with pytest.raises(UserError, match="omni with seed 1 failed"):
+        compare(dependent, [1], 2)
+    assert {line for line in events() if line.startswith("begin")} == {
+        "begin omni 1",
+        "begin dense 1",
+    }
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"omni": {"of": "omnii"}}, "omni needs omnii, which is not one of early"),
+        ({"omni": {"after": ["one-shot"]}}, "wait for each other"),
+    ],
+)
+def test_an_order_that_cannot_be_is_refused(dependent, changes, words):
+    values = yaml.safe_load(dependent.read_text())
+    for name, more in changes.items():
+        values["variants"][name] |= more
+    write_yaml(dependent, values)
+    with pytest.raises(UserError, match=words):
+        compare(dependent, [1], 2)
+    assert not Path("runs.txt").exists()
+
+
+def test_the_comparisons_of_the_recipes_say_whose_results_they_read():
+    read = {}
+    recipe = REPOSITORY / "egs2/librispeech/asr1"
+    for path in sorted((recipe / "conf/compare").glob("*.yaml")):
+        comparison = Comparison.load(path)
+        for name, variant in comparison.variants.items():
+            command = " ".join(command_of(comparison, name, 7))
+            for other, trained in comparison.variants.items():
+                if not trained.of and f"{comparison.experiment(other, 7)}/" in command:
+                    assert other in (variant.of, *variant.after), (path, name)
+                    read[path.name, name] = other
+    assert read["digits_sparse.yaml", "one-shot"] == "omni"
