@@ -8,9 +8,16 @@ from collections.abc import Mapping
 import torch
 
 from espnet_omnisparse.core.components import scatter, select
-from espnet_omnisparse.core.layout import TRAINING_ONLY, head_name, layout_in, locate
+from espnet_omnisparse.core.layout import (
+    MASK_ORDER,
+    TRAINING_ONLY,
+    head_name,
+    layout_in,
+    locate,
+)
 from espnet_omnisparse.core.mask import group_ranks, weight_mask
 from espnet_omnisparse.core.spec import SubnetSpec
+from espnet_omnisparse.core.weight_masks import is_settled
 from espnet_omnisparse.errors import UserError
 
 State = dict[str, torch.Tensor]
@@ -105,6 +112,7 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
     """The weights that a spec masks, whole, with their zeros."""
     rows, pattern = spec.kept, spec.space.pattern
     layout = layout_in(state)
+    settled = _settled_ranks(state)
     found: State = {}
     for name, sparsity in spec.sparsities.items():
         block, branch, layer = name.split(".")
@@ -119,8 +127,17 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
                 f"The spec {spec.name!r} masks {name}, which is no linear layer of "
                 "this net: use a spec of the same encoder options."
             )
-        keep = weight_mask(
-            group_ranks(weight, pattern), weight.shape, sparsity, pattern
-        )
+        ranks = settled[name] if settled else group_ranks(weight, pattern)
+        keep = weight_mask(ranks, weight.shape, sparsity, pattern)
         found[full_name] = weight.masked_fill(~keep, 0.0)
     return found
+
+
+def _settled_ranks(state: Mapping[str, torch.Tensor]) -> State:
+    """Weight -> the order that its masks were trained with; empty: by magnitude."""
+    ranks = {
+        name.removeprefix(MASK_ORDER): tensor
+        for name, tensor in state.items()
+        if name.startswith(MASK_ORDER)
+    }
+    return ranks if is_settled(ranks) else {}

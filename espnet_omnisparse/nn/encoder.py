@@ -14,7 +14,7 @@ from espnet_omnisparse.core.gate import Gate, same_gate
 from espnet_omnisparse.core.layout import Layout
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
-from espnet_omnisparse.core.weight_masks import WeightMasks
+from espnet_omnisparse.core.weight_masks import MaskOrder, WeightMasks
 from espnet_omnisparse.nn.block import BranchGate, Frames, PrunableBlock
 
 CONV_NORMS = ("batch_norm", "layer_norm")
@@ -50,6 +50,11 @@ class PrunableEncoder:
     def set_pattern(self, pattern: Pattern | None) -> None:
         """Says in which groups weights are masked; `None`: they are not."""
         self._masks = None if pattern is None else WeightMasks(pattern)
+
+    def keep_order(self, order: MaskOrder | None) -> None:
+        """Says what the masks stay like once it is settled; `None`: nothing is."""
+        if self._masks is not None:
+            self._masks.order = order
 
     def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
         """Subsampling and positions, shared by all subnets of an update.
@@ -175,6 +180,11 @@ class PrunableEncoder:
         """Makes the masks follow the weights' present magnitudes."""
         if self._masks is not None:
             self._masks.refresh(self.maskable())
+
+    def mask_ranks(self) -> dict[str, torch.Tensor]:
+        """Of each weight that takes a mask the order of its groups, up to date."""
+        self.refresh_masks()
+        return {} if self._masks is None else self._masks.ranks()
 
     def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
         """Weight -> sparsity, of those that are masked."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from espnet_omnisparse.core.schedule import Timeline
+from espnet_omnisparse.options import Section
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value in plain types: tuples become lists, dataclasses mappings."""
-    return json.loads(json.dumps(value, default=dataclasses.asdict))
+    """A value in plain types: lists, and mappings for dataclasses and sections."""
+    return json.loads(json.dumps(value, default=_as_mapping))
+
+
+def _as_mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, Section):
+        return {name: getattr(value, name) for name in type(value).model_fields}
+    return dataclasses.asdict(value)
 
 
 def _text(value: Any) -> str:

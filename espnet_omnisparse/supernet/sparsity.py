@@ -45,6 +45,15 @@ class SparsityConfig(Section):
         "full regularisation. `[sparsest]` alone is gradual pruning of one model",
         f"a list of at least one of {', '.join(SUBNETS)}",
     )
+    settle: Length = option(
+        0,
+        "length of the run's last part, updates or a fraction, in which masks stand "
+        "still: one nested order of each weight's groups, as it is when the part "
+        "begins, after the ramp (one mask to the end as in AC/DC, "
+        "[2106.12379](https://arxiv.org/abs/2106.12379); averages under one mask as in "
+        "[2306.16788](https://arxiv.org/abs/2306.16788)). Only its checkpoints are "
+        "chosen and averaged; extraction and search use its order",
+    )
     step: Number = option(0.1, "between the levels that are drawn")
     refresh: int = option(
         10,

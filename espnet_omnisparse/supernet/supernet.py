@@ -7,13 +7,14 @@ import torch
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.core.schedule import (
+    SETTLE,
     STEP1,
     STEP2,
     WARM,
     Timeline,
-    resolve_updates,
 )
 from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.weight_masks import MaskOrder
 from espnet_omnisparse.cost.size import (
     MEASURED,
     UNITS,
@@ -26,6 +27,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Net, build_selection
 from espnet_omnisparse.supernet.config import CURRENT, PER_SIZE, SupernetConfig
 from espnet_omnisparse.supernet.effect import check_effect
+from espnet_omnisparse.supernet.phases import phases_of
 from espnet_omnisparse.supernet.plan import Plan
 from espnet_omnisparse.supernet.sampling import SampledSubnet, Sampler
 
@@ -56,6 +58,7 @@ class Supernet(torch.nn.Module):
             the kinds by which sizes are given, for latencies not before a training
             begins: a checkpoint has them.
         chunk: What the encoder's frames see where `chunks` is empty.
+        order: Of masks that settle; `None`: they do not.
 
     Raises:
         UserError: If a size cannot be met.
@@ -67,11 +70,13 @@ class Supernet(torch.nn.Module):
         space: SearchSpace,
         measure: Callable[[str], CostTable] | None = None,
         chunk: Chunk | None = None,
+        order: MaskOrder | None = None,
     ):
         super().__init__()
         self.config = config
         self.chunks = config.chunks or (chunk,)
         self.space = space
+        self.order = order
         self.tables = torch.nn.ModuleDict()
         for kind in dict.fromkeys(kinds_needed(config.sizes, config.fraction_of)):
             if kind == UNITS:
@@ -196,7 +201,7 @@ class Supernet(torch.nn.Module):
         """Fixes the phases of a run of `total` updates (`None`: unknown).
 
         A run that goes on keeps those that it began with: of what it becomes longer,
-        step 2 does. Latencies that are not known yet are measured.
+        the last does. Latencies that are not known yet are measured.
 
         Raises:
             UserError: If a fraction meets a run of unknown length, step 2 would be
@@ -205,8 +210,17 @@ class Supernet(torch.nn.Module):
         self.measure()
         if total is not None:
             total = max(total, self.update)  # a shorter run only ends at once
-        timeline = self.began.timeline if self.began else self._phases(total)
+        if self.began:
+            timeline = self.began.timeline
+        else:
+            joint = self._sampler.joint
+            timeline = phases_of(self.config, self.selection, joint, total)
         if total is not None and timeline.settled_at >= total:
+            if timeline.settle_at is not None:
+                raise UserError(
+                    f"The masks of this run settle at update {timeline.settle_at}, but "
+                    f"it has {total} updates now: train longer."
+                )
             names = "supernet.warm_start and supernet.step1"
             if self.config.sparsity:
                 names = "supernet.warm_start, supernet.step1 and sparsity.ramp"
@@ -216,20 +230,6 @@ class Supernet(torch.nn.Module):
                 "longer."
             )
         self._timeline, self.total = timeline, total
-
-    def _phases(self, total: int | None) -> Timeline:
-        """The phases of a run that begins."""
-        config, selection = self.config, self.selection
-        warm = step1 = ramp = 0
-        if selection.learns or self._sampler.joint or config.sparsity:
-            warm = resolve_updates("supernet.warm_start", config.warm_start, total)
-        if selection.learns:
-            step1 = resolve_updates("supernet.step1", config.step1, total)
-            selection.check_length(step1)
-        if config.sparsity:
-            name = "supernet.sparsity.ramp"
-            ramp = resolve_updates(name, config.sparsity.ramp, total)
-        return Timeline(warm, step1, ramp)
 
     @property
     def update(self) -> int:
@@ -255,7 +255,12 @@ class Supernet(torch.nn.Module):
     @property
     def settled(self) -> bool:
         """Whether the selection is final."""
-        return self.phase == STEP2
+        return self.phase in (STEP2, SETTLE)
+
+    @property
+    def masks_settled(self) -> bool:
+        """Whether masks on weights stay what they are from the present update on."""
+        return self._timeline is not None and self.phase == SETTLE
 
     @property
     def step1_time(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet_omnisparse.core.gate import Gate, layer_dropout_gates, mask_gates
 from espnet_omnisparse.core.schedule import PHASES, STEP1
 from espnet_omnisparse.core.spec import FULL
+from espnet_omnisparse.core.weight_masks import MaskOrder
 from espnet_omnisparse.cost.count import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher
@@ -28,6 +29,7 @@ from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.division import Division
 from espnet_omnisparse.train.gradients import GradientAccumulator
 from espnet_omnisparse.train.loss_guard import LossGuard
+from espnet_omnisparse.train.mask_upkeep import MaskUpkeep
 
 NORMALIZATIONS = ("frames", "batch")
 # ESPnet's log discards infinite values, so "worse than anything" is finite
@@ -71,19 +73,22 @@ class SupernetModel:
                 "needs loss_normalization: frames."
             )
         self.loss_normalization = loss_normalization
+        encoder = self.encoder
         measure = partial(cost_table, self)
-        self.supernet = Supernet(
-            config, self.encoder.space, measure, self.encoder.chunk
-        )
+        order = None
+        if config.sparsity is not None and config.sparsity.settle:
+            order = MaskOrder(encoder.maskable(), encoder.space.pattern)
+        self.supernet = Supernet(config, encoder.space, measure, encoder.chunk, order)
+        encoder.keep_order(order)
+        self._upkeep = MaskUpkeep(self.supernet, encoder)
         sizes = self.supernet.sizes.values()
         chunks = [*self.supernet.chunks, *(size.chunk for size in sizes)]
-        if any(chunks) and not self.encoder.causal:
+        if any(chunks) and not encoder.causal:
             raise UserError(
                 "model_conf.supernet has chunks, for which the Conv modules must be "
                 "causal, or they would see the future: set encoder_conf.causal: true "
                 "(main_conf.dynamic_chunk_training: true of the task asr_transducer)."
             )
-        self._refreshed_at: int | None = None
         self._guard = LossGuard()
         self._division = Division(config.update)
 
@@ -144,7 +149,7 @@ class SupernetModel:
             over batches and processes (its frames, or its utterances).
         """
         batch = self.make_batch(speech, speech_lengths, text, text_lengths)
-        self._refresh_masks()
+        self._upkeep.before_pass(self.training)
         supernet, stats, frames = self.supernet, {}, 0
         gradients = GradientAccumulator(self.parameters(), keep_graphs=_in_float16())
         if self.training:
@@ -289,21 +294,6 @@ class SupernetModel:
     def accumulate(self, batches: int) -> None:
         """Says that an update has so many micro-batches, and that one begins."""
         self._division.begin(batches)
-
-    def _refresh_masks(self) -> None:
-        """Makes the masks of weights follow the weights, as often as wanted."""
-        plan = self.supernet.config.sparsity
-        if plan is None:
-            return
-        now = self.supernet.update
-        if not self.training:
-            # afterwards training begins anew: a resumed run has no older masks
-            self._refreshed_at = None
-        elif self._refreshed_at is not None and now - self._refreshed_at < plan.refresh:
-            return
-        else:
-            self._refreshed_at = now
-        self.encoder.refresh_masks()
 
     def _outputs(
         self, subnet: SampledSubnet, hidden: Frames
