@@ -69,7 +69,7 @@ def test_a_config_is_a_value():
 
 class Masks(Section):
     name: ClassVar[str] = "supernet.masks"
-    renamed: ClassVar[dict[str, str]] = {"sandwich": "count"}
+    renamed: ClassVar[dict[str, str]] = {"nets": "count"}
 
     count: Count = option(3, "how many")
     share: Number = option(0.5, "of all", ge=0, lt=1)
@@ -101,14 +101,14 @@ def test_bounds_are_told_in_words(values, sentence):
 
 def test_a_key_of_an_earlier_version_is_read_with_a_notice(caplog):
     with caplog.at_level(logging.WARNING):
-        assert Masks.read({"sandwich": 5}).count == 5
+        assert Masks.read({"nets": 5}).count == 5
     assert caplog.messages == ["supernet.masks.nets is called count now."]
     with pytest.raises(UserError, match="both nets and count"):
-        Masks.read({"sandwich": 5, "count": 5})
+        Masks.read({"nets": 5, "count": 5})
 
 
 def test_earlier_names_of_the_sandwich_are_read(caplog):
-    old = {"sparsity": {"sandwich": ["dense", "sparsest", "nearby"]}}
+    old = {"sparsity": {"nets": ["dense", "sparsest", "around"]}}
     new = {"sparsity": {"sandwich": ["dense", "sparsest", "nearby"]}}
     assert SupernetConfig.read(old) == SupernetConfig.read(new)
     assert any("is called sandwich now" in message for message in caplog.messages)

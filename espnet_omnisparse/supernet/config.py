@@ -10,7 +10,7 @@ from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.options import Length, Number, Section, option
-from espnet_omnisparse.supernet.sparsity import DENSE, SUBNETS, SparsityConfig
+from espnet_omnisparse.supernet.sparsity import DENSE, SIZE, SUBNETS, SparsityConfig
 
 CURRENT = "current"  # the subnet of step 1, in logs
 ADAPTIVE = "adaptive"
@@ -199,6 +199,11 @@ class SupernetConfig(Section):
                     f"supernet.sizes: {name} has a sparsity of {share}, but training "
                     f"goes up to supernet.sparsity.final: {self.sparsity.final}."
                 )
+        if SIZE in self.sparsity.sandwich and not self.sizes:
+            raise UserError(
+                "supernet.sparsity.sandwich has size, but supernet.sizes is empty: "
+                "name at least one, such as {s90: {sparsity: 0.9}}."
+            )
         if self.distillation != "none" and self.sparsity.sandwich[0] != DENSE:
             raise UserError(
                 "supernet.distillation needs the dense net, the teacher, as the first "

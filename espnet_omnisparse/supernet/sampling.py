@@ -6,7 +6,7 @@ every process of a distributed one draw the same subnets.
 """
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.supernet.config import ADAPTIVE, CURRENT, SupernetConfig
-from espnet_omnisparse.supernet.sparsity import DENSE, SPARSEST, SparsityConfig
+from espnet_omnisparse.supernet.sparsity import DENSE, SIZE, SPARSEST, SparsityConfig
 
 
 class AdaptiveWeight:
@@ -43,7 +43,7 @@ class SampledSubnet:
 
     Attributes:
         size: Its name: `full`, `current` (the subnet of step 1), a size, or one of
-            `sparsity.SUBNETS`.
+            `sparsity.SUBNETS`, numbered where an update has several.
         gates: A gate per unit.
         weight: Of its loss.
         sparsity: A sparsity per weight; empty: nothing is masked.
@@ -185,8 +185,12 @@ class Sampler:
         generator = self._generator(update)
         masks = list(self._selection.masks().values())
         weights = len(self._space.weights)
+        sizes = self._drawn_sizes(plan.sandwich.count(SIZE), generator)
         sampled = []
         for number, subnet in enumerate(plan.sandwich):
+            if subnet == SIZE:
+                sampled.append(self._of_size(next(sizes), highest, number == 0))
+                continue
             mask = torch.ones(len(self._space), dtype=torch.bool)
             if subnet == SPARSEST and masks:
                 mask = masks[-1]
@@ -215,6 +219,26 @@ class Sampler:
                 )
             )
         return sampled
+
+    def _drawn_sizes(self, count: int, generator: random.Random) -> Iterator[str]:
+        """Names of sizes, none twice before each has been drawn once."""
+        names = list(self._sizes)
+        for start in range(0, count, max(len(names), 1)):
+            yield from generator.sample(names, min(len(names), count - start))
+
+    def _of_size(self, name: str, highest: float, largest: bool) -> SampledSubnet:
+        """A size as far as the ramp has come."""
+        mask = self._selection.masks().get(name)
+        everything = torch.ones(len(self._space), dtype=torch.bool)
+        share = min(self._sizes[name].sparsity, highest)
+        return SampledSubnet(
+            name,
+            mask_gates(everything if mask is None else mask),
+            1.0 if largest else self._weight,
+            (share,) * len(self._space.weights) if share > 0.0 else (),
+            largest,
+            self._sizes[name].chunk,
+        )
 
     def _generator(self, update: int) -> random.Random:
         """Randomness of an update: the same on every process and resumed."""

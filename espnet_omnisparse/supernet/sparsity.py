@@ -17,6 +17,7 @@ from espnet_omnisparse.options import Length, Number, Section, option
 
 DENSE, SPARSEST, NEARBY = "dense", "sparsest", "nearby"
 SUBNETS = (DENSE, SPARSEST, "random", NEARBY, "uniform")
+SIZE = "size"  # one that will be deployed
 #: what earlier versions called a kind of subnet
 _RENAMED = {"around": NEARBY}
 _NEIGHBOURS = (-2, -1, 0, 1, 2)
@@ -41,9 +42,12 @@ class SparsityConfig(Section):
         (DENSE, SPARSEST, "random", "random"),
         "the subnets of an update (the sandwich rule): `dense`; `sparsest`; `random`, "
         "an independent sparsity in every weight; `nearby`, neighbouring levels around "
-        "a common one; `uniform`, a random one, the same everywhere. The first has "
-        "full regularisation. `[sparsest]` alone is gradual pruning of one model",
-        f"a list of at least one of {', '.join(SUBNETS)}",
+        "a common one; `uniform`, a random one, the same everywhere; `size`, any of "
+        "`sizes`, another one each time that it is named, logged under the size's name "
+        "(so only what is deployed is trained). The first has full regularisation. One "
+        "named twice has twice the weight, and with `split_batch` twice the "
+        "utterances. `[sparsest]` alone is gradual pruning of one model",
+        f"a list of at least one of {', '.join((*SUBNETS, SIZE))}",
     )
     settle: Length = option(
         0,
@@ -74,7 +78,7 @@ class SparsityConfig(Section):
             if new:
                 logging.warning("supernet.sparsity: %s is called %s now.", one, new)
             subnets.append(new or one)
-        if not subnets or any(one not in SUBNETS for one in subnets):
+        if not subnets or any(one not in (*SUBNETS, SIZE) for one in subnets):
             raise ValueError("unknown")
         return tuple(subnets)
 
