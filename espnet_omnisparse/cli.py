@@ -20,7 +20,7 @@ from typing import Any
 
 import espnet_omnisparse
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.recipe import run as recipe
+from espnet_omnisparse.recipe import options as recipe
 
 CHECKPOINT = recipe.STOCK_DEFAULTS["inference_asr_model"]
 TABLE = {
@@ -37,12 +37,14 @@ TABLE = {
 
 def extract(args: argparse.Namespace) -> None:
     """Writes sizes of a supernet as experiment folders of their own."""
+    from espnet_omnisparse.environment import require_writable
     from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
 
     specs = wanted_specs(args.exp, args.subnets, args.sizes or ())
     prefix = args.out or str(args.exp)
     for size, spec in specs.items():
         out = Path(recipe.size_folder(prefix, size, args.stock))
+        require_writable(out / "model.pth")  # before minutes of calibration
         written = extract_size(
             args.exp,
             args.exp / args.checkpoint,
@@ -61,7 +63,7 @@ def profile(args: argparse.Namespace) -> None:
     models: dict[str, Any] = {}
     costs: dict[str, dict[str, float]] = {}
     for folder in args.folders:
-        for name, (model, cost) in _models(folder, args.checkpoint, args.spec).items():
+        for name, (model, cost) in _models(folder, args).items():
             models[name], costs[name] = model, cost
     for name, row in measure_rtf(models, rounds=args.rounds).items():
         costs[name]["rtf"] = statistics.median(row)
@@ -72,7 +74,7 @@ def profile(args: argparse.Namespace) -> None:
 
 
 def _models(
-    folder: Path, checkpoint: str, spec_path: Path | None
+    folder: Path, args: argparse.Namespace
 ) -> dict[str, tuple[Any, dict[str, float]]]:
     """What a folder holds: name -> model and its costs."""
     from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
@@ -83,18 +85,22 @@ def _models(
     from espnet_omnisparse.tasks import is_supernet
     from espnet_omnisparse.train.journal import SUBNETS, read_specs
 
-    config = family.read_config(folder)
+    spec_path = args.spec
+    config = family.located(family.read_config(folder), folder)
     if (folder / family.COST).exists() and not spec_path:
         return {str(folder): (family.load_size(folder), family.read_cost(folder))}
-    if (folder / checkpoint).exists():
-        state = load_tensors(folder / checkpoint)
-    else:
-        print(
-            f"note: {folder} has no {checkpoint}, so its weights are freshly drawn: "
-            "the non-zero count is not that of a trained net.",
-            file=sys.stderr,
-        )
+    # an unpacked size has its model alone, under the name that sizes give it
+    names = (args.checkpoint, family.MODEL)
+    trained = next((folder / n for n in names if (folder / n).exists()), None)
+    if args.random:
         state = family.build(config).state_dict()
+    elif trained:
+        state = load_tensors(trained)
+    else:
+        raise UserError(
+            f"{folder} has no {args.checkpoint}: name its model with --checkpoint, or "
+            "profile freshly drawn weights with --random."
+        )
     if spec_path:
         loaded = read_spec(spec_path)
         specs = {loaded.name: loaded}
@@ -141,9 +147,11 @@ def _table(costs: Mapping[str, Mapping[str, float]]) -> str:
 
 def search(args: argparse.Namespace) -> None:
     """Searches the sparsities that are best within budgets; goes on if interrupted."""
+    from espnet_omnisparse.environment import require_folders
     from espnet_omnisparse.search import run as search_run
     from espnet_omnisparse.search.evolution import SearchOptions
     from espnet_omnisparse.search.spec_costs import parse_budget
+    from espnet_omnisparse.train.journal import SUBNETS
 
     budgets = [parse_budget(one) for one in args.budgets.split()]
     if not budgets:
@@ -154,6 +162,7 @@ def search(args: argparse.Namespace) -> None:
     problem = search_run.read_problem(args.exp, args.checkpoint, budgets)
     if args.jobs > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:
         return search_run.launch(args.jobs, args.argv)
+    require_folders([args.exp / SUBNETS, args.exp / search_run.FOLDER])
     options = SearchOptions(args.population, args.generations, seed=args.seed)
     found = search_run.run_search(
         problem, options, args.objective, args.utterances, args.calibration
@@ -297,6 +306,11 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     one.add_argument("--spec", type=Path, help="cut this size out of FOLDER in memory")
     add_checkpoint(one)
+    one.add_argument(
+        "--random",
+        action="store_true",
+        help="freshly drawn weights: non-zero counts are not a trained net's",
+    )
     one.add_argument("--json", action="store_true", help="print JSON, not a table")
     add_rounds(one)
 

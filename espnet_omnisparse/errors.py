@@ -1,6 +1,7 @@
 """How a user's mistake is told: one sentence that says what to do."""
 
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -13,17 +14,29 @@ class UserError(Exception):
     """A mistake the user can mend; its text is one sentence that says how."""
 
 
+# what the machine refuses: nothing that a program of ours could have done better
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+}
+
+
 @contextmanager
 def one_sentence() -> Iterator[None]:
     """Turns a `UserError` into a line on stderr and exit status 1, no traceback.
 
-    Every command of the package runs inside it. Ctrl-C is told in a word, with status
-    130, and a reader of our output that has gone away ends us without one, as it ends
-    other programs. Anything else that goes wrong is a defect of ours and keeps its
-    traceback.
+    Every command of the package runs inside it. A place that the machine does not let
+    us write to, or a full disk, is told in a sentence as well. Ctrl-C is told in a
+    word, with status 130, and a reader of our output that has gone away ends us without
+    one, as it ends other programs. Anything else that goes wrong is a defect of ours
+    and keeps its traceback.
     """
+    # commands draw into files; a notebook hands down a backend that only it has, and
+    # Matplotlib cannot even be imported with
+    os.environ["MPLBACKEND"] = "agg"
     try:
         yield
+        sys.stdout.flush()  # a full disk is noticed here, not after our end
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -31,9 +44,27 @@ def one_sentence() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        # or Python would fail once more when it flushes at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        place = error.filename2 or error.filename or "The output"
+        print(
+            f"error: {place} could not be read or written ({error.strerror}): mend "
+            "that, or choose another place for it.",
+            file=sys.stderr,
+        )
+        _drop_stdout()
+        sys.exit(1)
+
+
+def _drop_stdout() -> None:
+    """What stdout still holds is lost, or Python would fail once more at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:

@@ -151,6 +151,14 @@ at least 0 and below 1, not 1.5.
         return lines
 
 
+def supernet_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The supernet's options in a configuration; empty where absent or null.
+
+    `--print_config` writes the section as null where every option has its default.
+    """
+    return (config.get("model_conf") or {}).get("supernet") or {}
+
+
 def must_be_number(annotation: Any) -> bool:
     """Whether an option takes numbers."""
     return bool({int, float} & {*_kinds(annotation)})

@@ -1,5 +1,6 @@
 import argparse
 import dataclasses
+import statistics
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch
 from espnet_omnisparse.core.mask import Pattern, kept_groups
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
+from espnet_omnisparse.cost import count as cost
 from espnet_omnisparse.cost.count import (
     count_cost,
     count_macs,
@@ -247,25 +249,48 @@ def test_the_real_time_factor_is_per_second_of_audio(size, tiny_config, build):
     assert all(0 < factor < 1 for factor in factors["one"])
 
 
+class Clock:
+    """A machine on which time passes only where a function says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def work(self, seconds):
+        def run():
+            self.now += seconds
+
+        return run
+
+
+def test_times_are_the_clocks(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(cost, "time", clock)
+    runs = {"a": clock.work(0.5), "b": clock.work(2.0)}
+    times = measure_paired(runs, rounds=3, warmup=1)
+    assert times == {"a": [0.5] * 3, "b": [2.0] * 3}
+    assert clock.now == 4 * 2.5  # the warm-up took its time, and is not in the times
+    assert paired_ratio(times, "a", "b") == 0.25
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["branch", "component"])
-def test_an_extracted_size_is_within_ten_per_cent_of_its_latency_budget(granularity):
+def test_an_extracted_size_keeps_about_to_its_latency_budget(granularity):
     from espnet_omnisparse.bench.training import latency_budgets
 
     shape = argparse.Namespace(blocks=12, size=144, rounds=9)
-    worst = []
+    found = {}
     # other work on the machine spoils a measurement, a wrong cost table spoils all
     for _ in range(4):
         try:
-            found = latency_budgets(shape, granularity).values()
-        except UserError as refused:  # the front end was measured in a slow moment
-            worst.append(refused)
+            sizes = latency_budgets(shape, granularity)
+        except UserError:  # the front end was measured in a slow moment
             continue
-        worst.append(max(abs(measured / budget - 1) for budget, measured in found))
-        if worst[-1] < 0.10:
-            return
-    matrix = torch.ones(512, 512)
-    times = sorted(measure_paired({"product": lambda: matrix @ matrix}, 300)["product"])
-    if times[270] > 1.2 * times[30]:
-        pytest.skip(f"the machine is too busy to measure on: off by {worst}")
-    pytest.fail(f"off by {worst}")
+        for name, (budget, measured) in sizes.items():
+            found.setdefault(name, []).append(measured / budget)
+    # as the median of its tries, which a busy machine has been seen to miss by 0.3
+    assert found and all(
+        abs(statistics.median(ratios) - 1) < 0.3 for ratios in found.values()
+    ), found

@@ -686,6 +686,46 @@ def training_audio(tmp_path):
     }
 
 
+def test_files_of_a_size_are_found_from_its_own_folder(tmp_path, monkeypatch):
+    size = tmp_path / "unpacked" / "exp" / "asr_small"
+    size.mkdir(parents=True)
+    stats = tmp_path / "unpacked" / "exp" / "stats.npz"
+    stats.touch()
+    here = tmp_path / "here"
+    (here / "exp").mkdir(parents=True)
+    (here / "exp" / "stats.npz").touch()  # another model's
+    monkeypatch.chdir(here)
+    config = {"bpemodel": None, "normalize_conf": {"stats_file": "exp/stats.npz"}}
+    found = family.located(config, size)
+    assert found == {"bpemodel": None, "normalize_conf": {"stats_file": str(stats)}}
+    assert config["normalize_conf"]["stats_file"] == "exp/stats.npz"
+
+
+def test_calibration_takes_the_same_audio_from_a_list_in_splits(
+    experiment, training_audio, tmp_path
+):
+    source, _, _ = experiment(conv_norm="batch_norm", change=training_audio)
+    config = family.read_config(source)
+    whole = list(family.calibration_batches(config, 3))
+    path, name, kind = next(
+        entry
+        for entry in config["train_data_path_and_name_and_type"]
+        if entry[1] == "speech"
+    )
+    with open(path) as file:
+        lines = file.readlines()
+    split = tmp_path / "splits2" / "wav.scp"
+    split.mkdir(parents=True)
+    (split / "num_splits").write_text("2\n")
+    (split / "split.0").write_text("".join(lines[::2]))
+    (split / "split.1").write_text("".join(lines[1::2]))
+    config["train_data_path_and_name_and_type"] = [[str(split), name, kind]]
+    parts = list(family.calibration_batches(config, 3))
+    assert len(parts) == len(whole)
+    for one, other in zip(parts, whole, strict=True):
+        assert torch.equal(one["speech"], other["speech"])
+
+
 @pytest.mark.parametrize("stock", [False, True])
 def test_an_extracted_size_has_batch_norm_statistics_of_its_own(
     experiment, training_audio, tmp_path, stock

@@ -8,7 +8,14 @@ from typing import ClassVar
 import pytest
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.options import Count, Length, Number, Section, option
+from espnet_omnisparse.options import (
+    Count,
+    Length,
+    Number,
+    Section,
+    option,
+    supernet_section,
+)
 from espnet_omnisparse.report.options_page import sections, with_tables
 from espnet_omnisparse.supernet.config import SupernetConfig
 
@@ -127,3 +134,8 @@ def test_the_options_page_has_the_tables_of_the_sections():
 def test_a_page_without_markers_is_refused():
     with pytest.raises(UserError, match="begin supernet --> and"):
         with_tables("# Options\n")
+
+
+def test_a_supernet_section_written_as_null_is_empty():
+    for config in ({}, {"model_conf": None}, {"model_conf": {"supernet": None}}):
+        assert supernet_section(config) == {}

@@ -70,7 +70,7 @@ def test_every_module_is_on_the_readmes_map():
 
 
 def test_every_option_is_on_the_options_page():
-    from espnet_omnisparse.recipe.run import OWN_OPTIONS
+    from espnet_omnisparse.recipe.options import OWN_OPTIONS
     from espnet_omnisparse.supernet.config import SupernetConfig
 
     page = (REPOSITORY / "docs" / "options.md").read_text()

@@ -16,6 +16,7 @@ from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.recipe import run as recipe
 from espnet_omnisparse.recipe import template
+from espnet_omnisparse.recipe.options import OWN_OPTIONS
 
 REPOSITORY = Path(__file__).parents[1]
 SIZES = ("small", "medium", "full")
@@ -196,7 +197,7 @@ def test_an_argument_that_is_no_option_is_refused(options):
 def test_help_names_every_own_option(asr1):
     done = run(asr1, "--help")
     assert done.returncode == 0
-    for name in recipe.OWN_OPTIONS:
+    for name in OWN_OPTIONS:
         assert f"--{name} " in done.stdout
 
 
@@ -209,7 +210,7 @@ def test_help_names_every_own_option(asr1):
         (["--asr_config", "conf/missing.yaml"], "conf/missing.yaml"),
         (["--stage", "eleven"], "--stage"),
         (["--asr_task", "asr_mystery"], "asr_transducer"),
-        (["--download_model", "a/b"], "--download_model"),
+        (["--download_model", "a/b", "--sizes", "small"], "--download_model"),
         (["--stock", "yes"], "--stock"),
         (["--calibration", "many"], "--calibration"),
         ([*UPLOAD], "--hf_repo"),
@@ -219,6 +220,31 @@ def test_help_names_every_own_option(asr1):
 def test_a_mistaken_option_gets_one_sentence(asr1, options, word):
     config = ["--asr_config", "conf/demo_supernet.yaml"]
     assert word in refusal(asr1, *config, *options)
+
+
+def test_a_downloaded_model_is_decoded_as_it_is_with_our_encoders(asr1, monkeypatch):
+    given = []
+    monkeypatch.setattr(recipe, "prepare", lambda run: None)
+    monkeypatch.setattr(
+        recipe.subprocess,
+        "run",
+        lambda command: given.append(command) or subprocess.CompletedProcess([], 0),
+    )
+    with contextlib.chdir(asr1):
+        options = ["--download_model", "a/b", "--stage", "12", "--stop_stage", "13"]
+        recipe.main([*options, "--speed_perturb_factors", ""])
+    (command,) = given
+    named = dict(zip(command[1::2], command[2::2], strict=True))
+    assert named["--download_model"] == "a/b"
+    assert named["--python"] == "python3 -m espnet_omnisparse.launch"
+    assert (named["--stage"], named["--stop_stage"]) == ("12", "13")
+
+
+def test_what_stage_12_reads_is_looked_for_before_stage_1(asr1):
+    config = ["--asr_config", "conf/demo_supernet.yaml"]
+    assert "--subnets" in refusal(asr1, *config, "--subnets", "none_here")
+    (asr1 / "conf/decode_ctc.yaml").unlink()
+    assert "conf/decode_ctc.yaml" in refusal(asr1, *config)
 
 
 def test_a_wrong_espnet_root_gets_one_sentence(asr1, tmp_path):

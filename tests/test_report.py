@@ -455,18 +455,38 @@ def test_profile_agrees_with_extraction(make_exp, capsys):
     (EXP / cli.CHECKPOINT).unlink()
     shutil.move(specs, "moved")
     spec = "moved/medium.yaml"
-    cli.main(["profile", str(EXP), "--spec", spec, "--rounds", "1"])
-    out, err = capsys.readouterr()
-    assert "freshly drawn" in err
+    assert "--random" in refused(capsys, "profile", str(EXP), "--spec", spec)
+    cli.main(["profile", str(EXP), "--random", "--spec", spec, "--rounds", "1"])
+    out, _ = capsys.readouterr()
     heading, line = out.splitlines()
     assert line.startswith(f"{EXP} medium ")
     assert heading.split()[:2] == ["params", "(M)"]
     medium = costs[f"{EXP} medium"]["parameters"]
     assert float(line.split()[2]) == pytest.approx(medium / 1e6, abs=1e-4)
 
-    cli.main(["profile", str(EXP), "--json", "--rounds", "1"])
+    cli.main(["profile", str(EXP), "--random", "--json", "--rounds", "1"])
     unselected = json.loads(capsys.readouterr().out)[f"{EXP} full"]
     assert unselected["parameters"] == costs[f"{EXP} full"]["parameters"]
+
+
+def test_an_unpacked_size_profiles_its_own_weights_wherever_it_lies(
+    make_exp, capsys, monkeypatch
+):
+    make_exp()
+    cli.main(["extract", str(EXP), "--sizes", "small"])
+    size = Path(f"{EXP}_small")
+    capsys.readouterr()
+    cli.main(["profile", str(size), "--json", "--rounds", "1"])
+    known = json.loads(capsys.readouterr().out)[str(size)]
+    for lacking in ("subnet.yaml", "origin.yaml", "cost.json"):
+        (size / lacking).unlink()
+    home = Path.cwd()
+    (home / "elsewhere").mkdir()
+    monkeypatch.chdir(home / "elsewhere")
+    cli.main(["profile", str(home / size), "--json", "--rounds", "1"])
+    unpacked = json.loads(capsys.readouterr().out)[str(home / size)]
+    for key in ("parameters", "nonzero_parameters", "file_bytes"):
+        assert unpacked[key] == known[key]
 
 
 def test_info_names_the_versions(capsys):

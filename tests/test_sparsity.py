@@ -513,7 +513,7 @@ def apart(sparse_model, batch):
     return make
 
 
-SUBNETS_OF_ALL_KINDS = ["dense", "sparsest", "random", "nearby", "uniform"]
+EVERY_KIND = ["dense", "sparsest", "random", "nearby", "uniform"]
 
 
 @pytest.mark.parametrize("conf", [ONE_AXIS, BOTH_AXES], ids=["weights", "both"])
@@ -522,7 +522,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_subnets(
 ):
     options = {
         "conf": conf,
-        "sparsity": {"sandwich": SUBNETS_OF_ALL_KINDS},
+        "sparsity": {"sandwich": EVERY_KIND},
         "update": 60,
     }
     model = sparse_model(**options).train()

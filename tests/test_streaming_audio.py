@@ -10,9 +10,10 @@ import soundfile
 import soxr
 import torch
 
+from espnet_omnisparse.data.audio_blocks import file_blocks
 from espnet_omnisparse.data.audio_files import Recording, check_audio
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.streaming.audio import checked, file_blocks, pcm_blocks
+from espnet_omnisparse.streaming.audio import checked, pcm_blocks
 
 
 @pytest.fixture

@@ -655,7 +655,7 @@ def test_never_are_the_joint_outputs_of_two_subnets_alive(
         "distillation": "kl",
     }
     model = build(transducer_config(supernet, auxiliary_ctc_weight=0.3)).train()
-    monkeypatch.setattr(update, "_in_float16", lambda: in_float16)
+    monkeypatch.setattr(update, "in_float16", lambda _: in_float16)
     kept, alive = [], []
 
     class Kept:

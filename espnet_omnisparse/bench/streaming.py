@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from espnet_omnisparse.cost.count import measure_paired, paired_ratio
+from espnet_omnisparse.data.audio_blocks import file_blocks
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.streaming.audio import file_blocks
 from espnet_omnisparse.streaming.live import Latency, recognise
 from espnet_omnisparse.streaming.recogniser import Recogniser
 

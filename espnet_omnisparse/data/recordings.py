@@ -278,7 +278,7 @@ def _examples(alike: Sequence[AudioError]) -> str:
 
 def _write(path: Path, target: Path, rate: int) -> None:
     # it needs PyTorch, slow to import, which nothing else here does
-    from espnet_omnisparse.streaming.audio import file_blocks
+    from espnet_omnisparse.data.audio_blocks import file_blocks
 
     with soundfile.SoundFile(target, "w", rate, 1, "PCM_16") as sound:
         for block in file_blocks(path, rate, _BLOCK_SECONDS, notice=lambda _: None):

@@ -104,7 +104,28 @@ def feature_size(config: Mapping[str, Any]) -> int:
 
 def load_size(folder: Path) -> Any:
     """The model of a size folder, in eval."""
-    return build(read_config(folder), load_tensors(Path(folder) / MODEL))
+    config = located(read_config(folder), folder)
+    return build(config, load_tensors(Path(folder) / MODEL))
+
+
+def located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A configuration whose files are found from the folder that it lies in.
+
+    An unpacked size brings its statistics and BPE model along, under the names that
+    they had in the recipe's folder: these lie below one of its own parents.
+    """
+    roots = [Path(folder).resolve(), *Path(folder).resolve().parents]
+
+    def found(name: str | None) -> str | None:
+        paths = (root / name for root in roots) if name else ()
+        return next((str(path) for path in paths if path.is_file()), name)
+
+    located = {**config, "bpemodel": found(config.get("bpemodel"))}
+    normalize = config.get("normalize_conf") or {}
+    if "stats_file" in normalize:
+        stats = found(normalize["stats_file"])
+        located["normalize_conf"] = {**normalize, "stats_file": stats}
+    return located
 
 
 def selected_specs(folder: Path) -> dict[str, SubnetSpec]:
@@ -268,14 +289,25 @@ def calibration_batches(
             f"{path}, the training audio that BatchNorm statistics are re-estimated "
             "on, does not exist: run stages 1-5 first, in the recipe's folder."
         )
-    dataset = ESPnetDataset([(path, name, kind)])
-    ids = sorted(line.split(maxsplit=1)[0] for line in Path(path).open())
+    owner = {}
+    for part in _parts(Path(path)):
+        dataset = ESPnetDataset([(str(part), name, kind)])
+        owner |= {line.split(maxsplit=1)[0]: dataset for line in part.open()}
+    ids = sorted(owner)
     chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
     # by length, as in training: padding would enter the statistics
-    items = sorted((dataset[uid] for uid in chosen), key=_samples)
+    items = sorted((owner[uid][uid] for uid in chosen), key=_samples)
     collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
     for start in range(0, len(items), batch_size):
         yield collate(items[start : start + batch_size])[1]
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of a list that `--num_splits_asr` may have made a folder."""
+    if not path.is_dir():
+        return [path]
+    count = int((path / "num_splits").read_text())
+    return [path / f"split.{index}" for index in range(count)]
 
 
 def _samples(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:

@@ -18,109 +18,20 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_omnisparse.errors import UserError, one_sentence
-from espnet_omnisparse.files import read_yaml
+from espnet_omnisparse.options import supernet_section
 from espnet_omnisparse.recipe import template
-
-OWN_OPTIONS = {
-    "sizes": "",
-    "search": "",
-    "stock": "false",
-    "subnets": "",
-    "calibration": "400",
-}
-# asr.sh's defaults that this module has to know
-STOCK_DEFAULTS = {
-    "stage": "1",
-    "stop_stage": "10000",
-    "expdir": "exp",
-    "feats_type": "raw",
-    "token_type": "bpe",
-    "nbpe": "30",
-    "lang": "noinfo",
-    "asr_config": "",
-    "asr_args": "",
-    "asr_tag": "",
-    "asr_exp": "",
-    "speed_perturb_factors": "",
-    "fs": "16k",
-    "inference_asr_model": "valid.loss_sizes.ave.pth",
-    "skip_packing": "true",
-    "skip_upload_hf": "true",
-    "hf_repo": "",
-    "asr_task": "asr",
-    "download_model": "",
-}
-FIRST_PER_SIZE, LAST_STAGE = 12, 15
-DECODING = {
-    "asr": "conf/decode_ctc.yaml",
-    "asr_transducer": "conf/decode_transducer.yaml",
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a command line asks for.
-
-    Attributes:
-        options: Every option given, names with underscores; the last one counts.
-        own: The options of this module.
-    """
-
-    options: Mapping[str, str]
-    own: Mapping[str, str]
-
-    def __getitem__(self, name: str) -> str:
-        return self.options.get(name, STOCK_DEFAULTS[name])
-
-    @property
-    def stages(self) -> tuple[int, int]:
-        """First and last stage."""
-        try:
-            return int(self["stage"]), min(int(self["stop_stage"]), LAST_STAGE)
-        except ValueError as error:
-            raise UserError("--stage and --stop_stage take a number.") from error
-
-    @property
-    def asr_exp(self) -> str:
-        """The supernet's experiment folder, named as asr.sh would name it."""
-        if self["asr_exp"]:
-            return self["asr_exp"]
-        return f"{self['expdir']}/asr_{self['asr_tag'] or self._tag()}"
-
-    def _tag(self) -> str:
-        config = self["asr_config"]
-        stem = Path(config).name.removesuffix(".yaml") if config else "train"
-        tag = f"{stem}_{self['feats_type']}"
-        if self["lang"] != "noinfo":
-            tag += f"_{self['lang']}"
-        tag += f"_{self['token_type']}"
-        if self["token_type"] == "bpe":
-            tag += self["nbpe"]
-        arguments = self["asr_args"].replace("--", "_")
-        tag += "".join(char for char in arguments if char not in " |=/")
-        return tag + ("_sp" if self["speed_perturb_factors"] else "")
-
-
-def parse(argv: Sequence[str]) -> Run:
-    """Reads Kaldi-style options.
-
-    Raises:
-        UserError: If an argument is not an option with a value.
-    """
-    options: dict[str, str] = {}
-    rest = list(argv)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("--") or not rest:
-            raise UserError(f"{name}: options are given as --name value.")
-        options[name[2:].replace("-", "_")] = rest.pop(0)
-    own = {name: options.pop(name, default) for name, default in OWN_OPTIONS.items()}
-    return Run(options, own)
+from espnet_omnisparse.recipe.checks import check, check_machine
+from espnet_omnisparse.recipe.options import (
+    FIRST_PER_SIZE,
+    Run,
+    decoding_of,
+    parse,
+    size_folder,
+)
 
 
 def asr_sh(run: Run, **changes: str) -> None:
@@ -131,7 +42,7 @@ def asr_sh(run: Run, **changes: str) -> None:
     """
     options = {
         **_training_text(run),
-        "inference_config": _decoding(run),
+        "inference_config": decoding_of(run),
         **run.options,
         **_streaming_transducer(run),
         "asr_exp": run.asr_exp,
@@ -149,14 +60,6 @@ def asr_sh(run: Run, **changes: str) -> None:
             f"{options['stop_stage']}: the reason is printed above, or in the log that "
             "it names."
         )
-
-
-def _decoding(run: Run) -> str:
-    """The recipe's decoding configuration, unless another is given."""
-    streaming = run.options.get("use_streaming") == "true"
-    if streaming and run["asr_task"] == "asr":
-        return "conf/decode_streaming.yaml"
-    return DECODING[run["asr_task"]]
 
 
 def _streaming_transducer(run: Run) -> dict[str, str]:
@@ -177,88 +80,6 @@ def _training_text(run: Run) -> dict[str, str]:
         return {}
     text = f"data/{run.options.get('train_set', '')}/text"
     return {"bpe_train_text": text, "lm_train_text": text}
-
-
-def check(run: Run) -> None:
-    """Finds mistakes before anything is written.
-
-    Raises:
-        UserError: For the first mistake found.
-    """
-    first, last = run.stages
-    if run.own["stock"] not in ("true", "false"):
-        raise UserError(f"--stock is true or false, not {run.own['stock']}.")
-    if not run.own["calibration"].isdecimal():
-        raise UserError(
-            f"--calibration is a number of utterances, not {run.own['calibration']}."
-        )
-    if run["asr_task"] not in DECODING:
-        raise UserError(
-            f"--asr_task {run['asr_task']} is not supported: use one of "
-            f"{', '.join(DECODING)}."
-        )
-    if run["download_model"]:
-        raise UserError(
-            "--download_model cannot be combined with sizes: decode downloaded models "
-            "with ./asr.sh itself."
-        )
-    config = run["asr_config"]
-    if config and not Path(config).is_file():
-        raise UserError(f"--asr_config {config} does not exist.")
-    if config and not run.own["subnets"]:
-        _check_sizes(run)
-    if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
-        _check_upload(run)
-    if run["speed_perturb_factors"] and first <= 2 <= last and not shutil.which("sox"):
-        raise UserError(
-            "Speed perturbation (stage 2) needs sox: install it, or leave it out with "
-            '--speed_perturb_factors "".'
-        )
-
-
-def _check_upload(run: Run) -> None:
-    if not run["hf_repo"]:
-        raise UserError("Stage 15 uploads: say where to with --hf_repo user/name.")
-    if shutil.which("git") is None or shutil.which("git-lfs") is None:
-        raise UserError("Stage 15 uploads with git: install git and git-lfs first.")
-    for key in ("user.name", "user.email"):
-        found = subprocess.run(["git", "config", key], capture_output=True)
-        if found.returncode != 0:
-            raise UserError(
-                f"Stage 15 commits with git, which has no {key}: set it with "
-                f"git config --global {key} ..."
-            )
-
-    commit = ["git", "rev-parse", "--quiet", "--verify", "HEAD"]
-    if subprocess.run(commit, capture_output=True).returncode != 0:
-        raise UserError(
-            "Stage 15 names the commit of this recipe, and there is none: run it "
-            "inside a git repository with a commit (git init, git commit)."
-        )
-
-
-def _check_sizes(run: Run) -> None:
-    """Compares --sizes with the configuration, before hours of training."""
-    if not run.own["sizes"]:
-        return
-    # slow: they import torch
-    from espnet_omnisparse.core.spec import FULL
-    from espnet_omnisparse.search.spec_costs import parse_budget
-
-    conf = read_yaml(run["asr_config"]).get("model_conf") or {}
-    supernet = conf.get("supernet") or {}
-    sizes = [*supernet.get("sizes", {}), FULL]
-    for size in run.own["sizes"].split():
-        if size in sizes:
-            continue
-        if not supernet.get("sparsity"):
-            raise UserError(f"--sizes: {size} is not one of {', '.join(sizes)}.")
-        parse_budget(size)
-
-
-def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:
-    """The experiment folder of one size."""
-    return f"{asr_exp}_{size}" + ("_stock" if stock else "")
 
 
 def run_sizes(run: Run, first: int, last: int) -> None:
@@ -314,10 +135,10 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
     from espnet_omnisparse.extract.experiment import read_config
     from espnet_omnisparse.search.spec_costs import parse_budget
 
-    trained = read_config(Path(run.asr_exp))["model_conf"].get("supernet", {})
+    trained = supernet_section(read_config(Path(run.asr_exp))).get("sizes") or {}
     names = {}
     for size in sizes:
-        if size in trained.get("sizes", {}):
+        if size in trained:
             continue
         try:
             names[size] = parse_budget(size).name
@@ -334,14 +155,24 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
 
 
 def command_line() -> str:
-    """The command that was given, for the report."""
-    return "./run.sh " + shlex.join(sys.argv[1:])
+    """The command that was given, for the report: as typed, then with all options."""
+    resolved = "./run.sh " + shlex.join(sys.argv[1:])
+    # the recipe's scripts tell it: the outermost counts
+    typed = os.environ.get("OMNISPARSE_TYPED", "").strip()
+    return f"{typed}\n# that is\n{resolved}" if typed else resolved
 
 
-def prepare() -> None:
-    """Links ESPnet's template into the present folder; scores without sclite too."""
+def prepare(run: Run) -> None:
+    """Checks the machine, and links ESPnet's template into the present folder.
+
+    Raises:
+        UserError: If something is missing that the stages to run need.
+    """
     template.require_versions()
-    template.link(Path.cwd(), template.locate())
+    root = template.locate()
+    check_machine(run, root)
+    template.link(Path.cwd(), root)
+    # scores without sclite too
     if shutil.which("sclite") is None:
         stand_in = Path(__file__).parent / "bin"
         os.environ["PATH"] += f"{os.pathsep}{stand_in}"
@@ -366,9 +197,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         run = parse(argv)
         check(run)
-        prepare()
+        prepare(run)
         tell_stage_1(run)
         first, last = run.stages
+        if run["download_model"]:  # as it is: nothing to train, nor to extract
+            asr_sh(run, stage=str(first), stop_stage=str(last), skip_train="true")
+            return
         if first < FIRST_PER_SIZE:
             stop = min(last, FIRST_PER_SIZE - 1)
             asr_sh(run, stage=str(first), stop_stage=str(stop))

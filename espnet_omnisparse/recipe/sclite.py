@@ -2,8 +2,8 @@
 
 ESPnet's recipes score a recogniser's text with `sclite -r ref.trn trn -h hyp.trn trn
 -i rm -o all stdout`. This module answers that command line with the same alignments,
-the same counts and the same summary table:
-`python3 -m espnet_omnisparse.recipe.sclite`.
+the same counts, the two rows of the summary that recipes read and the listing of every
+utterance: `python3 -m espnet_omnisparse.recipe.sclite`.
 
 It knows the part of sclite that a recipe needs. Words in braces, which sclite reads as
 alternatives, are ordinary words here, so that text scored by character may hold them.
@@ -12,7 +12,6 @@ alternatives, are ordinary words here, so that text scored by character may hold
 import argparse
 import math
 import os
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +24,6 @@ from espnet_omnisparse.errors import UserError, one_sentence
 
 SUBSTITUTION = 4
 GAP = 3  # the cost of an insertion and of a deletion
-
-PAGE_WIDTH = 80
-# The blanks place a heading over its numbers, which end in one too.
-HEADINGS = (" SPKR", " # Snt", "# Wrd", " Corr ", "  Sub ", "  Del ", "  Ins ")
-HEADINGS += ("  Err ", "S.Err ")
 
 # Words stay bytes: like sclite, we split at ASCII blanks and fold ASCII letters only.
 Words = list[bytes]
@@ -58,7 +52,7 @@ class Alignment:
 
 @dataclass
 class Tally:
-    """Counts over the utterances of a speaker, or of all of them."""
+    """Counts over utterances."""
 
     sentences: int = 0
     wrong_sentences: int = 0
@@ -90,7 +84,7 @@ class Tally:
             Correct, substituted, deleted, inserted, errors and sentence errors.
         """
         words = self.words
-        # Divided first and multiplied then, as sclite does: the other order ends on
+        # divided first and multiplied then, as sclite does: the other order ends on
         # the other side of some halves.
         shares = [count / words * 100.0 if words else 0.0 for count in self.errors]
         return [*shares, self.sentence_error]
@@ -222,19 +216,9 @@ def _words(text: bytes) -> Words:
     return [word for word in words if word != b"@"]
 
 
-def speaker_of(identity: bytes) -> bytes:
-    """The speaker of an utterance id: what stands before the first - or _.
-
-    Args:
-        identity: The id in its parentheses; one with neither sign has no speaker.
-    """
-    name = identity[1:-1].replace(b"_", b"-")
-    return name.partition(b"-")[0] if b"-" in name else b""
-
-
 def score(
     reference: dict[bytes, Words], hypothesis: dict[bytes, Words]
-) -> dict[bytes, dict[bytes, Alignment]]:
+) -> dict[bytes, Alignment]:
     """Aligns every utterance of the hypothesis.
 
     Args:
@@ -242,7 +226,7 @@ def score(
         hypothesis: The same for the recognised text.
 
     Returns:
-        The alignments by speaker and then by utterance id, in the hypothesis' order.
+        The alignments by utterance id, in the hypothesis' order.
 
     Raises:
         UserError: An utterance of the hypothesis has no reference.
@@ -253,156 +237,51 @@ def score(
             f"{len(strange)} utterance(s) of the hypothesis have no reference, "
             f"such as {_text(strange[0])}; score files of the same utterances."
         )
-    speakers: dict[bytes, dict[bytes, Alignment]] = {}
-    for identity, words in hypothesis.items():
-        utterances = speakers.setdefault(speaker_of(identity), {})
-        utterances[identity] = align(reference[identity], words)
-    return speakers
+    return {
+        identity: align(reference[identity], words)
+        for identity, words in hypothesis.items()
+    }
 
 
-def summary(title: str, tallies: dict[str, Tally]) -> str:
-    """The table of percentages by speaker.
+def summary(title: str, total: Tally) -> str:
+    """The two rows of sclite's table that recipes read: the heading and the sum.
 
     Args:
-        title: What stands above the table: the hypothesis' file.
-        tallies: The counts of each speaker.
+        title: What stands above them: the hypothesis' file.
+        total: The counts of all speakers.
     """
-    total = Tally(*map(sum, zip(*map(_fields, tallies.values()), strict=True)))
-    names = [f" {speaker} " for speaker in tallies]
-    speakers = [_speaker_cells(tally) for tally in tallies.values()]
-    all_cells = _count_cells(total) + _decimals(total.percentages())
-    spread = _spread_rows(list(tallies.values()))
-
-    label_width = max(8, *map(len, names))
-    labels = [label.ljust(label_width) for label in (HEADINGS[0], *names, " Sum/Avg")]
-    labels += [_centre(label, label_width) for label in ("Mean", "S.D.", "Median")]
-    cells = [list(HEADINGS[1:]), *speakers, all_cells, *spread]
-    rows = [[label, *row] for label, row in zip(labels, cells, strict=True)]
-    lines = _frame(title, rows)
-
-    heading = _centre("SYSTEM SUMMARY PERCENTAGES by SPEAKER", PAGE_WIDTH)
-    text = "\n\n\n" + "\n".join([heading, "", *lines]) + "\n"
-    if any(tally.words == 0 for tally in tallies.values()):
-        text += (
-            "\n* No Reference words for this/these speaker(s).  Word counts supplied"
-            "\n  rather than percents."
-            "\n# No Reference words for this/these speaker(s).  NCE not computable."
-            "\n+ Speaker(s) with no reference data is ignored\n"
-        )
-    return text
+    numbers = f"{total.sentences:5d} {total.words:6d}"
+    shares = "  ".join(f"{_rounded(value):5.1f}" for value in total.percentages())
+    return (
+        f"\n\n{title}\n\n"
+        "       | SPKR   | # Snt # Wrd | Corr    Sub    Del    Ins    Err  S.Err |\n"
+        f"       | Sum/Avg|{numbers} |{shares} |\n"
+    )
 
 
-def _fields(tally: Tally) -> tuple[int, ...]:
-    """A tally's counts in the order in which it is built."""
-    return tuple(vars(tally).values())
+def _rounded(value: float) -> float:
+    """One decimal; halves go up, as sclite rounds them."""
+    return math.floor(value * 10.0 + 0.5) / 10.0
 
 
-def _speaker_cells(tally: Tally) -> list[str]:
-    """A speaker's cells: percentages, or starred counts without a reference word."""
-    if tally.words:
-        return _count_cells(tally) + _decimals(tally.percentages())
-    counts = [f"{count:5d}*" for count in tally.errors]
-    return _count_cells(tally) + counts + _decimals([tally.sentence_error])
-
-
-def _count_cells(tally: Tally) -> list[str]:
-    """The cells of the numbers of utterances and of words."""
-    return [f"{tally.sentences:5d}", f"{tally.words:5d}"]
-
-
-def _spread_rows(tallies: list[Tally]) -> list[list[str]]:
-    """The cells of the mean, the standard deviation and the median over speakers."""
-    spoken = [tally for tally in tallies if tally.words]
-    # Shares of no word are left out, and a plus sign in place of a blank says so.
-    mark = " " if len(spoken) == len(tallies) else "+"
-    sizes = [(tally.sentences, tally.words) for tally in tallies]
-    shares = [tally.percentages()[:5] for tally in spoken] or [[0.0] * 5]
-    sentences = [tally.sentence_error for tally in tallies]
-    rows = []
-    for measure in (statistics.fmean, _deviation, statistics.median):
-        row = _decimals([measure(column) for column in zip(*sizes, strict=True)])
-        row += _decimals(
-            [measure(column) for column in zip(*shares, strict=True)], mark
-        )
-        rows.append(row + _decimals([measure(sentences)]))
-    return rows
-
-
-def _deviation(values: Sequence[float]) -> float:
-    """The sample's standard deviation; zero for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _decimals(values: Sequence[float], mark: str = " ") -> list[str]:
-    """Cells of one decimal; halves go up, as sclite rounds them."""
-    return [f"{math.floor(value * 10.0 + 0.5) / 10.0:5.1f}{mark}" for value in values]
-
-
-def _frame(title: str, rows: list[list[str]]) -> list[str]:
-    """Draws the table: its heading, a row per speaker, the sum, and the spread."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # Between the columns there is one character: a bar, or a blank within a group.
-    inner = sum(widths) + len(widths) - 1
-    room = _shares(max(0, len(title) - inner), len(widths))
-    inner = max(inner, len(title))
-
-    bodies = []
-    for row in rows:
-        cells = [
-            _centre(_centre(cell, width), width + extra)
-            for cell, width, extra in zip(row, widths, room, strict=True)
-        ]
-        bodies.append(f"{cells[0]}|{' '.join(cells[1:3])}|{' '.join(cells[3:])}")
-    heading, *speakers, total, mean, deviation, median = bodies
-    thin = "".join("+" if sign == "|" else "-" for sign in heading)
-    thick = "=" * inner
-
-    lines = ["-" * inner, _centre(title, inner), "-" * inner, heading]
-    for speaker in speakers:
-        lines += [thin, speaker]
-    lines += [thick, total, thick, mean, deviation, median]
-    framed = [f",{lines[0]}.", *(f"|{line}|" for line in lines[1:]), f"`{lines[0]}'"]
-    margin = " " * max(0, (PAGE_WIDTH - inner - 2) // 2)
-    return [margin + line for line in framed]
-
-
-def _shares(extra: int, columns: int) -> list[int]:
-    """Spreads the blanks that a long title asks for evenly over the columns."""
-    ends = [(2 * extra * end + columns) // (2 * columns) for end in range(columns + 1)]
-    return [after - before for before, after in zip(ends, ends[1:], strict=False)]
-
-
-def _centre(text: str, width: int) -> str:
-    """Centres text; an odd blank goes to its right."""
-    left = (width - len(text)) // 2
-    return (" " * left + text).ljust(width)
-
-
-def alignments(
-    title: str, speakers: dict[bytes, dict[bytes, Alignment]], case_sensitive: bool
+def listing(
+    title: str, alignments: dict[bytes, Alignment], case_sensitive: bool
 ) -> str:
-    """The listing of every utterance, its words aligned and its errors marked.
+    """Every utterance, its words aligned and its errors marked.
 
     Args:
         title: The hypothesis' file.
-        speakers: Alignments by speaker and by utterance id.
+        alignments: By utterance id.
         case_sensitive: Leave the words' case; else those of errors become upper case.
     """
     lines = ["", "", "\t\tDUMP OF SYSTEM ALIGNMENT STRUCTURE", ""]
-    lines += [f"System name:   {title}", "", "Speakers: "]
-    lines += [f"   {number:2d}:  {_text(name)}" for number, name in enumerate(speakers)]
-    lines.append("")
-    for number, (name, utterances) in enumerate(speakers.items()):
-        lines.append(
-            f"Speaker sentences  {number:2d}:  {_text(name)}   "
-            f"#utts: {len(utterances)}"
-        )
-        for identity, alignment in utterances.items():
-            counts = " ".join(map(str, alignment.counts))
-            lines += [f"id: {_text(identity)}", f"Scores: (#C #S #D #I) {counts}"]
-            if case_sensitive:
-                lines.append("Attributes: Case_sensitive ")
-            lines += [*_aligned(alignment, case_sensitive), ""]
+    lines += [f"System name:   {title}", ""]
+    for identity, alignment in alignments.items():
+        counts = " ".join(map(str, alignment.counts))
+        lines += [f"id: {_text(identity)}", f"Scores: (#C #S #D #I) {counts}"]
+        if case_sensitive:
+            lines.append("Attributes: Case_sensitive ")
+        lines += [*_aligned(alignment, case_sensitive), ""]
     return "\n".join(lines) + "\n"
 
 
@@ -497,19 +376,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         args = _parse(argv)
         reference = read_trn(args.reference, args.case_sensitive)
         hypothesis = read_trn(args.hypothesis, args.case_sensitive)
-        speakers = score(reference, hypothesis)
+        found = score(reference, hypothesis)
         _warn_of_missing(reference, hypothesis)
 
         title = _text(os.fsencode(args.hypothesis))
-        tallies = {_text(name): Tally() for name in speakers}
-        for name, utterances in speakers.items():
-            for alignment in utterances.values():
-                tallies[_text(name)].add(alignment)
+        total = Tally()
+        for alignment in found.values():
+            total.add(alignment)
         report = ""
         if {"all", "sum"} & set(args.reports):
-            report += summary(title, tallies)
+            report += summary(title, total)
         if {"all", "pralign"} & set(args.reports):
-            report += alignments(title, speakers, args.case_sensitive)
+            report += listing(title, found, args.case_sensitive)
         sys.stdout.buffer.write(report.encode("latin-1"))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from espnet_omnisparse.environment import require_folders, require_writable
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.report.compare_tables import write_figure, write_table
 from espnet_omnisparse.report.comparison import Comparison, in_order, read_lines
@@ -167,6 +168,10 @@ def compare(
         UserError: If the file is wrong or a training fails.
     """
     comparison = Comparison.load(path)
+    require_folders([comparison.expdir])  # before hours of training
+    require_writable(comparison.results)
+    if comparison.figure:
+        require_writable(comparison.figure)
     write_table(comparison, path)  # a missing marker is told before, not after
     try:
         run_all(comparison, seeds, jobs, only)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import paired_ratio
+from espnet_omnisparse.environment import require_folders
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import SPEC, read_config
 from espnet_omnisparse.extract.forms import FORMS
@@ -136,6 +137,7 @@ def write_family(
             f"No size of {asr_exp} is scored yet: decode and score them first "
             "(stages 12 and 13)."
         )
+    require_folders([asr_exp, asr_exp / "images"])  # before minutes of measuring
     folders = [size.folder for series in family + others for size in series.sizes]
     timing = time_models(folders, asr_exp / "rtf.json", rtf_rounds)
     medians = {name: statistics.median(row) for name, row in timing.rtf.items()}

@@ -20,6 +20,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.batch_norm import has_batch_norm
 from espnet_omnisparse.files import load_tensors, write_text
+from espnet_omnisparse.options import supernet_section
 from espnet_omnisparse.search.dev_set import DevSet
 from espnet_omnisparse.search.evaluation_cache import Evaluations, Workers
 from espnet_omnisparse.search.evolution import (
@@ -89,7 +90,7 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
         UserError: If it has no masks, or a budget is impossible.
     """
     config = family.read_config(exp)
-    plan = config.get("model_conf", {}).get("supernet", {}).get("sparsity")
+    plan = supernet_section(config).get("sparsity")
     state = load_tensors(exp / checkpoint)
     model = family.build(config, state)
     space = getattr(model.encoder, "space", None)

@@ -11,8 +11,9 @@ from typing import TextIO
 import numpy as np
 import torch
 
+from espnet_omnisparse.data.audio_blocks import file_blocks
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.streaming.audio import file_blocks, pcm_blocks
+from espnet_omnisparse.streaming.audio import pcm_blocks
 from espnet_omnisparse.streaming.recogniser import Recogniser
 
 

@@ -80,7 +80,7 @@ class Recogniser:
             UserError: If there is no such size, or it cannot stream.
         """
         folder = Path(folder)
-        config = family.read_config(folder)
+        config = family.located(family.read_config(folder), folder)
         if not (folder / family.MODEL).exists():
             raise UserError(
                 f"{folder} has no {family.MODEL}: name the folder of a size, such as "

@@ -94,3 +94,10 @@ class _Known(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return None, None, *(gradient * factor for gradient in ctx.gradients)
+
+
+def in_float16(computed: torch.Tensor) -> bool:
+    """Whether gradients need the trainer's scale not to vanish."""
+    device = computed.device.type
+    half = torch.get_autocast_dtype(device) == torch.float16
+    return torch.is_autocast_enabled(device) and half

@@ -27,7 +27,7 @@ from espnet_omnisparse.supernet.sampling import AdaptiveWeight, SampledSubnet
 from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.division import Division
-from espnet_omnisparse.train.gradients import GradientAccumulator
+from espnet_omnisparse.train.gradients import GradientAccumulator, in_float16
 from espnet_omnisparse.train.loss_guard import LossGuard
 from espnet_omnisparse.train.mask_upkeep import MaskUpkeep
 
@@ -151,7 +151,9 @@ class SupernetModel:
         batch = self.make_batch(speech, speech_lengths, text, text_lengths)
         self._upkeep.before_pass(self.training)
         supernet, stats, frames = self.supernet, {}, 0
-        gradients = GradientAccumulator(self.parameters(), keep_graphs=_in_float16())
+        gradients = GradientAccumulator(
+            self.parameters(), keep_graphs=in_float16(batch.feats)
+        )
         if self.training:
             sampled = supernet.sample_subnets()
             sampled = [_with_shared_gates(subnet, gradients) for subnet in sampled]
@@ -246,32 +248,21 @@ class SupernetModel:
             loss = gradients.total() * self._scale(utterances, frames)
         return loss * self._division.stands_for(sampled) + self.supernet.penalty()
 
-    def mask_loss(
-        self,
-        mask: torch.Tensor,
-        speech: torch.Tensor,
-        speech_lengths: torch.Tensor,
-        text: torch.Tensor,
-        text_lengths: torch.Tensor,
-        **kwargs,
-    ) -> tuple[torch.Tensor, int]:
+    def mask_loss(self, mask: torch.Tensor, **batch) -> tuple[torch.Tensor, int]:
         """Mean loss of a batch through one hard subnet and the full net's head.
 
         Args:
             mask: Units to keep `[units]`.
-            speech: As in `forward`, like the following.
-            speech_lengths: `[batch]`.
-            text: `[batch, labels]`.
-            text_lengths: `[batch]`.
-            **kwargs: Unused.
+            **batch: What `forward` takes.
 
         Returns:
             The loss, and the number of utterances.
         """
-        batch = self.make_batch(speech, speech_lengths, text, text_lengths)
-        hidden = self.encoder.front_end(batch.feats, batch.feats_lengths)
+        names = ("speech", "speech_lengths", "text", "text_lengths")
+        made = self.make_batch(*(batch[name] for name in names))
+        hidden = self.encoder.front_end(made.feats, made.feats_lengths)
         hidden = hidden.with_chunk_mask(self.supernet.chunks[-1])  # what sizes see
-        return self.subnet_loss(hidden, batch, mask_gates(mask)), len(batch)
+        return self.subnet_loss(hidden, made, mask_gates(mask)), len(made)
 
     def subnet_loss(
         self,
@@ -391,9 +382,3 @@ def _with_shared_gates(
         for gate in subnet.gates
     )
     return replace(subnet, gates=tuple(gates))
-
-
-def _in_float16() -> bool:
-    """Whether gradients need the trainer's scale not to vanish."""
-    half = torch.get_autocast_dtype("cuda") == torch.float16
-    return torch.is_autocast_enabled("cuda") and half

@@ -3,6 +3,9 @@
 # train on. LIBRISPEECH names the tree that holds digits-train, -dev and -test.
 set -euo pipefail
 
+# what the user typed, for the report: the outermost script's command
+export OMNISPARSE_TYPED=${OMNISPARSE_TYPED:-$(printf '%q ' "$0" "$@")}
+
 ./run.sh \
     --ngpu 0 \
     --nj 2 \

@@ -3,6 +3,9 @@
 # LIBRISPEECH names the tree that holds ls8-train, -dev, -test and -test-other.
 set -euo pipefail
 
+# what the user typed, for the report: the outermost script's command
+export OMNISPARSE_TYPED=${OMNISPARSE_TYPED:-$(printf '%q ' "$0" "$@")}
+
 ./run.sh \
     --ngpu 1 \
     --nj 2 \

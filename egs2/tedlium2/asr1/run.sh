@@ -3,6 +3,9 @@
 # `./run.sh --help` lists. Speed perturbation needs sox.
 set -euo pipefail
 
+# what the user typed, for the report: the outermost script's command
+export OMNISPARSE_TYPED=${OMNISPARSE_TYPED:-$(printf '%q ' "$0" "$@")}
+
 VENV=${VENV:-$(cd ../../.. && pwd)/.venv}
 [ -d "${VENV}" ] && export PATH="${VENV}/bin:${PATH}"
 

@@ -1,0 +1,144 @@
+"""What is wrong with options or machine, found before anything is written."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from espnet_omnisparse import environment
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import read_yaml
+from espnet_omnisparse.options import supernet_section
+from espnet_omnisparse.recipe.options import (
+    DECODING,
+    FIRST_PER_SIZE,
+    LAST_STAGE,
+    Run,
+    decoding_of,
+)
+
+
+def check(run: Run) -> None:
+    """Finds mistakes before anything is written.
+
+    Raises:
+        UserError: For the first mistake found.
+    """
+    first, last = run.stages
+    if run.own["stock"] not in ("true", "false"):
+        raise UserError(f"--stock is true or false, not {run.own['stock']}.")
+    if not run.own["calibration"].isdecimal():
+        raise UserError(
+            f"--calibration is a number of utterances, not {run.own['calibration']}."
+        )
+    if run["asr_task"] not in DECODING:
+        raise UserError(
+            f"--asr_task {run['asr_task']} is not supported: use one of "
+            f"{', '.join(DECODING)}."
+        )
+    if run["download_model"] and (run.own["sizes"] or run.own["subnets"]):
+        raise UserError(
+            "--download_model decodes a model as it is: leave --sizes and --subnets "
+            "out."
+        )
+    config = run["asr_config"]
+    if config and not Path(config).is_file():
+        raise UserError(f"--asr_config {config} does not exist.")
+    if config and not run.own["subnets"]:
+        _check_sizes(run)
+    if first <= FIRST_PER_SIZE <= last:
+        _check_decoding(run)
+    if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
+        _check_upload(run)
+    if run["speed_perturb_factors"] and first <= 2 <= last and not shutil.which("sox"):
+        raise UserError(
+            "Speed perturbation (stage 2) needs sox: install it, or leave it out with "
+            '--speed_perturb_factors "".'
+        )
+
+
+def check_machine(run: Run, root: Path) -> None:
+    """Finds what the machine lacks for the stages that are to run.
+
+    Args:
+        run: What is wanted.
+        root: The tree that holds ESPnet's template.
+
+    Raises:
+        UserError: For the first thing found.
+    """
+    folders = {"--dumpdir": run["dumpdir"], "--expdir": run["expdir"]}
+    environment.require_plain_paths({**folders, "--asr_exp": run.asr_exp})
+    environment.require_folders(["data", *folders.values(), run.asr_exp])
+    if not run["ngpu"].isdecimal():
+        raise UserError(f"--ngpu is a number of GPUs, not {run['ngpu']}.")
+    own = Path("cmd.sh")
+    cmd = own if own.exists() else root / "egs2" / "TEMPLATE" / "asr1" / "cmd.sh"
+    if _runs_on_gpu(run) and run["num_nodes"] == "1":
+        wanted = int(run["ngpu"])
+        environment.require_gpus(f"--ngpu {wanted}", wanted, cmd)
+    if _runs(run, 12) and run["gpu_inference"] == "true":
+        environment.require_gpus("--gpu_inference true", 1, cmd)
+
+
+def _runs(run: Run, stage: int) -> bool:
+    first, last = run.stages
+    return first <= stage <= last and str(stage) not in run["skip_stages"].split()
+
+
+def _runs_on_gpu(run: Run) -> bool:
+    """Whether a training is to run, of the supernet or a language model."""
+    if run["skip_train"] == "true":
+        return False
+    return _runs(run, 11) or (run["use_lm"] == "true" and _runs(run, 7))
+
+
+def _check_decoding(run: Run) -> None:
+    """What stage 12 reads that no stage before it writes."""
+    decoding = run.options.get("inference_config") or decoding_of(run)
+    if not Path(decoding).is_file():
+        raise UserError(
+            f"Stage 12 decodes with {decoding}, which does not exist: write it, or "
+            "name another with --inference_config."
+        )
+    subnets = run.own["subnets"]
+    if subnets and not any(Path(subnets).glob("*.yaml")):
+        raise UserError(f"--subnets: {subnets} has no specs (*.yaml) in it.")
+
+
+def _check_upload(run: Run) -> None:
+    if not run["hf_repo"]:
+        raise UserError("Stage 15 uploads: say where to with --hf_repo user/name.")
+    if shutil.which("git") is None or shutil.which("git-lfs") is None:
+        raise UserError("Stage 15 uploads with git: install git and git-lfs first.")
+    for key in ("user.name", "user.email"):
+        found = subprocess.run(["git", "config", key], capture_output=True)
+        if found.returncode != 0:
+            raise UserError(
+                f"Stage 15 commits with git, which has no {key}: set it with "
+                f"git config --global {key} ..."
+            )
+
+    commit = ["git", "rev-parse", "--quiet", "--verify", "HEAD"]
+    if subprocess.run(commit, capture_output=True).returncode != 0:
+        raise UserError(
+            "Stage 15 names the commit of this recipe, and there is none: run it "
+            "inside a git repository with a commit (git init, git commit)."
+        )
+
+
+def _check_sizes(run: Run) -> None:
+    """Compares --sizes with the configuration, before hours of training."""
+    if not run.own["sizes"]:
+        return
+    # slow: they import torch
+    from espnet_omnisparse.core.spec import FULL
+    from espnet_omnisparse.search.spec_costs import parse_budget
+
+    supernet = supernet_section(read_yaml(run["asr_config"]))
+    sizes = [*(supernet.get("sizes") or {}), FULL]
+    for size in run.own["sizes"].split():
+        if size in sizes:
+            continue
+        if not supernet.get("sparsity"):
+            raise UserError(f"--sizes: {size} is not one of {', '.join(sizes)}.")
+        parse_budget(size)
