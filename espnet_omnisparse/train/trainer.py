@@ -25,6 +25,7 @@ from espnet_omnisparse.train.journal import (
     settled_specs,
     write_specs,
 )
+from espnet_omnisparse.train.learning_rate import PiecewiseLinearLR
 from espnet_omnisparse.train.resume import CHECKPOINT, PLAN, plan_of
 from espnet_omnisparse.train.update import NOT_SELECTED, SupernetModel
 
@@ -37,10 +38,14 @@ class OmniTrainer(Trainer):
         """Trains as ESPnet's `Trainer.run` does, whose arguments these are.
 
         Raises:
-            UserError: If the supernet's phases do not fit the run.
+            UserError: If phases or the scheduler's steps do not fit the run.
         """
+        per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
+        for scheduler in kwargs["schedulers"]:
+            if isinstance(scheduler, PiecewiseLinearLR):
+                epochs = trainer_options.max_epoch
+                scheduler.set_run_length(per_epoch and per_epoch * epochs)
         if isinstance(model, SupernetModel):
-            per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
             _plan(model, per_epoch, trainer_options)
             model.supernet.attach(
                 TrainedNet(model, kwargs["valid_iter_factory"], trainer_options.ngpu)
@@ -176,7 +181,7 @@ def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
         settled = supernet.timeline.settled_at
         logging.warning(
             f"The run has {total} updates now, not {before.total}: its phases stay as "
-            f"it began with them, and step 2 has {total - settled} updates, not "
+            f"it began with them, and the last has {total - settled} updates, not "
             f"{before.total - settled}"
         )
     most = supernet.subnets_per_update
