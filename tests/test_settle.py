@@ -274,3 +274,40 @@ def test_a_run_made_so_short_that_it_never_settles_is_refused(corpus, tmp_path):
     assert train(command, tmp_path / "log", kill_at_update=7).code == -9
     outcome = train(corpus.command(exp, **{**TRAINING, "max_epoch": 2}), tmp_path / "l")
     assert "settle at update 12, but it has 10 updates now" in outcome.sentence
+
+
+# the log
+
+
+def test_the_log_has_the_flip_rate_of_each_size(uninterrupted):
+    lines = read_log(uninterrupted)
+    assert [line["flip_rate"].keys() for line in lines] == 4 * [{"medium", "small"}]
+    assert all(rate > 0.0 for rate in lines[0]["flip_rate"].values())
+    specs = family.selected_specs(uninterrupted)
+    states = [load(uninterrupted / f"{epoch}epoch.pth") for epoch in (1, 2, 3, 4)]
+    for name in ("medium", "small"):
+        masks = []
+        for state in states:
+            sized = cut_state(state, specs[name])
+            masks.append({n: t == 0 for n, t in sized.items() if _masked(n, t)})
+        for line, before, after in zip(lines[1:], masks, masks[1:], strict=False):
+            flipped = sum(int((before[n] != after[n]).sum()) for n in before)
+            share = flipped / sum(mask.numel() for mask in before.values())
+            assert line["flip_rate"][name] == pytest.approx(share, abs=1e-6)
+        assert lines[1]["flip_rate"][name] > 0.0
+        assert lines[3]["flip_rate"][name] == 0.0
+
+
+def _masked(name, tensor):
+    """Whether it is the weight of a linear layer or pointwise convolution."""
+    return (
+        name.startswith(ASR_LAYOUT.prefix)
+        and name.endswith("weight")
+        and (tensor.dim() == 2 or tensor.dim() == 3 and tensor.size(1) > 1)
+    )
+
+
+def test_without_masks_nothing_flips(corpus, tmp_path):
+    exp = tmp_path / "exp"
+    assert train(corpus.command(exp, max_epoch=2), tmp_path / "log").code == 0
+    assert not any("flip_rate" in line for line in read_log(exp))

@@ -73,6 +73,38 @@ def nested(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
     return module, leaf
 
 
+def flip_rate(
+    before: Mapping[str, torch.Tensor],
+    after: Mapping[str, torch.Tensor],
+    shapes: Mapping[str, torch.Size],
+    sparsity: float,
+    pattern: Pattern,
+) -> float:
+    """The share of the weights that a mask dropped or took back between two orders.
+
+    The flip rate of a sparse Transformer's training (arXiv 2404.01847).
+
+    Args:
+        before: Name -> what `group_ranks` returned for a weight.
+        after: The same later.
+        shapes: Of the weights.
+        sparsity: Of the mask, the same in every weight.
+        pattern: In which groups they are masked.
+
+    >>> shapes = {"w": torch.Size((2, 2))}
+    >>> before, after = torch.tensor([[0, 1], [2, 3]]), torch.tensor([[0, 2], [1, 3]])
+    >>> flip_rate({"w": before}, {"w": after}, shapes, 0.5, Pattern())
+    0.5
+    """
+    flipped = 0
+    for name, shape in shapes.items():
+        old, new = (
+            weight_mask(r[name], shape, sparsity, pattern) for r in (before, after)
+        )
+        flipped += int((old != new).sum())
+    return flipped / max(sum(shape.numel() for shape in shapes.values()), 1)
+
+
 class WeightMasks:
     """Masks of a set of weights.
 

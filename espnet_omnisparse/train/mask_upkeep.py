@@ -1,5 +1,10 @@
 """What happens to the masks on weights between two passes of a training."""
 
+from collections.abc import Mapping
+
+import torch
+
+from espnet_omnisparse.core.weight_masks import flip_rate
 from espnet_omnisparse.nn.encoder import PrunableEncoder
 from espnet_omnisparse.supernet.supernet import Supernet
 
@@ -39,6 +44,26 @@ class MaskUpkeep:
         if self._settles:
             # whatever pass comes first, its weights are those of this update
             self._supernet.order.settle(self._encoder.mask_ranks())
+
+    def ranks(self) -> dict[str, torch.Tensor]:
+        """The present order of the groups of each weight; empty: nothing is masked."""
+        if self._supernet.config.sparsity is None:
+            return {}
+        return self._encoder.mask_ranks()
+
+    def flip_rates(self, before: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Size -> how much of its mask has changed since an earlier order.
+
+        Args:
+            before: What `ranks` returned.
+        """
+        shapes = {name: w.shape for name, w in self._encoder.maskable().items()}
+        pattern, now = self._encoder.space.pattern, self.ranks()
+        return {
+            name: flip_rate(before, now, shapes, size.sparsity, pattern)
+            for name, size in self._supernet.sizes.items()
+            if size.sparsity > 0.0
+        }
 
     @property
     def _settles(self) -> bool:

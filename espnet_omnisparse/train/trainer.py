@@ -88,6 +88,9 @@ class OmniTrainer(Trainer):
             inner.accumulate(options.accum_grad)
         supernet = inner.supernet if isinstance(inner, SupernetModel) else None
         before = supernet.update if supernet else 0
+        distributed = kwargs["distributed_option"]
+        first = not distributed.distributed or distributed.dist_rank == 0
+        ranks = inner.mask_upkeep.ranks() if supernet and first else {}
         start = time.perf_counter()
         invalid = super().train_one_epoch(
             model=model,
@@ -104,10 +107,10 @@ class OmniTrainer(Trainer):
         made = supernet.update - before
         if hasattr(iterator, "__len__"):
             _warn_of_skipped(made, len(iterator) // options.accum_grad)
-        distributed = kwargs["distributed_option"]
-        if not distributed.distributed or distributed.dist_rank == 0:
+        if first:
             folder, epoch = Path(options.output_dir), reporter.get_epoch()
-            log_epoch(folder, epoch, supernet, seconds)
+            flips = inner.mask_upkeep.flip_rates(ranks) if ranks else None
+            log_epoch(folder, epoch, supernet, seconds, flips)
             _show_scores(supernet, epoch, summary_writer)
             if supernet.settled:
                 name = fingerprint(inner.state_dict(), inner.token_list)

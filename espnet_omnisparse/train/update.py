@@ -42,10 +42,12 @@ class SupernetModel:
     Attributes:
         supernet: The plan.
         loss_normalization: See `plan_supernet`.
+        mask_upkeep: What keeps the masks on weights up to date.
     """
 
     supernet: Supernet
     loss_normalization: str
+    mask_upkeep: MaskUpkeep
 
     def plan_supernet(
         self, options: Mapping[str, Any] | None, loss_normalization: str
@@ -80,7 +82,7 @@ class SupernetModel:
             order = MaskOrder(encoder.maskable(), encoder.space.pattern)
         self.supernet = Supernet(config, encoder.space, measure, encoder.chunk, order)
         encoder.keep_order(order)
-        self._upkeep = MaskUpkeep(self.supernet, encoder)
+        self.mask_upkeep = MaskUpkeep(self.supernet, encoder)
         sizes = self.supernet.sizes.values()
         chunks = [*self.supernet.chunks, *(size.chunk for size in sizes)]
         if any(chunks) and not encoder.causal:
@@ -149,7 +151,7 @@ class SupernetModel:
             over batches and processes (its frames, or its utterances).
         """
         batch = self.make_batch(speech, speech_lengths, text, text_lengths)
-        self._upkeep.before_pass(self.training)
+        self.mask_upkeep.before_pass(self.training)
         supernet, stats, frames = self.supernet, {}, 0
         gradients = GradientAccumulator(
             self.parameters(), keep_graphs=in_float16(batch.feats)
