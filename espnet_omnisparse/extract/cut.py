@@ -10,12 +10,14 @@ import torch
 from espnet_omnisparse.core.components import scatter, select
 from espnet_omnisparse.core.layout import (
     MASK_ORDER,
+    OWN_PARAMETERS,
     TRAINING_ONLY,
     head_name,
     layout_in,
     locate,
 )
 from espnet_omnisparse.core.mask import group_ranks, weight_mask
+from espnet_omnisparse.core.own_parameters import own_tensors
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.core.weight_masks import is_settled
 from espnet_omnisparse.errors import UserError
@@ -26,7 +28,7 @@ State = dict[str, torch.Tensor]
 def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     """The tensors of one size: kept branches, its own CTC head, nothing else.
 
-    Masked weights are zero in them.
+    Masked weights are zero in them, norms and biases those of the size's sparsity.
 
     Args:
         state: State dict of the supernet, or of the same net trained alone.
@@ -40,7 +42,9 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     layout = layout_in(state)
     prefix = layout.prefix
     numbers = block_numbers(spec)
-    state = {**state, **_masked_weights(state, spec)}
+    own = own_tensors(_below(OWN_PARAMETERS, state), spec.sparsity)
+    own = {f"{prefix}{name}": tensor for name, tensor in own.items()}
+    state = {**state, **_masked_weights(state, spec), **own}
     small: State = {}
     for name, tensor in state.items():
         if name.startswith(TRAINING_ONLY):
@@ -135,9 +139,9 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
 
 def _settled_ranks(state: Mapping[str, torch.Tensor]) -> State:
     """Weight -> the order that its masks were trained with; empty: by magnitude."""
-    ranks = {
-        name.removeprefix(MASK_ORDER): tensor
-        for name, tensor in state.items()
-        if name.startswith(MASK_ORDER)
-    }
+    ranks = _below(MASK_ORDER, state)
     return ranks if is_settled(ranks) else {}
+
+
+def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> State:
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

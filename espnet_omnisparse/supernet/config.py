@@ -199,6 +199,12 @@ class SupernetConfig(Section):
                     f"supernet.sizes: {name} has a sparsity of {share}, but training "
                     f"goes up to supernet.sparsity.final: {self.sparsity.final}."
                 )
+        if self.sparsity.own != "none" and not any(masked.values()):
+            raise UserError(
+                f"supernet.sparsity.own: {self.sparsity.own} is for sizes with a "
+                "sparsity, and supernet.sizes has none: name one, such as "
+                "{s90: {sparsity: 0.9}}."
+            )
         if SIZE in self.sparsity.sandwich and not self.sizes:
             raise UserError(
                 "supernet.sparsity.sandwich has size, but supernet.sizes is empty: "

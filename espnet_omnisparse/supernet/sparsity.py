@@ -7,7 +7,7 @@ dense net, the sparsest one and random ones, the sparsest reached by a cubic ram
 
 import logging
 import random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
@@ -57,6 +57,15 @@ class SparsityConfig(Section):
         "[2106.12379](https://arxiv.org/abs/2106.12379); averages under one mask as in "
         "[2306.16788](https://arxiv.org/abs/2306.16788)). Only its checkpoints are "
         "chosen and averaged; extraction and search use its order",
+    )
+    own: Literal["none", "norms_and_biases"] = option(
+        "none",
+        "what each sparsity among `sizes` has for itself: `norms_and_biases` of the "
+        "blocks (as the norms of slimmable nets, "
+        "[1812.08928](https://arxiv.org/abs/1812.08928), and PERP, "
+        "[2312.15230](https://arxiv.org/abs/2312.15230)); copied from the dense net's "
+        "when masks begin. Other subnets have those of the nearest sparsity, the mean "
+        "over their masked weights",
     )
     step: Number = option(0.1, "between the levels that are drawn")
     refresh: int = option(

@@ -6,6 +6,7 @@ import torch
 
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.core.own_parameters import OwnParameters
 from espnet_omnisparse.core.schedule import (
     SETTLE,
     STEP1,
@@ -58,7 +59,6 @@ class Supernet(torch.nn.Module):
             the kinds by which sizes are given, for latencies not before a training
             begins: a checkpoint has them.
         chunk: What the encoder's frames see where `chunks` is empty.
-        order: Of masks that settle; `None`: they do not.
 
     Raises:
         UserError: If a size cannot be met.
@@ -70,13 +70,13 @@ class Supernet(torch.nn.Module):
         space: SearchSpace,
         measure: Callable[[str], CostTable] | None = None,
         chunk: Chunk | None = None,
-        order: MaskOrder | None = None,
     ):
         super().__init__()
         self.config = config
         self.chunks = config.chunks or (chunk,)
         self.space = space
-        self.order = order
+        self.order: MaskOrder | None = None
+        self.own: OwnParameters | None = None
         self.tables = torch.nn.ModuleDict()
         for kind in dict.fromkeys(kinds_needed(config.sizes, config.fraction_of)):
             if kind == UNITS:
@@ -142,6 +142,22 @@ class Supernet(torch.nn.Module):
                     f"supernet.sizes: {size.name} has a chunk that no net is trained "
                     "with: add it to supernet.chunks."
                 )
+
+    def equip(
+        self, weights: Mapping[str, torch.Tensor], blocks: torch.nn.ModuleList
+    ) -> None:
+        """Makes what the options of the weight axis ask for beside the encoder.
+
+        Args:
+            weights: Those that take masks, by name.
+            blocks: The encoder's.
+        """
+        plan = self.config.sparsity
+        if plan is not None and plan.settle:
+            self.order = MaskOrder(weights, self.space.pattern)
+        if plan is not None and plan.own != "none":
+            shares = [one.sparsity for one in self.sizes.values() if one.sparsity > 0.0]
+            self.own = OwnParameters(blocks, shares)
 
     def attach(self, net: Net) -> None:
         """Gives the selection the trained net to ask when step 1 ends."""

@@ -1,4 +1,4 @@
-"""What happens to the masks on weights between two passes of a training."""
+"""What happens to masks, and to what sparse subnets own, between two passes."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from espnet_omnisparse.supernet.supernet import Supernet
 
 
 class MaskUpkeep:
-    """Refreshes masks as often as wanted, and settles them when it is time.
+    """Refreshes masks as often as wanted, settles them, and begins what sizes own.
 
     Args:
         supernet: Says when.
@@ -34,6 +34,9 @@ class MaskUpkeep:
         plan, now = self._supernet.config.sparsity, self._supernet.update
         if plan is None:
             return
+        own = self._supernet.own
+        if own is not None and not own.is_begun and self._supernet.max_sparsity > 0.0:
+            own.begin(self._encoder.layers)
         last = self._refreshed_at
         due = last is None or now - last >= plan.refresh or self._settles
         if training and not due:

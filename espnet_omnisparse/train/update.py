@@ -16,7 +16,6 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet_omnisparse.core.gate import Gate, layer_dropout_gates, mask_gates
 from espnet_omnisparse.core.schedule import PHASES, STEP1
 from espnet_omnisparse.core.spec import FULL
-from espnet_omnisparse.core.weight_masks import MaskOrder
 from espnet_omnisparse.cost.count import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher
@@ -77,11 +76,9 @@ class SupernetModel:
         self.loss_normalization = loss_normalization
         encoder = self.encoder
         measure = partial(cost_table, self)
-        order = None
-        if config.sparsity is not None and config.sparsity.settle:
-            order = MaskOrder(encoder.maskable(), encoder.space.pattern)
-        self.supernet = Supernet(config, encoder.space, measure, encoder.chunk, order)
-        encoder.keep_order(order)
+        self.supernet = Supernet(config, encoder.space, measure, encoder.chunk)
+        self.supernet.equip(encoder.maskable(), encoder.layers)
+        encoder.attach(self.supernet.order, self.supernet.own)
         self.mask_upkeep = MaskUpkeep(self.supernet, encoder)
         sizes = self.supernet.sizes.values()
         chunks = [*self.supernet.chunks, *(size.chunk for size in sizes)]
