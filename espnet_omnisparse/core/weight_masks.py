@@ -125,7 +125,7 @@ class WeightMasks:
     def refresh(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Orders the groups anew by the present weights; those unchanged stay."""
         if self.order is not None and self.order.settled:
-            self._ranks = self.order.ranks()
+            self._ranks, self._made_from = self.order.ranks(), {}
             return
         if not weights:
             return
