@@ -8,10 +8,15 @@ from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from test_conformer import randomize
 from test_extract import SPARSE, log_probs
 from test_model import gradients, optimizer_of, utterance_losses
-from test_training import assert_same_tensors, assert_same_training, load
+from test_training import (
+    assert_same_tensors,
+    assert_same_training,
+    load,
+    two_processes,
+)
 from test_transducer_task import build as build_transducer
 from test_transducer_task import encode, features, transducer_config
-from training_helpers import changed, train, write_corpus
+from training_helpers import changed, checksums, train, write_corpus
 
 from espnet_omnisparse.core.own_parameters import OwnParameters, nearest
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
@@ -374,3 +379,14 @@ def test_an_average_has_its_own_and_is_cut_with_it(uninterrupted):
     name = "0.norm_ff.weight"
     own = (three[f"{PREFIX}0p8.{name}"] + four[f"{PREFIX}0p8.{name}"]) / 2
     torch.testing.assert_close(small[f"encoder.encoders.{name}"], own)
+
+
+def test_two_processes_settle_and_own_the_same(corpus, tmp_path):
+    exp = tmp_path / "exp"
+    options = {"multiprocessing_distributed": False, "dist_backend": "gloo"}
+    command = corpus.command(exp, **TRAINING, **options)
+    one, other = (checksums(x.output) for x in two_processes(command, tmp_path))
+    assert len(one) == 4 and one == other
+    state = load(exp / "4epoch.pth")
+    assert state[f"{PREFIX}begun"]
+    assert all((t >= 0).all() for n, t in state.items() if ".order." in n)

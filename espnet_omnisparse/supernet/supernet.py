@@ -274,11 +274,6 @@ class Supernet(torch.nn.Module):
         return self.phase in (STEP2, SETTLE)
 
     @property
-    def masks_settled(self) -> bool:
-        """Whether masks on weights stay what they are from the present update on."""
-        return self._timeline is not None and self.phase == SETTLE
-
-    @property
     def step1_time(self) -> tuple[int, int]:
         """Updates since step 1 began, and its length."""
         return self.update - self.timeline.warm, self.timeline.step1

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from espnet_omnisparse.core.schedule import SETTLE
 from espnet_omnisparse.core.weight_masks import flip_rate
 from espnet_omnisparse.nn.encoder import PrunableEncoder
 from espnet_omnisparse.supernet.supernet import Supernet
@@ -71,4 +72,6 @@ class MaskUpkeep:
     @property
     def _settles(self) -> bool:
         """Whether it is time to, and not yet done."""
-        return self._supernet.masks_settled and not self._supernet.order.settled
+        order = self._supernet.order
+        wanted = order is not None and not order.settled
+        return wanted and self._supernet.phase == SETTLE
