@@ -6,15 +6,10 @@ import torch
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.cost import count as cost
+from espnet_omnisparse.cost.budget import parse_number
 from espnet_omnisparse.cost.count import cost_table, count_cost
-from espnet_omnisparse.cost.size import (
-    KINDS,
-    CostTable,
-    Size,
-    kinds_needed,
-    parse_number,
-    parse_size,
-)
+from espnet_omnisparse.cost.metrics import METRICS, OF_SIZES
+from espnet_omnisparse.cost.size import CostTable, Size, kinds_needed, parse_size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.selection import build_selection
@@ -94,7 +89,7 @@ def test_the_kinds_of_cost_that_sizes_need():
 BAD_SIZES = [
     (
         {"parms": 3},
-        "units, a fraction, or one of units, params, macs_10s, latency_ms with",
+        "a budget such as 8MB, or one of units, params, nonzero, bytes, macs_10s, lat",
     ),
     ({"untis": 3}, "small must be units, .* not {'untis': 3}"),
     ({"units": 0}, "small needs a positive number for units, .* not 0"),
@@ -133,7 +128,7 @@ def test_what_is_no_size_gets_its_sentence(wanted, sentence):
 
 def test_a_size_is_a_limit_on_its_cost():
     space = SearchSpace(3)
-    tables = {kind: random_table(space, kind=kind) for kind in KINDS}
+    tables = {kind: random_table(space, kind=kind) for kind in OF_SIZES}
 
     def limit(wanted, fraction_of="units"):
         size = parse_size("small", wanted, fraction_of, tables)
@@ -149,7 +144,7 @@ def test_a_size_is_a_limit_on_its_cost():
 
 def test_a_size_with_a_sparsity_is_a_limit_and_a_share():
     space = SearchSpace(3)
-    tables = {kind: random_table(space, kind=kind) for kind in KINDS}
+    tables = {kind: random_table(space, kind=kind) for kind in OF_SIZES}
     tables["units"] = CostTable.counting(space)
     whole = parse_size("small", {"sparsity": 0.7}, "units", tables)
     assert (whole.limit, whole.sparsity, whole.keeps_all_units) == (12, 0.7, True)
@@ -263,7 +258,7 @@ def test_sizes_of_different_costs_are_nested_and_sorted(method):
 
 ASKED = [
     (kind, wanted)
-    for kind in KINDS
+    for kind in OF_SIZES
     for wanted in ("too little", "too much", "less than one")
 ]
 
@@ -272,7 +267,7 @@ ASKED = [
 @pytest.mark.parametrize("kind, wanted", ASKED)
 def test_the_limit_that_a_refusal_names_is_accepted(kind, wanted, seed):
     space = SPACES["component"]
-    steps, digit, _ = KINDS[kind]
+    steps, digit = METRICS[kind].steps, METRICS[kind].digit
     table = CostTable.counting(space)
     if kind != "units":
         generator = torch.Generator().manual_seed(seed)

@@ -7,8 +7,12 @@ import yaml
 REPOSITORY = Path(__file__).parents[1]
 CONFIGURATIONS = sorted(
     path
-    for path in REPOSITORY.glob("egs2/*/asr1/conf/**/*.yaml")
-    if re.search(
+    for path in [
+        *REPOSITORY.glob("conf/*.yaml"),  # what the recipes share, by links
+        *REPOSITORY.glob("egs2/*/asr1/conf/**/*.yaml"),
+    ]
+    if not path.is_symlink()
+    and re.search(
         r"encoder: (layer_prunable|omni_sparse)_conformer|body_conf:", path.read_text()
     )
 )
@@ -101,3 +105,25 @@ def test_there_are_streaming_configurations_of_both_tasks():
         if "chunk" in path.read_text():
             streaming.add(task_of(config))
     assert streaming == {OmniASRTask, OmniASRTransducerTask}
+
+
+SHARED = sorted(path.name for path in REPOSITORY.glob("conf/*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", ["librispeech", "tedlium2"])
+def test_both_recipes_have_the_shared_configurations(recipe, monkeypatch):
+    from espnet_omnisparse.recipe.checks import check
+    from espnet_omnisparse.recipe.options import parse
+
+    folder = REPOSITORY / "egs2" / recipe / "asr1"
+    monkeypatch.chdir(folder)
+    for name in SHARED:
+        assert (folder / "conf" / name).samefile(REPOSITORY / "conf" / name)
+    for name, task in {
+        "omni_sparse": "asr",
+        "omni_both_axes": "asr",
+        "omni_sparse_streaming": "asr_transducer",
+    }.items():
+        given = ["--stage", "10", "--asr_config", f"conf/{name}.yaml"]
+        given += ["--asr_task", task, "--sizes", "full 70%", "--ngpu", "0"]
+        check(parse(given))

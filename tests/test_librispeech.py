@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -357,9 +358,9 @@ class TestDownload:
 
     def test_continues_after_broken_connections(self, server, tmp_path):
         server.break_after = len(server.body) // 3 + 1
-        ensure(tmp_path, server)
+        ensure(tmp_path / "c", server)
         assert len(server.ranges) == 3 and server.ranges[0] is None
-        assert len(read_part(tmp_path / "dev-clean")) == 2
+        assert len(read_part(tmp_path / "c" / "dev-clean")) == 2
 
     def test_starts_anew_where_ranges_are_not_known(self, server, tmp_path):
         server.honour_range = False
@@ -373,6 +374,69 @@ class TestDownload:
         part.write_bytes(server.body[:100])
         refused(lambda: ensure(tmp_path, server), "closed early", "dev-clean")
         assert part.read_bytes() == server.body[:100]
+
+    @pytest.mark.parametrize("names", [["84", "174"], ["SPEAKERS.TXT"], ["TEDLIUM"]])
+    def test_another_tree(self, server, tmp_path, names):
+        for name in names:
+            (tmp_path / "c" / name).mkdir(parents=True)
+        refused(
+            lambda: ensure(tmp_path / "c", server),
+            f"c is there, but holds {', '.join(sorted(names))}, none of the expected "
+            "dev-clean: point --corpus or LIBRISPEECH at",
+        )
+        assert server.ranges == []
+        assert sorted(os.listdir(tmp_path / "c")) == sorted(names)
+
+    def test_many_names_are_counted(self, server, tmp_path):
+        for number in range(10, 22):
+            (tmp_path / str(number)).touch()
+        shutil.rmtree(tmp_path / "source")
+        refused(lambda: ensure(tmp_path, server), "10, 11, 12, 13, 14 and 7 more, none")
+
+    @pytest.mark.parametrize("present", ["empty", "hidden", "other part"])
+    def test_into_a_folder_that_is_there(self, server, tmp_path, present):
+        corpus = tmp_path / "c"
+        corpus.mkdir()
+        if present == "hidden":
+            (corpus / ".DS_Store").touch()
+        if present == "other part":
+            write_chapter(corpus / "my-test", 8, 1)
+        librispeech.ensure_parts(
+            corpus,
+            ["my-test"] * (present == "other part") + ["dev-clean"],
+            server.url,
+            archives_of(server.body),
+        )
+        assert len(read_part(corpus / "dev-clean")) == 2
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_a_part_itself(self, server, tmp_path, there):
+        corpus = tmp_path / "LibriSpeech" / "dev-clean"
+        if there:
+            write_chapter(corpus, 7, 70)
+        refused(
+            lambda: ensure(corpus, server),
+            f"{corpus} has the name of a part",
+            f"point --corpus or LIBRISPEECH at {corpus.parent}.",
+        )
+        assert server.ranges == [] and not (corpus / "dev-clean").exists()
+
+    def test_a_file_or_a_dangling_link(self, server, tmp_path):
+        (tmp_path / "file").touch()
+        (tmp_path / "link").symlink_to(tmp_path / "gone")
+        for name in ("file", "link"):
+            refused(
+                lambda name=name: ensure(tmp_path / name, server), "but is no folder"
+            )
+        assert server.ranges == []
+
+    def test_home(self, corpus, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(corpus.parent))
+        monkeypatch.chdir(tmp_path)
+        run(Path("~/LibriSpeech"), tmp_path / "data")
+        assert str(corpus) in (tmp_path / "data" / "one" / "wav.scp").read_text()
+        refused(lambda: run(Path("~no_such_user/x"), tmp_path / "d"), "nobody's home")
+        assert not list(tmp_path.glob("~*"))
 
     def test_wrong_checksum(self, server, tmp_path):
         wrong = {"dev-clean": Archive(len(server.body), "0" * 32)}

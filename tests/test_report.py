@@ -20,6 +20,7 @@ from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.extract.names import CHECKPOINT
 from espnet_omnisparse.files import load_tensors, save_tensors, write_yaml
 from espnet_omnisparse.report import family as report
 from espnet_omnisparse.report import plots, results
@@ -50,9 +51,7 @@ def make_exp(tmp_path, monkeypatch, tiny_config):
     soundfile.write("noise.wav", noise, 16_000)
     Path("wav.scp").write_text("u1 noise.wav\nu2 noise.wav\n")
 
-    def make(
-        folder=EXP, conv_norm="layer_norm", checkpoint=cli.CHECKPOINT, sparsity=None
-    ):
+    def make(folder=EXP, conv_norm="layer_norm", checkpoint=CHECKPOINT, sparsity=None):
         config = {
             **tiny_config(conv_norm=conv_norm),
             "frontend": "default",
@@ -430,7 +429,7 @@ def test_commands_refuse_in_one_sentence(make_exp, capsys):
     cli.main(["extract", exp, "--sizes", "small"])
     assert "is scored yet" in refused(capsys, "report", exp)
     assert not (EXP / "RESULTS.md").exists()
-    (EXP / cli.CHECKPOINT).write_bytes(b"no checkpoint")
+    (EXP / CHECKPOINT).write_bytes(b"no checkpoint")
     assert "corrupt" in refused(capsys, "extract", exp, "--out", "exp/again")
     assert not list(Path("exp").glob("again*"))
     with pytest.raises(SystemExit) as stopped:
@@ -452,7 +451,7 @@ def test_profile_agrees_with_extraction(make_exp, capsys):
     assert cut.pop("rtf") > 0 and extracted.pop("rtf") > 0
     assert cut == extracted
 
-    (EXP / cli.CHECKPOINT).unlink()
+    (EXP / CHECKPOINT).unlink()
     shutil.move(specs, "moved")
     spec = "moved/medium.yaml"
     assert "--random" in refused(capsys, "profile", str(EXP), "--spec", spec)

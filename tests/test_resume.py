@@ -224,7 +224,7 @@ def test_a_run_goes_on_with_the_latencies_of_another_machine(corpus, tmp_path):
 
 
 def test_two_processes_train_the_sizes_that_one_of_them_measured(corpus, tmp_path):
-    sizes = {f"s{n}": 0.1 * n + 0.4 for n in range(1, 5)}
+    sizes = {f"s{n}": round(0.75 + 0.05 * n, 2) for n in range(1, 5)}
     supernet = {**LATENCY, "sizes": sizes, "fraction_of": "latency_ms"}
     command = corpus.command(
         tmp_path / "exp",

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from espnet_omnisparse.core.spec import SubnetSpec
+from espnet_omnisparse.cost.budget import Budget, parse_budget
 from espnet_omnisparse.cost.count import cost_table, count_packed_bytes
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import cut_state
-from espnet_omnisparse.search.spec_costs import Budget, SpecCosts, parse_budget
+from espnet_omnisparse.search.spec_costs import SpecCosts
 
 PATTERNS = ("unstructured", "8x1", "5x3", "1x7", "n:4", "n:3")
 # d 16, 2 heads, 32 units: 5x3, 1x7 and n:3 stick out at edges

@@ -463,6 +463,65 @@ class TestDownload:
         ensure_release(corpus, server.url, archive_of(server))
         assert server.ranges == []
 
+    @pytest.mark.parametrize("named", [".", "TEDLIUM_release-3", RELEASE])
+    def test_another_tree(self, server, tmp_path, named):
+        corpus = tmp_path / "new" / named
+        (corpus / "legacy" / "train").mkdir(parents=True)
+        refused(
+            lambda: prepare(corpus, tmp_path / "d", url=server.url),
+            f"{corpus} is there, but holds legacy, none of the expected train, dev, "
+            "test: point --corpus or TEDLIUM2 at",
+            f"{corpus / RELEASE}, which is new",
+        )
+        assert server.ranges == [] and os.listdir(corpus) == ["legacy"]
+
+    def test_another_tree_in_the_given_one(self, server, tmp_path):
+        (tmp_path / "new" / RELEASE / "legacy").mkdir(parents=True)
+        refused(
+            lambda: prepare(tmp_path / "new", tmp_path / "d", url=server.url),
+            f"{RELEASE} is there, but holds legacy",
+        )
+
+    def test_a_split_itself(self, server, corpus, tmp_path):
+        refused(
+            lambda: prepare(corpus / "dev", tmp_path / "d", url=server.url),
+            f"{corpus / 'dev'} is there, but holds sph, stm",
+            f"TEDLIUM2 at {corpus}.",
+        )
+        assert server.ranges == []
+
+    def test_a_file_or_a_dangling_link(self, server, tmp_path):
+        (tmp_path / "file").touch()
+        (tmp_path / "new").mkdir()
+        (tmp_path / "new" / RELEASE).symlink_to(tmp_path / "gone")
+        for name in ("file", "new", f"new/{RELEASE}"):
+            refused(
+                lambda name=name: prepare(tmp_path / name, tmp_path / "d"),
+                "but is no folder",
+            )
+
+    def test_the_way_out_of_another_tree(self, server, corpus, tmp_path):
+        (tmp_path / "other" / "legacy").mkdir(parents=True)
+        new = tmp_path / "other" / RELEASE
+        prepare(new, tmp_path / "a", url=server.url, archive=archive_of(server))
+        assert sorted(os.listdir(new)) == ["dev", "test", "train"]
+
+    @pytest.mark.parametrize("empty", [True, False])
+    def test_continued_in_the_parent(self, server, tmp_path, empty):
+        parent = tmp_path / "new"
+        (parent / "LibriSpeech").mkdir(parents=True)
+        (parent / f"{RELEASE}.tar.gz.part").write_bytes(server.body[:5000])
+        if empty:
+            (parent / RELEASE).mkdir()
+        prepare(parent, tmp_path / "a", url=server.url, archive=archive_of(server))
+        assert server.ranges == ["bytes=5000-"]
+
+    def test_home(self, server, corpus, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        prepare(Path("~") / RELEASE, tmp_path / "a", url=server.url)
+        assert server.ranges == [] and not list(tmp_path.glob("~*"))
+
     def test_a_dead_connection_keeps_what_arrived(self, server, tmp_path):
         server.break_after = 0
         part = tmp_path / "new" / f"{RELEASE}.tar.gz.part"

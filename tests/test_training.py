@@ -595,7 +595,7 @@ def test_too_few_micro_batches_for_the_nets_are_refused_before_training(
     supernet = {"update": "per_accum"}
     command = corpus.command(exp, accum_grad=2, model_conf={"supernet": supernet})
     sentence = train(command, tmp_path / "log").sentence
-    assert "per_accum trains 3 nets in an update" in sentence
+    assert "per_accum trains 3 subnets in an update" in sentence
     assert "set accum_grad to 3 or a multiple, not 2" in sentence
     assert {name for name in files_below(exp)} <= {"config.yaml"}
 

@@ -31,6 +31,7 @@ from espnet_omnisparse.cost.count import cost_table, count_cost
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.forms import form_of
+from espnet_omnisparse.extract.names import CHECKPOINT
 from espnet_omnisparse.losses.distillation import collapse, lattice_loss
 from espnet_omnisparse.losses.rnnt import TorchaudioRNNTLoss
 from espnet_omnisparse.search import dev_set as evaluation
@@ -822,7 +823,7 @@ def test_a_size_without_chunk_streams_in_the_windows_chunks(trained):
 
 def test_a_search_scores_what_is_extracted(trained):
     config = family.read_config(trained / "exp")
-    state = files.load_tensors(trained / "exp" / cli.CHECKPOINT)
+    state = files.load_tensors(trained / "exp" / CHECKPOINT)
     spec = read_spec(trained / "exp_small" / "subnet.yaml")
     small = family.load_size(trained / "exp_small")
     supernet = family.build(config, state)

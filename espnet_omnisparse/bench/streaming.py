@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from espnet_omnisparse.cost.count import measure_paired, paired_ratio
+from espnet_omnisparse.cost.metrics import METRICS
 from espnet_omnisparse.data.audio_blocks import file_blocks
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.streaming.live import Latency, recognise
@@ -66,9 +67,10 @@ def table(
         times: Name -> seconds of each round.
         found: Name -> its latency.
     """
+    params, nonzero, speed = (METRICS[name] for name in ("params", "nonzero", "rtf"))
     yield (
-        "| model | parameters (M) | non-zero (M) | algorithmic latency (ms) | RTF | "
-        "against the first | chunk p50 (ms) | p95 | p99 |"
+        f"| model | {params.heading} | {nonzero.heading} | algorithmic latency (ms) | "
+        f"{speed.heading} | against the first | chunk p50 (ms) | p95 | p99 |"
     )
     yield "|---" * 9 + "|"
     first = next(iter(models))
@@ -78,10 +80,10 @@ def table(
         rtf = statistics.median(times[name]) * len(times[name]) / found[name].audio
         cells = [
             name,
-            f"{sum(v.numel() for v in values) / 1e6:.3f}",
-            f"{sum(int(v.count_nonzero()) for v in values) / 1e6:.3f}",
+            params.shown(sum(v.numel() for v in values)),
+            nonzero.shown(sum(int(v.count_nonzero()) for v in values)),
             f"{latency['latency_ms']:.0f}",
-            f"{rtf:.4f}",
+            speed.shown(rtf),
             f"{paired_ratio(times, name, first):.2f}x",
             *(f"{latency[f'p{share}_ms']:.1f}" for share in (50, 95, 99)),
         ]

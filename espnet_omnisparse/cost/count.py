@@ -226,7 +226,8 @@ def cost_table(model: Any, kind: str) -> CostTable:
 
     Args:
         model: Has ESPnet's `encode`, `ctc` and `encoder`, a supernet's.
-        kind: `params`, `macs_10s` or `latency_ms`.
+        kind: `params`, `nonzero` (nothing masked: the same), `bytes` (stored densely),
+            `macs_10s` or `latency_ms`.
     """
     space: SearchSpace = model.encoder.space
     kinds = _kinds_of_blocks(model.encoder)
@@ -339,10 +340,14 @@ def _measure(models: Mapping[str, Any], kind: str) -> dict[str, float]:
         # pairs of the same round: a machine's speed drifts
         full = 1e3 * seconds * statistics.median(rtf["full"])
         return {name: full * paired_ratio(rtf, name, "full") for name in rtf}
-    measured = {}
-    for name, model in models.items():
-        if kind == "params":
-            measured[name] = sum(p.numel() for p in model.parameters())
-        else:
-            measured[name] = count_macs(model, model.encoder.input_size, 10)
-    return measured
+    count = {
+        "params": _count_parameters,
+        "nonzero": _count_parameters,  # a weight that happens to be zero is stored
+        "bytes": count_packed_bytes,
+        "macs_10s": lambda model: count_macs(model, model.encoder.input_size, 10),
+    }[kind]
+    return {name: count(model) for name, model in models.items()}
+
+
+def _count_parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

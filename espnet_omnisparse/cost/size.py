@@ -12,19 +12,22 @@ import torch
 
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.cost.budget import Budget, limit_on, parse_budget
+from espnet_omnisparse.cost.metrics import (
+    BYTES,
+    MEASURED,
+    METRICS,
+    NONZERO,
+    OF_SIZES,
+    UNITS,
+    ZEROS,
+)
 from espnet_omnisparse.errors import UserError
 
-UNITS = "units"
-MEASURED = "latency_ms"  # the kind that takes time, and is another one every time
-# kind of cost -> its integer steps per unit of it, and how a message writes it: of how
-# many steps the last digit is, and the words
-KINDS = {
-    UNITS: (1, 1, "{:.0f} units"),
-    "params": (1, 1, "{:,.0f} parameters"),
-    "macs_10s": (1, 1, "{:,.0f} MACs for 10 s"),
-    MEASURED: (1_000_000, 10_000, "{:.2f} ms for 10 s of audio"),
-}
-_SUFFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
+_BY_MASKS = (
+    "give the size a sparsity, such as {sparsity: 0.7}, with the section "
+    "supernet.sparsity, or search for it after training"
+)
 
 
 class CostTable(torch.nn.Module):
@@ -34,7 +37,7 @@ class CostTable(torch.nn.Module):
     on with what it began with; integers, because ESPnet casts floating buffers.
 
     Args:
-        kind: A key of `KINDS`.
+        kind: A metric, a key of `METRICS`.
         space: The supernet's units.
         rest: What no selection removes.
         units: Per unit `[units]`.
@@ -53,7 +56,7 @@ class CostTable(torch.nn.Module):
         super().__init__()
         self.kind = kind
         self.groups = space.groups
-        scale = KINDS[kind][0]
+        scale = METRICS[kind].steps
         for name, value in (("rest", rest), ("units", units), ("shared", shared)):
             steps = torch.as_tensor(value, dtype=torch.float64) * scale
             # what is counted can be counted again
@@ -93,7 +96,7 @@ class CostTable(torch.nn.Module):
         return self.rest + steps.cumsum(0)
 
     def of(self, mask: torch.Tensor) -> int:
-        """Cost of the subnet that keeps the units in `mask`, in `KINDS`' steps."""
+        """Cost of the subnet that keeps the units in `mask`, in the metric's steps."""
         kept = mask.nonzero().squeeze(1)
         return int(self.along(kept)[-1]) if kept.numel() else int(self.rest)
 
@@ -110,8 +113,8 @@ class CostTable(torch.nn.Module):
 
     def text(self, steps: float) -> str:
         """A cost in words."""
-        scale, _, words = KINDS[self.kind]
-        return words.format(steps / scale)
+        metric = METRICS[self.kind]
+        return metric.text(steps / metric.steps)
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,11 @@ class Size:
         mask[ranking[:count]] = True
         return mask
 
-    def check(self) -> None:
+    def check(self, masks: bool = False) -> None:
         """Refuses what cannot be met, whatever is selected.
+
+        Args:
+            masks: Whether weights are masked too, so that masks may meet it.
 
         Raises:
             UserError: Naming the nearest limit that can be met.
@@ -172,13 +178,15 @@ class Size:
         highest = int(self.table.total - self.table.units.min())
         if lowest <= self.limit <= highest:
             return
-        text, digit = self.table.text, KINDS[self.table.kind][1]
+        text, digit = self.table.text, METRICS[self.table.kind].digit
         # rounded inwards: what the message names is accepted when it is asked for
         nearest = -(-lowest // digit) * digit
         why = "the least that holds any one unit"
         if self.limit > highest:
             nearest = highest // digit * digit
             why = f"the full net, which is always a size, has {text(self.table.total)}"
+        elif masks and self.table.kind in (NONZERO, BYTES):
+            why += f"; for less, {_BY_MASKS}"
         raise UserError(
             f"supernet.sizes: {self.name} asks for {text(self.limit)}; the nearest "
             f"that this net can give is {text(nearest)} ({why})."
@@ -196,58 +204,96 @@ def parse_size(
 
     Args:
         name: Its name.
-        wanted: Units (int), a fraction (float), or a mapping of one kind of cost to a
-            number, as in `{params: 15M}`; with a sparsity and a chunk beside it, or
-            one of these alone.
-        fraction_of: The kind of cost that a fraction is of.
-        tables: Kind -> table, of all kinds that `kinds_needed` names.
+        wanted: Units (int), a fraction (float), a budget such as `8MB`, or a mapping
+            of one metric to a number, as in `{params: 15M}`; with a sparsity and a
+            chunk beside it, or one of these alone.
+        fraction_of: The metric that a fraction is of.
+        tables: Metric -> table, of all that `kinds_needed` names.
         chunk: Where it names none.
     """
-    if isinstance(wanted, Mapping):
-        limits = dict(wanted)
-        sparsity = float(limits.pop("sparsity", 0.0))
-        otherwise_smaller = sparsity > 0.0 or "chunk" in limits
-        if "chunk" in limits:
-            chunk = Chunk.parse(limits.pop("chunk"), f"supernet.sizes.{name}.chunk")
-        everything = tables[UNITS].total if UNITS in tables else None
-        ((kind, value),) = (limits or {UNITS: everything}).items()
-        limit = round(parse_number(value) * KINDS[kind][0])
-        whole = otherwise_smaller and kind == UNITS and limit == everything
-        return Size(name, tables[kind], limit, sparsity, chunk, whole)
-    kind = fraction_of if isinstance(wanted, float) else UNITS
-    return Size(name, tables[kind], wanted, chunk=chunk)
+    if not isinstance(wanted, Mapping | str):
+        kind = fraction_of if isinstance(wanted, float) else UNITS
+        return Size(name, tables[kind], wanted, chunk=chunk)
+    options = dict(wanted) if isinstance(wanted, Mapping) else {}
+    sparsity = float(options.get("sparsity", 0.0))
+    if "chunk" in options:
+        chunk = Chunk.parse(options["chunk"], f"supernet.sizes.{name}.chunk")
+    budget = budget_of(name, wanted) or Budget(UNITS, tables[UNITS].total)
+    limit = round(budget.limit * METRICS[budget.kind].steps)
+    everything = budget.kind == UNITS and limit == tables[UNITS].total
+    whole = everything and (sparsity > 0.0 or "chunk" in options)
+    return Size(name, tables[budget.kind], limit, sparsity, chunk, whole)
 
 
 def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
-    """The kinds of cost by which sizes are given, checked.
+    """The metrics by which sizes are given, checked.
 
     Raises:
-        UserError: If a budget is not one known kind of cost with a number.
+        UserError: If a budget is not one known metric with a number.
     """
     for name, wanted in sizes.items():
         if isinstance(wanted, int | float) and not isinstance(wanted, bool):
             yield fraction_of if isinstance(wanted, float) else UNITS
             continue
-        limits = dict(wanted) if isinstance(wanted, Mapping) else {"": wanted}
-        if "sparsity" in limits:
-            _check_share(name, limits.pop("sparsity"))
-        limits.pop("chunk", None)
-        if not limits and wanted:
-            yield UNITS
-            continue
-        if len(limits) != 1 or next(iter(limits)) not in KINDS:
-            raise UserError(
-                f"supernet.sizes: {name} must be units, a fraction, or one of "
-                f"{', '.join(KINDS)} with its limit, with or without a sparsity and a "
-                f"chunk, not {wanted}."
-            )
-        ((kind, value),) = limits.items()
-        if parse_number(value) is None:
-            raise UserError(
-                f"supernet.sizes: {name} needs a positive number for {kind}, such as "
-                f"40 or 15M, not {value!r}."
-            )
-        yield kind
+        budget = budget_of(name, wanted)
+        yield budget.kind if budget else UNITS
+
+
+def budget_of(name: str, wanted: Any) -> Budget | None:
+    """The budget that a size is given by; `None`: it keeps every unit.
+
+    Args:
+        name: Its name.
+        wanted: Text, or a mapping.
+
+    Raises:
+        UserError: If it is not one known metric with a number, or no selection of
+            units can keep to it.
+    """
+    if isinstance(wanted, str):
+        budget = parse_budget(wanted, f"supernet.sizes.{name}", (*OF_SIZES, ZEROS))
+        if budget.kind == ZEROS:
+            refuse_masked(name, budget)
+        return budget
+    limits = dict(wanted) if isinstance(wanted, Mapping) else {"": wanted}
+    masked = "sparsity" in limits
+    if masked:
+        _check_share(name, limits.pop("sparsity"))
+    limits.pop("chunk", None)
+    if not limits and wanted:
+        return None
+    if len(limits) != 1 or next(iter(limits)) not in OF_SIZES:
+        raise UserError(
+            f"supernet.sizes: {name} must be units, a fraction, a budget such as 8MB, "
+            f"or one of {', '.join(OF_SIZES)} with its limit, with or without a "
+            f"sparsity and a chunk, not {wanted}."
+        )
+    ((kind, value),) = limits.items()
+    budget = limit_on(kind, value)
+    if budget is None:
+        raise UserError(
+            f"supernet.sizes: {name} needs a positive number for {kind}, such as "
+            f"40 or 15M, not {value!r}."
+        )
+    if masked and kind in (NONZERO, BYTES):
+        raise UserError(
+            f"supernet.sizes: {name} has a sparsity beside {budget.text}, which its "
+            "masks lower by themselves: limit its units by units, params, macs_10s or "
+            "latency_ms, or search for it after training."
+        )
+    return budget
+
+
+def refuse_masked(name: str, budget: Budget) -> None:
+    """Refuses a budget that masks can meet, and a choice of units cannot.
+
+    Raises:
+        UserError: Always.
+    """
+    raise UserError(
+        f"supernet.sizes: {name} asks for {budget.text}, which is not met by choosing "
+        f"units: {_BY_MASKS}."
+    )
 
 
 def _check_share(name: str, sparsity: Any) -> None:
@@ -257,21 +303,3 @@ def _check_share(name: str, sparsity: Any) -> None:
             f"supernet.sizes: {name} needs a sparsity between 0 and 1, such as 0.7, "
             f"not {sparsity!r}."
         )
-
-
-def parse_number(value: Any) -> float | None:
-    """A positive number, possibly with k, M or G behind it; `None` if it is not one.
-
-    >>> parse_number("15M"), parse_number(40), parse_number("15 apples")
-    (15000000.0, 40.0, None)
-    """
-    if isinstance(value, bool):
-        return None
-    scale = 1.0
-    if isinstance(value, str) and value[-1:] in _SUFFIXES:
-        value, scale = value[:-1], _SUFFIXES[value[-1]]
-    try:
-        number = float(value) * scale
-    except (TypeError, ValueError):
-        return None
-    return number if 0 < number < float("inf") else None

@@ -2,10 +2,11 @@
 
 import hashlib
 import http.client
+import os
 import tarfile
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from espnet_omnisparse.files import temporary_folder
 OPENSLR = "https://www.openslr.org/resources/12"
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0
+_PART = ".part"
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,57 @@ ARCHIVES: Mapping[str, Archive] = {
     "train-clean-360": Archive(23049477885, "c0e676e450a7ff2f54aeade5171606fa"),
     "train-other-500": Archive(30593501606, "d1a0fd59409feb2c614ce4d30c387708"),
 }
+
+
+def expanded(folder: Path) -> Path:
+    """The folder that a leading `~` stands for, which shells leave alone in quotes.
+
+    Raises:
+        UserError: If it names no user's home.
+    """
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder} begins with {folder.parts[0]}, which is nobody's home: write "
+            "the whole path."
+        ) from error
+
+
+def check_place(
+    folder: Path, expected: Sequence[str], others: Iterable[str], way_out: str
+) -> None:
+    """Checks that a corpus may be downloaded into a folder.
+
+    Args:
+        folder: It may be absent, be empty, or hold a part of the corpus.
+        expected: Names of the corpus's parts.
+        others: Further names that tell the corpus, such as those that an interrupted
+            download has left, as `partial` calls them.
+        way_out: What to do where it is another tree.
+
+    Raises:
+        UserError: If it is no folder, or holds something, and nothing of the corpus.
+    """
+    if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise UserError(
+                f"{folder} is there, but is no folder: point --corpus at one, or at a "
+                "new place to download into."
+            )
+        return
+    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    if names and set(names).isdisjoint([*expected, *others]):
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise UserError(
+            f"{folder} is there, but holds {', '.join(names[:_SHOWN])}{more}, none of "
+            f"the expected {', '.join(expected)}: {way_out}."
+        )
+
+
+def partial(name: str) -> str:
+    """What an archive is called until it is whole and unpacked."""
+    return f"{name}{_PART}"
 
 
 def download_part(corpus: Path, part: str, url: str, archive: Archive) -> None:
@@ -85,7 +139,7 @@ def download(folder: Path, name: str, url: str, archive: Archive) -> Path:
         ConnectionError: If the server cannot be reached or stops sending.
         UserError: If what arrives is not the archive; it is then removed.
     """
-    path = folder / f"{name}.part"
+    path = folder / partial(name)
     source = f"{url.rstrip('/')}/{name}"
     say(f"downloading {source} ({archive.size / 1e9:.1f} GB) into {folder}")
     received = _size(path)

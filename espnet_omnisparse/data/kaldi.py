@@ -1,9 +1,29 @@
 """Kaldi folders, which ESPnet's recipes read: tables of lines that start with an id."""
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from pathlib import Path
 
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import atomic_folder
+
+
+def check_order(speakers: Mapping[str, str]) -> None:
+    """Checks what Kaldi demands: utterances sorted by id are sorted by speaker, too.
+
+    Args:
+        speakers: Speaker by utterance id.
+
+    Raises:
+        UserError: If they are not.
+    """
+    for one, other in pairwise(sorted(speakers)):
+        if speakers[one] > speakers[other]:
+            raise UserError(
+                f"{one} comes before {other}, but its speaker {speakers[one]} after "
+                f"{speakers[other]}, and Kaldi's tables need one order: rename the "
+                "speaker, with its ids, so that the two names do not begin alike."
+            )
 
 
 def write_tables(

@@ -8,18 +8,34 @@ corpus leaves the data folders as they were.
 
 import argparse
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from espnet_omnisparse.console import say
 from espnet_omnisparse.data import recordings
-from espnet_omnisparse.data.download import ARCHIVES, OPENSLR, Archive, download_part
-from espnet_omnisparse.data.kaldi import name_list, write_tables
+from espnet_omnisparse.data.corpus_files import (
+    composed,
+    files_by_name,
+    read_lines,
+    refuse_strays,
+)
+from espnet_omnisparse.data.download import (
+    ARCHIVES,
+    OPENSLR,
+    Archive,
+    check_place,
+    download_part,
+    expanded,
+    partial,
+)
+from espnet_omnisparse.data.kaldi import check_order, name_list, write_tables
 from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.errors import UserError, one_sentence
 
 AUDIO_SUFFIXES = (".flac", ".wav", ".opus")
+_TRANSCRIPT = ".trans.txt"
+_LAYOUT = "reader/chapter/, beside its transcript, as LibriSpeech is laid out"
 
 
 @dataclass(frozen=True)
@@ -73,6 +89,7 @@ def prepare(
         UserError: If a part cannot be had or anything in it is wrong; no folder is
             then touched.
     """
+    corpus = expanded(corpus)
     if (corpus / "LibriSpeech").is_dir():
         corpus = corpus / "LibriSpeech"
     parts = list(dict.fromkeys([*train_parts, *valid_parts, *test_parts]))
@@ -88,13 +105,20 @@ def prepare(
             )
     ensure_parts(corpus, parts, url, archives)
     readings = {part: read_part(corpus / part) for part in parts}
-    readings = _with_usable_audio(readings, test_parts, rules, data_dir / "converted")
+    audio = {part: [one.audio for one in read] for part, read in readings.items()}
+    found = recordings.judge(audio, rules, test_parts)
+    readings = {part: _usable(part, read, found) for part, read in readings.items()}
     combined = {
         name: combine([readings[part] for part in members])
         for name, members in sets.items()
     }
+    for utterances in combined.values():
+        check_order({one.name: one.speaker for one in utterances})
     genders = read_genders(corpus)
+
+    used = recordings.convert(audio, found, rules, data_dir / "converted")
     for name, utterances in combined.items():
+        utterances = [replace(one, audio=used[one.audio]) for one in utterances]
         write_data_folder(data_dir / name, utterances, genders)
         say(f"{data_dir / name}: {len(utterances)} utterances")
     return [data_dir / name for name in combined]
@@ -110,8 +134,9 @@ def ensure_parts(
 
     Raises:
         UserError: If a missing part is not a standard one, cannot be reached, or
-            arrives damaged.
+            arrives damaged, or if the corpus is another tree.
     """
+    parts = list(parts)
     missing = [part for part in parts if not (corpus / part).is_dir()]
     unknown = [part for part in missing if part not in archives]
     if unknown:
@@ -121,6 +146,8 @@ def ensure_parts(
             f"{', '.join(present) or 'no part at all'}: correct the names of the "
             "parts, or point --corpus or LIBRISPEECH at the folder that holds them."
         )
+    if missing:
+        _check_place(corpus, parts, archives)
     for index, part in enumerate(missing):
         try:
             download_part(corpus, part, url, archives[part])
@@ -131,6 +158,24 @@ def ensure_parts(
                 f"network and run again, unpack openslr.org/12 so that {corpus / part} "
                 "exists, or point --corpus or LIBRISPEECH at a copy."
             ) from error
+
+
+def _check_place(
+    corpus: Path, parts: Sequence[str], archives: Mapping[str, Archive]
+) -> None:
+    if corpus.name in archives:
+        raise UserError(
+            f"{corpus} has the name of a part, and {', '.join(parts)} would lie in it: "
+            f"point --corpus or LIBRISPEECH at {corpus.parent}."
+        )
+    left = [partial(f"{part}.tar.gz") for part in archives]
+    check_place(
+        corpus,
+        parts,
+        [*archives, *left],
+        "point --corpus or LIBRISPEECH at the folder that holds the parts, or at an "
+        "empty or a new one to download them into",
+    )
 
 
 def _folders_in(folder: Path) -> list[str]:
@@ -153,13 +198,16 @@ def read_part(part: Path) -> list[Utterance]:
         Its utterances, sorted.
 
     Raises:
-        UserError: If transcripts and audio do not match one to one, or a transcript has
-            no words.
+        UserError: If transcripts and audio do not match one to one, a transcript has
+            no words, or something of it is not in its place.
     """
+    readers = [part / reader for reader in _folders_in(part)]
+    for folder in (part, *readers):
+        refuse_strays(folder, (*AUDIO_SUFFIXES, _TRANSCRIPT), _LAYOUT)
     utterances = combine(
-        read_chapter(part / reader / chapter)
-        for reader in _folders_in(part)
-        for chapter in _folders_in(part / reader)
+        read_chapter(reader / chapter)
+        for reader in readers
+        for chapter in _folders_in(reader)
     )
     if not utterances:
         raise UserError(
@@ -169,27 +217,14 @@ def read_part(part: Path) -> list[Utterance]:
     return utterances
 
 
-def _with_usable_audio(
-    readings: Mapping[str, Sequence[Utterance]],
-    test_parts: Sequence[str],
-    rules: AudioRules,
-    converted: Path,
-) -> dict[str, list[Utterance]]:
-    """The utterances whose recordings are as the rules say, or made so.
-
-    Raises:
-        UserError: If some are not, telling all of them, or a part has none that are.
-    """
-    paths = {part: [one.audio for one in read] for part, read in readings.items()}
-    found = recordings.judge(paths, rules, test_parts)
-    for part, audio in paths.items():
-        if found.keys().isdisjoint(audio):
-            raise UserError(f"{part} has no recording that can be used: mend them.")
-    used = recordings.convert(paths, found, rules, converted)
-    return {
-        part: [replace(one, audio=used[one.audio]) for one in read if one.audio in used]
-        for part, read in readings.items()
-    }
+def _usable(
+    part: str, utterances: Iterable[Utterance], found: Container[Path]
+) -> list[Utterance]:
+    """The utterances whose recordings were found fit for use."""
+    usable = [one for one in utterances if one.audio in found]
+    if not usable:
+        raise UserError(f"{part} has no recording that can be used: mend them.")
+    return usable
 
 
 def combine(groups: Iterable[Iterable[Utterance]]) -> list[Utterance]:
@@ -216,24 +251,19 @@ def read_chapter(folder: Path) -> list[Utterance]:
     Raises:
         UserError: If they do not match one to one.
     """
-    speaker = f"{folder.parent.name}-{folder.name}"
-    transcript = folder / f"{speaker}.trans.txt"
+    speaker = composed(f"{folder.parent.name}-{folder.name}")
+    transcripts = files_by_name(folder, [_TRANSCRIPT])
+    transcript = transcripts.get(speaker, folder / f"{speaker}{_TRANSCRIPT}")
     texts = _read_transcript(transcript, speaker)
-    audio: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix not in AUDIO_SUFFIXES:
-            continue
-        if path.stem not in texts:
+    audio = files_by_name(folder, AUDIO_SUFFIXES)
+    for name, path in audio.items():
+        if name not in texts:
             raise UserError(
                 f"{path} has no line in {transcript.name}: add its words there or "
                 "remove the audio file."
             )
-        if path.stem in audio:
-            raise UserError(
-                f"The utterance id {path.stem} occurs twice, in {audio[path.stem]} "
-                f"and {path}: remove one of them."
-            )
-        audio[path.stem] = path
+    for inner in _folders_in(folder):
+        refuse_strays(folder / inner, (*AUDIO_SUFFIXES, _TRANSCRIPT), _LAYOUT)
     for name in texts:
         if name not in audio:
             raise UserError(
@@ -248,13 +278,9 @@ def _read_transcript(path: Path, speaker: str) -> dict[str, str]:
         raise UserError(
             f"The transcript file {path} is missing: restore it or remove its folder."
         )
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: convert or restore it.") from error
     texts: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        name, *words = line.split() or [""]
+    for number, line in read_lines(path):
+        name, *words = line.split()
         if not words:
             raise UserError(
                 f"Line {number} of {path} has no words: complete or remove it."
@@ -280,7 +306,7 @@ def read_genders(corpus: Path) -> dict[str, str]:
         return {}
     genders = {}
     # readers' names may be in any encoding; ids and sexes are ASCII
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for _, line in read_lines(path, strict=False):
         columns = [column.strip() for column in line.split("|")]
         if not line.startswith(";") and columns[1:2] in (["M"], ["F"]):
             genders[columns[0]] = columns[1].lower()

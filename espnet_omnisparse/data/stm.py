@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 
+from espnet_omnisparse.data.corpus_files import read_lines
 from espnet_omnisparse.errors import UserError
 
 _LINE = re.compile(
@@ -49,16 +50,12 @@ def read_stm(path: Path) -> list[Segment]:
     """Reads one transcript, leaving its words as they are.
 
     Raises:
-        UserError: If it is empty or a line is malformed.
+        UserError: If it cannot be read, is empty or a line is malformed.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: convert or restore it.") from error
     segments = [
         _read_line(line, f"Line {number} of {path}")
-        for number, line in enumerate(lines, 1)
-        if line.strip() and not line.startswith(";;")
+        for number, line in read_lines(path)
+        if not line.startswith(";;")
     ]
     if not segments:
         raise UserError(

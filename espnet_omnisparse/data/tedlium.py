@@ -15,8 +15,16 @@ from pathlib import Path
 from espnet_omnisparse.console import say
 from espnet_omnisparse.data import recordings, stm
 from espnet_omnisparse.data.audio_files import Recording
-from espnet_omnisparse.data.download import Archive, download, unpacked
-from espnet_omnisparse.data.kaldi import name_list, write_tables
+from espnet_omnisparse.data.corpus_files import files_by_name, refuse_strays
+from espnet_omnisparse.data.download import (
+    Archive,
+    check_place,
+    download,
+    expanded,
+    partial,
+    unpacked,
+)
+from espnet_omnisparse.data.kaldi import check_order, name_list, write_tables
 from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.data.stm import Segment
 from espnet_omnisparse.errors import UserError, one_sentence
@@ -24,6 +32,7 @@ from espnet_omnisparse.errors import UserError, one_sentence
 RELEASE = "TEDLIUM_release2"
 SPLITS = ("train", "dev", "test")
 OPENSLR = "https://www.openslr.org/resources/19"
+_PACKED = f"{RELEASE}.tar.gz"
 # OpenSLR publishes no checksum of it. This one is in torchaudio's data sets and, with
 # the size, in TensorFlow's.
 ARCHIVE = Archive(
@@ -91,7 +100,10 @@ def prepare(
             f"--splits takes some of {', '.join(SPLITS)}, not "
             f"{', '.join(unknown) or 'nothing'}."
         )
+    corpus = expanded(corpus)
+    _check_place(corpus)
     corpus = release_folder(corpus)
+    _check_place(corpus)
     ensure_release(corpus, url, archive)
     missing = [split for split in splits if not (corpus / split).is_dir()]
     if missing:
@@ -100,13 +112,15 @@ def prepare(
             "again, remove the folder to have it downloaded, point --corpus or "
             "TEDLIUM2 at a whole copy, or name other --splits."
         )
-    talks = {split: _files(corpus / split, "sph") for split in splits}
+    talks = {split: list(_files(corpus / split, "sph").values()) for split in splits}
     found = recordings.judge(talks, rules)
     readings = {
         split: read_split(corpus / split, found, rules, keep_noise_tags)
         for split in splits
     }
     _compare(readings)
+    for reading in readings.values():
+        check_order(reading.speakers)
     used = recordings.convert(talks, found, rules, data_dir / "converted")
     for split, reading in readings.items():
         audio = {talk: used[path] for talk, path in reading.audio.items()}
@@ -120,6 +134,17 @@ def release_folder(corpus: Path) -> Path:
     """The folder that holds the splits, or is to hold them."""
     is_release = any((corpus / split).is_dir() for split in SPLITS)
     return corpus if is_release or corpus.name == RELEASE else corpus / RELEASE
+
+
+def _check_place(corpus: Path) -> None:
+    if (corpus / "sph").is_dir():
+        way_out = f"point --corpus or TEDLIUM2 at {corpus.parent}"
+    else:
+        way_out = (
+            "point --corpus or TEDLIUM2 at a copy of the release, or at "
+            f"{corpus / RELEASE}, which is new, to download it there"
+        )
+    check_place(corpus, SPLITS, [RELEASE, partial(_PACKED)], way_out)
 
 
 def ensure_release(
@@ -136,7 +161,7 @@ def ensure_release(
     if folder.is_dir() and any(folder.iterdir()):
         return
     try:
-        path = download(folder.parent, f"{RELEASE}.tar.gz", url, archive)
+        path = download(folder.parent, _PACKED, url, archive)
     except ConnectionError as error:
         raise UserError(
             f"TED-LIUM 2 cannot be found in {folder} nor downloaded from {url} "
@@ -169,8 +194,9 @@ def read_split(
         UserError: If transcripts and audio do not match, a transcript is malformed,
             or an audio file ends before its segments do, or one is too short.
     """
-    lines = [line for path in _files(folder, "stm") for line in stm.read_stm(path)]
-    audio = {path.stem: path for path in _files(folder, "sph")}
+    transcripts = _files(folder, "stm").values()
+    lines = [line for path in transcripts for line in stm.read_stm(path)]
+    audio = _files(folder, "sph")
     _check_talks(folder, lines, audio)
     audio = {talk: path for talk, path in audio.items() if path in found}
     lines = [line for line in lines if line.talk in audio]
@@ -201,9 +227,12 @@ def read_split(
     return Reading(segments, audio, speakers)
 
 
-def _files(folder: Path, kind: str) -> list[Path]:
-    # shells pass over hidden files too, such as those that some systems leave behind
-    found = sorted(folder.glob(f"{kind}/[!.]*.{kind}"))
+def _files(folder: Path, kind: str) -> dict[str, Path]:
+    """Files by talk."""
+    home = folder / kind
+    for other in (folder, *(path for path in home.glob("[!.]*/") if path.is_dir())):
+        refuse_strays(other, [f".{kind}"], str(home))
+    found = files_by_name(home, [f".{kind}"])
     if not found:
         raise UserError(
             f"{folder / kind} holds no .{kind} file: lay the corpus out as "

@@ -132,7 +132,7 @@ def _check_sizes(run: Run) -> None:
         return
     # slow: they import torch
     from espnet_omnisparse.core.spec import FULL
-    from espnet_omnisparse.search.spec_costs import parse_budget
+    from espnet_omnisparse.cost.budget import parse_budget
 
     supernet = supernet_section(read_yaml(run["asr_config"]))
     sizes = [*(supernet.get("sizes") or {}), FULL]
@@ -141,4 +141,4 @@ def _check_sizes(run: Run) -> None:
             continue
         if not supernet.get("sparsity"):
             raise UserError(f"--sizes: {size} is not one of {', '.join(sizes)}.")
-        parse_budget(size)
+        parse_budget(size, "--sizes")

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract.names import CALIBRATION, CHECKPOINT
 
 OWN_OPTIONS = {
     "sizes": "",
     "search": "",
     "stock": "false",
     "subnets": "",
-    "calibration": "400",
+    "calibration": str(CALIBRATION),
 }
 # asr.sh's defaults that this module has to know
 STOCK_DEFAULTS = {
@@ -28,7 +29,7 @@ STOCK_DEFAULTS = {
     "asr_exp": "",
     "speed_perturb_factors": "",
     "fs": "16k",
-    "inference_asr_model": "valid.loss_sizes.ave.pth",
+    "inference_asr_model": CHECKPOINT,
     "skip_packing": "true",
     "skip_upload_hf": "true",
     "hf_repo": "",
@@ -116,8 +117,3 @@ def decoding_of(run: Run) -> str:
     if streaming and run["asr_task"] == "asr":
         return "conf/decode_streaming.yaml"
     return DECODING[run["asr_task"]]
-
-
-def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:
-    """The experiment folder of one size."""
-    return f"{asr_exp}_{size}" + ("_stock" if stock else "")

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.extract.names import size_folder
 from espnet_omnisparse.options import supernet_section
 from espnet_omnisparse.recipe import template
 from espnet_omnisparse.recipe.checks import check, check_machine
@@ -30,7 +31,6 @@ from espnet_omnisparse.recipe.options import (
     Run,
     decoding_of,
     parse,
-    size_folder,
 )
 
 
@@ -132,8 +132,8 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
     Raises:
         UserError: If the search fails.
     """
+    from espnet_omnisparse.cost.budget import parse_budget
     from espnet_omnisparse.extract.experiment import read_config
-    from espnet_omnisparse.search.spec_costs import parse_budget
 
     trained = supernet_section(read_config(Path(run.asr_exp))).get("sizes") or {}
     names = {}

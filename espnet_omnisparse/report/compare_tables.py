@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
+from espnet_omnisparse.cost.metrics import METRICS
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import write_text
 from espnet_omnisparse.report.comparison import Comparison, read_lines
@@ -15,9 +16,10 @@ from espnet_omnisparse.report.plots import COLOURS, MARKERS
 from espnet_omnisparse.report.tables import Table
 
 Line = Mapping[str, Any]
+_COSTS = [METRICS[name] for name in ("params", "nonzero", "macs_10s", "file")]
 COLUMNS = (
-    *("training", "size", "parameters (M)", "non-zero (M)", "MACs 10 s (G)"),
-    *("file (MB)", "updates", "training (min)", "WER per seed", "mean WER", "spread"),
+    *("training", "size", *(metric.heading for metric in _COSTS), "updates"),
+    *("training (min)", "WER per seed", "mean WER", "spread"),
     *("mean CER", "difference to individual"),
 )
 
@@ -103,10 +105,7 @@ def _row(
     return [
         comparison.variants[name].title or name,
         size,
-        f"{group[0]['parameters'] / 1e6:.3f}",
-        f"{group[0]['nonzero_parameters'] / 1e6:.3f}",
-        f"{group[0]['macs_10s'] / 1e9:.3f}",
-        f"{group[0]['file_bytes'] / 1e6:.2f}",
+        *(metric.shown(group[0][metric.field]) for metric in _COSTS),
         str(group[0]["updates"]),
         f"{statistics.mean(times) / 60:.1f}" if times else "",
         " / ".join(f"{error:.1f}" for error in errors),
@@ -188,6 +187,7 @@ def write_figure(comparison: Comparison) -> None:
     lines = read_lines(comparison)
     if not comparison.figure or not lines:
         return
+    metric = METRICS["nonzero"]
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for index, (title, names) in enumerate(_titles(comparison).items()):
@@ -197,7 +197,7 @@ def write_figure(comparison: Comparison) -> None:
                 groups.setdefault((line["variant"], line["size"]), []).append(line)
         points = sorted(
             (
-                statistics.mean(line["nonzero_parameters"] for line in group) / 1e6,
+                statistics.mean(x[metric.field] for x in group) / metric.scale,
                 [line["err"] for line in group],
             )
             for group in groups.values()
@@ -222,7 +222,7 @@ def write_figure(comparison: Comparison) -> None:
             capsize=3,
             label=title,
         )
-    axes.set(xlabel="non-zero parameters (M)", ylabel="WER (%), range of the seeds")
+    axes.set(xlabel=metric.axis, ylabel="WER (%), range of the seeds")
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import paired_ratio
+from espnet_omnisparse.cost.metrics import METRICS
 from espnet_omnisparse.environment import require_folders
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import SPEC, read_config
@@ -62,23 +63,22 @@ SPARSE_DEFINITIONS = """\
   16-bit column per group, and where each row of groups begins (32 bits); where that is
   no gain, and for all else, 4 bytes per value.
 """
+_METRICS = "params encoder nonzero macs_10s macs_30s file bytes rtf".split()
+_HEADINGS = {name: METRICS[name].heading for name in _METRICS}
 SIZE_COLUMNS = (
-    "size",
-    "kept",
-    "params (M)",
-    "encoder (M)",
-    "non-zero (M)",
-    "MACs 10 s (G)",
-    "MACs 30 s (G)",
-    "file (MB)",
-    "RTF",
+    *("size", "kept"),
+    *(heading for name, heading in _HEADINGS.items() if name != "bytes"),
     "speed-up",
 )
 SCORE_COLUMNS = "dataset Snt Wrd Corr Sub Del Ins Err S.Err".split()
 # of reports in which a size has masked weights; each behind the column it refines
-SPARSE_COLUMNS = {"non-zero (M)": "zeros", "file (MB)": "packed (MB)"}
+SPARSE_COLUMNS = {
+    _HEADINGS["nonzero"]: "zeros",
+    _HEADINGS["file"]: _HEADINGS["bytes"],
+}
 SUMMARY_COLUMNS = (
-    *("size", "kept", "params (M)", "zeros", "packed (MB)", "file (MB)", "RTF"),
+    *("size", "kept", _HEADINGS["params"], "zeros"),
+    *(_HEADINGS[name] for name in ("bytes", "file", "rtf")),
     *("speed-up", "dataset", "Err", "loads in stock ESPnet"),
 )
 NONE = "–"
@@ -149,13 +149,12 @@ def write_family(
     specs = [read_spec(size.folder / SPEC) for size in family[0].sizes]
     names = _Names([*family, *others])
     figures = {
-        PLOTS[0]: wer_figure(curves, names, "parameters (M)", _millions),
-        PLOTS[1]: wer_figure(curves, names, "real-time factor", _rtf),
+        PLOTS[0]: wer_figure(curves, names, METRICS["params"]),
+        PLOTS[1]: wer_figure(curves, names, METRICS["rtf"]),
         PLOTS[2]: selection_figure(specs, read_log(asr_exp)),
     }
     if any(series.sparse for series in curves):
-        label = "non-zero parameters (M)"
-        figures[SPARSE_PLOT] = wer_figure(curves, names, label, _nonzero_millions)
+        figures[SPARSE_PLOT] = wer_figure(curves, names, METRICS["nonzero"])
     for name, figure in figures.items():
         _save(figure, asr_exp / "images" / name)
     tables = _size_tables(family, others, names, timing)
@@ -263,19 +262,15 @@ def _cost_cells(
     if larger:
         ratio = paired_ratio(timing.rtf, str(larger.folder), str(size.folder))
         speed_up = f"{ratio:.2f}x"
-    cost, packed = size.cost, size.cost["packed_bytes"]
+    shown = {}
+    for metric in map(METRICS.get, _METRICS):
+        cost = size.value(metric)
+        shown[metric.heading] = NONE if cost is None else metric.shown(cost)
     return {
+        **shown,
         "size": size.label,
         "kept": f"{size.kept} of {size.of}",
-        "params (M)": f"{cost['parameters'] / 1e6:.3f}",
-        "encoder (M)": f"{cost['encoder_parameters'] / 1e6:.3f}",
-        "non-zero (M)": f"{cost['nonzero_parameters'] / 1e6:.3f}",
         "zeros": f"{100 * size.zeros:.1f} %",
-        "MACs 10 s (G)": f"{cost['macs_10s'] / 1e9:.3f}",
-        "MACs 30 s (G)": f"{cost['macs_30s'] / 1e9:.3f}",
-        "file (MB)": f"{cost['file_bytes'] / 1e6:.2f}",
-        "packed (MB)": NONE if packed is None else f"{packed / 1e6:.2f}",
-        "RTF": f"{size.rtf:.4f}",
         "speed-up": speed_up,
     }
 
@@ -324,18 +319,6 @@ def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:
             "the dropped branches zero: it costs as much as the full net."
         )
     yield ""
-
-
-def _millions(size: SizeResult) -> float:
-    return size.cost["parameters"] / 1e6
-
-
-def _nonzero_millions(size: SizeResult) -> float:
-    return size.cost["nonzero_parameters"] / 1e6
-
-
-def _rtf(size: SizeResult) -> float:
-    return size.rtf
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -12,7 +12,8 @@ from matplotlib.patheffects import withStroke
 
 from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.spec import SubnetSpec
-from espnet_omnisparse.report.results import Series, SizeResult
+from espnet_omnisparse.cost.metrics import Metric
+from espnet_omnisparse.report.results import Series
 
 # Okabe and Ito's colours, told apart with every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -24,16 +25,14 @@ BRANCH_TITLES = ("FFN1", "MHSA", "Conv", "FFN2")
 def wer_figure(
     series: Sequence[Series],
     names: Callable[[str], str],
-    x_label: str,
-    x_of: Callable[[SizeResult], float],
+    metric: Metric,
 ) -> Figure:
     """WER against a cost: a panel per data set, a line per series.
 
     Args:
         series: The family first, whose points carry their size's name.
         names: Data set's name -> its title.
-        x_label: What the cost is called.
-        x_of: The cost of a size.
+        metric: The cost, which every size must have.
     """
     datasets = list(dict.fromkeys(d for size in series[0].sizes for d in size.wer))
     figure = Figure(figsize=(5.2 * len(datasets), 4.0), layout="constrained")
@@ -41,7 +40,10 @@ def wer_figure(
     for axes, dataset in zip(panels, datasets, strict=True):
         for index, one in enumerate(series):
             sizes = [size for size in one.sizes if dataset in size.wer]
-            points = [(x_of(size), size.wer[dataset].err) for size in sizes]
+            points = [
+                (size.value(metric) / metric.scale, size.wer[dataset].err)
+                for size in sizes
+            ]
             axes.plot(
                 *zip(*points, strict=True) if points else ((), ()),
                 color=COLOURS[index % len(COLOURS)],
@@ -61,7 +63,7 @@ def wer_figure(
                     # other lines may pass behind
                     path_effects=[withStroke(linewidth=2, foreground="white")],
                 )
-        axes.set(title=names(dataset), xlabel=x_label)
+        axes.set(title=names(dataset), xlabel=metric.axis)
         _scale_wer(axes, [y for line in axes.lines for y in line.get_ydata()])
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -7,19 +7,17 @@ from typing import Any
 
 import yaml
 
+from espnet_omnisparse.cost.metrics import METRICS, Metric
 from espnet_omnisparse.errors import UserError
 
 BASELINES = "baselines.yaml"
 INDIVIDUAL = "trained individually"
-COSTS = (
-    "parameters",
-    "encoder_parameters",
-    "nonzero_parameters",
-    "macs_10s",
-    "macs_30s",
-    "file_bytes",
+COSTS = tuple(
+    METRICS[name].field
+    for name in ("params", "encoder", "nonzero", "macs_10s", "macs_30s", "file")
 )
-LATER_COSTS = ("packed_bytes",)  # that files of earlier versions have not
+# that files of earlier versions have not
+LATER_COSTS = (METRICS["bytes"].field,)
 _FILES = ("subnet.yaml", "origin.yaml", "cost.json")
 
 
@@ -77,6 +75,10 @@ class SizeResult:
     cer: dict[str, Score]
     rtf: float | None = None
     sparse: bool = False
+
+    def value(self, metric: Metric) -> float | None:
+        """What it costs by a metric; `None` where that is not known."""
+        return {**self.cost, METRICS["rtf"].field: self.rtf}[metric.field]
 
     @property
     def zeros(self) -> float:

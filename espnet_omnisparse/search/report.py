@@ -6,12 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from espnet_omnisparse.cost.metrics import METRICS, ZEROS
 from espnet_omnisparse.files import atomic_path, write_text
 from espnet_omnisparse.report.plots import COLOURS
 from espnet_omnisparse.report.tables import Table
 from espnet_omnisparse.search.evolution import Candidate, Found, pareto_front
 from espnet_omnisparse.search.run import FOLDER, UNIFORM, Problem
-from espnet_omnisparse.search.spec_costs import KINDS
 from espnet_omnisparse.train.journal import SUBNETS, write_specs
 
 _TITLES = {"loss": "dev loss", "wer": "dev WER (%)"}
@@ -76,9 +76,9 @@ def _front(problem: Problem, found: Found) -> dict[str, list[dict[str, Any]]]:
 
 
 def _table(problem: Problem, found: Found, title: str) -> Iterator[str]:
-    shown = {*_ALWAYS, *_kinds(problem)} - {"sparsity"}  # which has a column anyway
-    kinds = [kind for kind in KINDS if kind in shown]
-    costs = [KINDS[kind][0] for kind in kinds]
+    shown = {*_ALWAYS, *_kinds(problem)} - {ZEROS}  # which has a column anyway
+    kinds = [kind for kind in METRICS if kind in shown]
+    costs = [METRICS[kind].heading for kind in kinds]
     layers = list(
         dict.fromkeys(n.split(".", 1)[1] for n in problem.model.encoder.space.weights)
     )
@@ -86,8 +86,8 @@ def _table(problem: Problem, found: Found, title: str) -> Iterator[str]:
     second = Table(["size", *layers])
     for name, one in _sizes(problem, found).items():
         kept, of, _ = problem.spec(one, name).counts
-        zeros = 100.0 * (1.0 - problem.cost("sparsity", one))
-        numbers = [f"{problem.cost(k, one) / KINDS[k][1]:.3f}" for k in kinds]
+        zeros = 100.0 * (1.0 - problem.cost(ZEROS, one))
+        numbers = [METRICS[k].shown(problem.cost(k, one), 3) for k in kinds]
         cells = [name, f"{kept} of {of}", f"{zeros:.1f}", *numbers]
         table.rows.append([*cells, f"{found.fitness[one]:.3f}"])
         second.rows.append([name, *(_mean(problem, one, layer) for layer in layers)])
@@ -114,10 +114,11 @@ def _figure(problem: Problem, found: Found, title: str) -> Figure:
     figure = Figure(figsize=(5.2 * len(kinds), 4.0), layout="constrained")
     panels = figure.subplots(1, len(kinds), squeeze=False)[0]
     for axes, kind in zip(panels, kinds, strict=True):
-        name, unit = KINDS[kind]
+        metric = METRICS[kind]
 
-        def points(ones: Sequence[Candidate], k=kind, u=unit) -> list:
-            return [(problem.cost(k, one) / u, found.fitness[one]) for one in ones]
+        def points(ones: Sequence[Candidate], m=metric) -> list:
+            costs = (problem.cost(m.name, one) / m.scale for one in ones)
+            return list(zip(costs, (found.fitness[one] for one in ones), strict=True))
 
         evaluated = points(every)
         front = [evaluated[number] for number in pareto_front(evaluated)]
@@ -127,7 +128,7 @@ def _figure(problem: Problem, found: Found, title: str) -> Figure:
         _draw(axes, evaluated, "o", color="#BBBBBB", ms=3, label="evaluated")
         _draw(axes, front, ".-", color=COLOURS[0], label="front", **style)
         _draw(axes, uniform, "s", color=COLOURS[1], label="uniform", **style)
-        axes.set(xlabel=name, ylabel=title)
+        axes.set(xlabel=metric.axis, ylabel=title)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     handles = panels[0].get_lines()

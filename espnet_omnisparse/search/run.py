@@ -13,8 +13,9 @@ from typing import Any
 from espnet_omnisparse.console import bar
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
+from espnet_omnisparse.cost.budget import Budget
 from espnet_omnisparse.cost.count import cost_table
-from espnet_omnisparse.cost.size import KINDS as TABLE_KINDS
+from espnet_omnisparse.cost.metrics import MEASURED, METRICS
 from espnet_omnisparse.cost.size import CostTable
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
@@ -31,7 +32,7 @@ from espnet_omnisparse.search.evolution import (
     SearchOptions,
     Target,
 )
-from espnet_omnisparse.search.spec_costs import Budget, SpecCosts
+from espnet_omnisparse.search.spec_costs import SpecCosts
 from espnet_omnisparse.supernet.sparsity import SparsityConfig
 from espnet_omnisparse.train.journal import SUBNETS, read_specs
 
@@ -108,8 +109,8 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
     tables = {}
     if "macs_10s" in kinds:
         tables["macs_10s"] = cost_table(model, "macs_10s")
-    if "latency_ms" in kinds:
-        tables["latency_ms"] = _latencies(model, exp / FOLDER / "latency.json")
+    if MEASURED in kinds:
+        tables[MEASURED] = _latencies(model, exp / FOLDER / "latency.json")
     costs = SpecCosts(model, masks, tables)
     top = genes.grid[-1]
     every = range(len(masks))
@@ -157,15 +158,15 @@ def _genes(
 
 def _latencies(model: Any, path: Path) -> CostTable:
     """The table of latencies; a search that goes on must find the same numbers."""
-    scale, kind = TABLE_KINDS["latency_ms"][0], "latency_ms"
+    scale = METRICS[MEASURED].steps
     if not path.exists():
-        table = cost_table(model, kind)
+        table = cost_table(model, MEASURED)
         values = {n: getattr(table, n).tolist() for n in ("rest", "units", "shared")}
         write_text(path, json.dumps(values) + "\n")
     steps = json.loads(path.read_text())
     rest, units, shared = (steps[name] for name in ("rest", "units", "shared"))
     return CostTable(
-        kind,
+        MEASURED,
         model.encoder.space,
         rest / scale,
         [one / scale for one in units],

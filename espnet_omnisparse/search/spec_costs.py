@@ -1,4 +1,4 @@
-"""What a subnet with masked weights costs, without building it; and limits on that.
+"""What a subnet with masked weights costs, without building it.
 
 Kinds of cost, of the model as it is deployed:
 
@@ -14,8 +14,6 @@ Kinds of cost, of the model as it is deployed:
   it: only dropped branches count.
 """
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,124 +24,11 @@ from espnet_omnisparse.core.components import select
 from espnet_omnisparse.core.mask import nonzero_groups, weight_mask
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.count import FRAMES_PER_SECOND, packed_bytes
-from espnet_omnisparse.cost.size import KINDS as TABLE_KINDS
+from espnet_omnisparse.cost.metrics import METRICS
 from espnet_omnisparse.cost.size import CostTable
-from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import cut_state
 
-# kind -> what a table calls it, and the unit that it is shown in
-KINDS = {
-    "sparsity": ("kept weights (%)", 1e-2),
-    "nonzero": ("non-zero (M)", 1e6),
-    "params": ("params (M)", 1e6),
-    "bytes": ("packed (MB)", 1e6),
-    "macs_10s": ("MACs 10 s (G)", 1e9),
-    "latency_ms": ("latency (ms)", 1.0),
-}
-_UNITS = {
-    "%": ("sparsity", 1e-2),
-    "k": ("nonzero", 1e3),
-    "M": ("nonzero", 1e6),
-    "kB": ("bytes", 1e3),
-    "MB": ("bytes", 1e6),
-    "MMAC": ("macs_10s", 1e6),
-    "GMAC": ("macs_10s", 1e9),
-    "ms": ("latency_ms", 1.0),
-}
 _VALUE_BYTES = 4
-
-
-@dataclass(frozen=True)
-class Budget:
-    """A limit on a cost, as it was given.
-
-    Attributes:
-        number: Of its units.
-        unit: A key of the table of units: `%`, `M`, `MB`, ...
-    """
-
-    number: float
-    unit: str
-
-    @property
-    def name(self) -> str:
-        """A name for files and folders.
-
-        >>> parse_budget("1.5M").name, parse_budget("70%").name
-        ('1p5M', '70pct')
-        """
-        return _plain(self.number).replace(".", "p") + self.unit.replace("%", "pct")
-
-    @property
-    def kind(self) -> str:
-        """A key of `KINDS`."""
-        return _UNITS[self.unit][0]
-
-    @property
-    def limit(self) -> float:
-        """The largest cost allowed."""
-        value = self.number * _UNITS[self.unit][1]
-        # rounded: 1 - 0.7 is not 0.3
-        return round(1.0 - value if self.unit == "%" else value, 9)
-
-    def check(self, lowest: float, highest: float) -> None:
-        """Refuses what no candidate meets, and what the full net meets.
-
-        Args:
-            lowest: The least cost of all candidates.
-            highest: The cost of the full net, nothing masked.
-
-        Raises:
-            UserError: Naming the nearest that can be met.
-        """
-        if lowest <= self.limit < highest:
-            return
-        asked = f"--budgets: {_plain(self.number)}{self.unit}"
-        if self.limit >= highest:
-            full = self._text(highest, math.floor)
-            raise UserError(f"{asked} is no less than the full net's {full}.")
-        why = ""
-        if self.kind in ("latency_ms", "params") and lowest == highest:
-            why = " (only dropped branches lower it, and no such size was trained)"
-        nearest = self._text(lowest, math.ceil)
-        raise UserError(
-            f"{asked} cannot be met; the nearest that can is {nearest}{why}."
-        )
-
-    def _text(self, cost: float, rounded: Any) -> str:
-        """A cost in the budget's unit, rounded to what can be asked for."""
-        scale = _UNITS[self.unit][1]
-        if self.unit == "%":  # the other way round: more zeros cost less
-            return f"{_plain(-rounded(-round((1.0 - cost) * 1e5, 6)) / 1e3)}%"
-        return f"{_plain(rounded(round(cost / scale * 1e3, 6)) / 1e3)}{self.unit}"
-
-
-def parse_budget(text: str) -> Budget:
-    """Reads a budget such as `70%` (zeros), `12M`, `8MB`, `2GMAC` or `40ms`.
-
-    Raises:
-        UserError: If it is none.
-
-    >>> parse_budget("70%").kind, parse_budget("70%").limit
-    ('sparsity', 0.3)
-    >>> parse_budget("900k").kind, parse_budget("900k").limit
-    ('nonzero', 900000.0)
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]+|%)", text)
-    if found and found[2] in _UNITS:
-        number = float(found[1])
-        if number > 0 and (found[2] != "%" or number < 100):
-            return Budget(number, found[2])
-    raise UserError(
-        f"--budgets: {text!r} must be a share of zeros such as 70%, non-zero "
-        "parameters such as 12M or 900k, packed bytes such as 8MB, MACs for 10 s such "
-        "as 2GMAC or 300MMAC, or a latency such as 40ms."
-    )
-
-
-def _plain(number: float) -> str:
-    """The number without an exponent or needless zeros."""
-    return f"{number:.3f}".rstrip("0").rstrip(".")
 
 
 class SpecCosts:
@@ -178,7 +63,7 @@ class SpecCosts:
         """The cost of a subnet.
 
         Args:
-            kind: A key of `KINDS`.
+            kind: A metric, one of `cost.metrics.OF_BUDGETS`.
             branches: Number of its set of branches in `masks`.
             sparsity: Per weight of the space; empty: nothing is masked.
         """
@@ -213,7 +98,7 @@ class SpecCosts:
         floating = sum(one.numel() for one in buffers if one.is_floating_point())
         nonzero = sum(int(tensor.count_nonzero()) for tensor in cut)
         costs = {
-            kind: table.of(torch.tensor(mask)) / TABLE_KINDS[kind][0]
+            kind: table.of(torch.tensor(mask)) / METRICS[kind].steps
             for kind, table in self._tables.items()
         }
         return _Net(

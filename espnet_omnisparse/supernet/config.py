@@ -8,6 +8,9 @@ from pydantic import field_validator, model_validator
 
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.spec import FULL
+from espnet_omnisparse.cost.budget import parse_number
+from espnet_omnisparse.cost.metrics import BYTES, NONZERO, SCALES
+from espnet_omnisparse.cost.size import budget_of, refuse_masked
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.options import Length, Number, Section, option
 from espnet_omnisparse.supernet.sparsity import DENSE, SIZE, SUBNETS, SparsityConfig
@@ -32,11 +35,11 @@ class SupernetConfig(Section):
     sizes: dict[str, Any] = option(
         {},
         "name -> units kept, as an int (`small: 16`), a fraction (`small: 0.33`), or "
-        "[a budget](#budgets) (`small: {params: 15M}`); with `sparsity` also a share "
-        "of zeros in every masked weight, alone (`s70: {sparsity: 0.7}`) or beside a "
-        "budget (`small: {units: 16, sparsity: 0.7}`), and with `chunk` what it sees "
-        "in a stream (`live: {chunk: {size: 16, left: 32}}`). The full net is always "
-        "a size, called `full`",
+        "[a budget](#budgets) (`phone: 8MB`, `small: {params: 15M}`); with `sparsity` "
+        "also a share of zeros in every masked weight, alone (`s70: {sparsity: 0.7}`) "
+        "or beside a budget (`small: {units: 16, sparsity: 0.7}`), and with `chunk` "
+        "what it sees in a stream (`live: {chunk: {size: 16, left: 32}}`). The full "
+        "net is always a size, called `full`",
         "names of sizes, each with what it keeps, such as {small: 0.33}",
     )
     fraction_of: Literal["units", "params", "macs_10s", "latency_ms"] = option(
@@ -175,10 +178,12 @@ class SupernetConfig(Section):
                     "uses: choose another name."
                 )
             if isinstance(wanted, str):
-                raise UserError(
-                    f"supernet.sizes.{name} must be a number, not the text {wanted!r}: "
-                    "write powers of ten as 1.0e-3."
-                )
+                if parse_number(wanted) is not None and wanted[-1] not in SCALES:
+                    raise UserError(
+                        f"supernet.sizes.{name} must be a number, not the text "
+                        f"{wanted!r}: write powers of ten as 1.0e-3."
+                    )
+                budget_of(name, wanted)
 
     def _check_sparsity(self) -> None:
         masked = {
@@ -193,6 +198,11 @@ class SupernetConfig(Section):
                     "trains one: add the section supernet.sparsity."
                 )
             return
+        for name, wanted in self.sizes.items():
+            if self.method == "none" and isinstance(wanted, str | Mapping):
+                budget = budget_of(name, wanted)
+                if budget and budget.kind in (NONZERO, BYTES):
+                    refuse_masked(name, budget)
         for name, share in masked.items():
             if isinstance(share, int | float) and share > self.sparsity.final:
                 raise UserError(

@@ -52,14 +52,12 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value in plain types: lists, and mappings for dataclasses and sections."""
-    return json.loads(json.dumps(value, default=_as_mapping))
+    """A value in plain types: a tuple becomes a list, a section a mapping."""
 
+    def as_mapping(one: Any) -> dict[str, Any]:
+        return dict(one) if isinstance(one, Section) else dataclasses.asdict(one)
 
-def _as_mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, Section):
-        return {name: getattr(value, name) for name in type(value).model_fields}
-    return dataclasses.asdict(value)
+    return json.loads(json.dumps(value, default=as_mapping))
 
 
 def _text(value: Any) -> str:

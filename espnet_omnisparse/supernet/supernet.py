@@ -16,14 +16,8 @@ from espnet_omnisparse.core.schedule import (
 )
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.weight_masks import MaskOrder
-from espnet_omnisparse.cost.size import (
-    MEASURED,
-    UNITS,
-    CostTable,
-    Size,
-    kinds_needed,
-    parse_size,
-)
+from espnet_omnisparse.cost.metrics import MEASURED, UNITS
+from espnet_omnisparse.cost.size import CostTable, Size, kinds_needed, parse_size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Net, build_selection
 from espnet_omnisparse.supernet.config import CURRENT, PER_SIZE, SupernetConfig
@@ -55,8 +49,8 @@ class Supernet(torch.nn.Module):
     Args:
         config: The supernet's options.
         space: The encoder's units.
-        measure: Makes the table of a kind of cost of the model at hand; called for
-            the kinds by which sizes are given, for latencies not before a training
+        measure: Makes the table of a metric of the model at hand; called for
+            the metrics by which sizes are given, for latencies not before a training
             begins: a checkpoint has them.
         chunk: What the encoder's frames see where `chunks` is empty.
 
@@ -91,7 +85,7 @@ class Supernet(torch.nn.Module):
         ]
         for size in sizes:
             if size.table.known:
-                size.check()
+                size.check(masks=config.sparsity is not None)
         if config.sparsity is not None:
             self._check_chunks(sizes)
         self.sizes = _largest_first({size.name: size for size in sizes})
@@ -205,7 +199,7 @@ class Supernet(torch.nn.Module):
                 torch.distributed.broadcast(numbers, 0)
         self._sort_sizes()
         for size in self.sizes.values():
-            size.check()
+            size.check(masks=self.config.sparsity is not None)
 
     def _sort_sizes(self) -> None:
         """Largest first, here and in the selection."""

@@ -1,0 +1,54 @@
+"""What the commands of `omnisparse` share: how one is registered, and arguments."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+#: What `add_subparsers` returns.
+Commands = Any
+Run = Callable[[argparse.Namespace], None]
+
+
+def add_command(commands: Commands, run: Run) -> argparse.ArgumentParser:
+    """Registers a command under its function's name, its docstring as its help.
+
+    Args:
+        commands: The commands so far.
+        run: Runs it with its parsed arguments; `argv` among them is all that was
+            typed.
+    """
+    text = run.__doc__
+    command = commands.add_parser(run.__name__, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def count(text: str) -> int:
+    """A number of at least 1, as the `type` of an argument.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, not {text}")
+    return int(text)
+
+
+def add_exp(command: argparse.ArgumentParser) -> None:
+    """Adds `EXP`."""
+    command.add_argument("exp", type=Path, metavar="EXP", help="the supernet's folder")
+
+
+def add_checkpoint(command: argparse.ArgumentParser, default: str) -> None:
+    """Adds `--checkpoint`."""
+    command.add_argument(
+        "--checkpoint", default=default, help="file in EXP (%(default)s)"
+    )
+
+
+def add_rounds(command: argparse.ArgumentParser) -> None:
+    """Adds `--rounds`."""
+    command.add_argument(
+        "--rounds", type=count, default=15, help="of the timing (%(default)s)"
+    )

@@ -1,0 +1,11 @@
+"""How a supernet's checkpoint and the folders of its sizes are called."""
+
+#: The checkpoint that sizes are cut out of.
+CHECKPOINT = "valid.loss_sizes.ave.pth"
+#: Training utterances for BatchNorm's statistics of an extracted size.
+CALIBRATION = 400
+
+
+def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:
+    """The experiment folder of one size."""
+    return f"{asr_exp}_{size}" + ("_stock" if stock else "")
