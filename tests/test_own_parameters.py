@@ -312,6 +312,23 @@ def test_they_begin_as_the_dense_nets_when_masks_do(owning, batch):
             assert not torch.equal(one, other), name
 
 
+def test_they_decay_where_the_blocks_norms_and_biases_do(owning):
+    config, model = owning()
+    for exclude in (False, True):
+        conf = {"exclude_weight_decay": exclude, "exclude_weight_decay_conf": {}}
+        optimizer = optimizer_of(model, config, **conf)
+        decay = {
+            id(parameter): group["weight_decay"]
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        parameters = dict(model.named_parameters())
+        for name in vectors(model):
+            shared = decay[id(parameters[f"encoder.encoders.{name}"])]
+            assert shared == (0.0 if exclude else 0.1)
+            assert decay[id(parameters[f"{PREFIX}0p8.{name}"])] == shared
+
+
 def test_off_nothing_is_owned(owning):
     _, model = owning(sparsity={"own": "none"}, begun=False)
     assert model.supernet.own is None

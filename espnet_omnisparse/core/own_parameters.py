@@ -32,6 +32,8 @@ class OwnParameters(torch.nn.Module):
             for name, vector in _vectors(blocks).items():
                 module, leaf = nested(copies, name)
                 copied = torch.nn.Parameter(vector.detach().clone())
+                # ESPnet's exclude_weight_decay knows a norm's by its module's type
+                copied._no_weight_decay = True
                 module.register_parameter(leaf, copied)
         self.is_begun = False
         self.register_buffer(_BEGUN, torch.zeros((), dtype=torch.bool))
