@@ -11,6 +11,7 @@ import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr_transducer.encoder.encoder import Encoder
 from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerModel
+from espnet2.tasks.abs_task import scheduler_classes
 from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
 from espnet2.tasks.asr_transducer import ASRTransducerTask
 
@@ -26,6 +27,7 @@ from espnet_omnisparse.nn.transducer_encoder import (
     check_block_types,
 )
 from espnet_omnisparse.train.asr_model import OmniASRModel
+from espnet_omnisparse.train.learning_rate import PiecewiseLinearLR
 from espnet_omnisparse.train.resume import check_checkpoint, check_initial_parameters
 from espnet_omnisparse.train.trainer import OmniTrainer
 from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
@@ -35,6 +37,7 @@ from espnet_omnisparse.train.transducer_model import (
 )
 from espnet_omnisparse.train.update import SupernetModel
 
+scheduler_classes["piecewiselinearwarmuplr"] = PiecewiseLinearLR
 encoder_choices.classes["layer_prunable_conformer"] = LayerPrunableConformerEncoder
 encoder_choices.classes["omni_sparse_conformer"] = OmniSparseConformerEncoder
 model_choices.classes["omni"] = OmniASRModel

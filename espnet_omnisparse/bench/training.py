@@ -186,7 +186,7 @@ def bench_sparsity(args: argparse.Namespace) -> None:
     train = step(model, batch)
 
     def refreshing() -> None:
-        model._refreshed_at = None
+        model.mask_upkeep.forget()
         train()
 
     times = measure_paired({"following": refreshing, "fixed": train}, 2 * args.rounds)

@@ -12,6 +12,8 @@ from espnet_omnisparse.core.search_space import SearchSpace
 
 # of tensors that only a supernet has
 TRAINING_ONLY = ("supernet.", "size_ctc.")
+MASK_ORDER = "supernet.order."  # what `weight_masks.MaskOrder` has settled
+OWN_PARAMETERS = "supernet.own."
 _STOCK_HEADS = 4  # ESPnet's default
 _POSITIONS = "linear_pos.weight"
 

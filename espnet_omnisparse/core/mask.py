@@ -4,6 +4,7 @@ Both kinds are made from a ranking, most important first, by keeping a beginning
 so a smaller mask is contained in every larger one of the same ranking.
 """
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -129,6 +130,18 @@ def group_ranks(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     return ranking(groups.flatten()).argsort().view_as(groups)
 
 
+def group_shape(shape: torch.Size, pattern: Pattern) -> tuple[int, ...]:
+    """The shape of what `group_ranks` returns for a weight of this shape.
+
+    >>> group_shape((16, 10), Pattern(rows=8)), group_shape((16, 10), Pattern(of=4))
+    ((2, 10), (16, 3, 4))
+    """
+    out, inputs = shape[0], shape[1]
+    if pattern.of:
+        return out, -(-inputs // pattern.of), pattern.of
+    return -(-out // pattern.rows), -(-inputs // pattern.cols)
+
+
 def weight_mask(
     ranks: torch.Tensor, shape: torch.Size, sparsity: float, pattern: Pattern
 ) -> torch.Tensor:
@@ -181,7 +194,7 @@ def kept_groups(shape: torch.Size, sparsity: float, pattern: Pattern) -> int:
         whole, last = divmod(inputs, pattern.of)
         row = whole * _kept(pattern.of, sparsity) + _kept(last, sparsity)
         return out * row
-    return _kept(-(-out // pattern.rows) * -(-inputs // pattern.cols), sparsity)
+    return _kept(math.prod(group_shape(shape, pattern)), sparsity)
 
 
 def _tiles(

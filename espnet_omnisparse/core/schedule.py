@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from espnet_omnisparse.errors import UserError
 
-PHASES = WARM, STEP1, RAMP, STEP2 = "warm", "step1", "ramp", "step2"
+PHASES = WARM, STEP1, RAMP, STEP2, SETTLE = "warm", "step1", "ramp", "step2", "settle"
 
 
 def resolve_updates(name: str, length: int | float, total: int | None) -> int:
@@ -41,11 +41,14 @@ class Timeline:
         warm: Updates that train the full net alone.
         step1: Updates that learn the selection beside it.
         ramp: Updates in which the sparsity of masked subnets rises.
+        settle_at: The update from which on masks on weights stay what they are;
+            `None`: they never do.
     """
 
     warm: int
     step1: int
     ramp: int = 0
+    settle_at: int | None = None
 
     @property
     def selected_at(self) -> int:
@@ -55,6 +58,11 @@ class Timeline:
     @property
     def settled_at(self) -> int:
         """The update from which on every size is trained as it will be deployed."""
+        return self.ramped_at if self.settle_at is None else self.settle_at
+
+    @property
+    def ramped_at(self) -> int:
+        """The update from which on every sparsity is available."""
         return self.selected_at + self.ramp
 
     def phase(self, update: int) -> str:
@@ -63,7 +71,9 @@ class Timeline:
             return WARM
         if update < self.selected_at:
             return STEP1
-        return RAMP if update < self.settled_at else STEP2
+        if update < self.ramped_at:
+            return RAMP
+        return STEP2 if self.settle_at is None or update < self.settle_at else SETTLE
 
 
 def shrinking_k(update: int, start: int, stop: int, shrink: int, length: int) -> int:

@@ -8,9 +8,18 @@ from collections.abc import Mapping
 import torch
 
 from espnet_omnisparse.core.components import scatter, select
-from espnet_omnisparse.core.layout import TRAINING_ONLY, head_name, layout_in, locate
+from espnet_omnisparse.core.layout import (
+    MASK_ORDER,
+    OWN_PARAMETERS,
+    TRAINING_ONLY,
+    head_name,
+    layout_in,
+    locate,
+)
 from espnet_omnisparse.core.mask import group_ranks, weight_mask
+from espnet_omnisparse.core.own_parameters import own_tensors
 from espnet_omnisparse.core.spec import SubnetSpec
+from espnet_omnisparse.core.weight_masks import is_settled
 from espnet_omnisparse.errors import UserError
 
 State = dict[str, torch.Tensor]
@@ -19,7 +28,7 @@ State = dict[str, torch.Tensor]
 def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     """The tensors of one size: kept branches, its own CTC head, nothing else.
 
-    Masked weights are zero in them.
+    Masked weights are zero in them, norms and biases those of the size's sparsity.
 
     Args:
         state: State dict of the supernet, or of the same net trained alone.
@@ -33,7 +42,9 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     layout = layout_in(state)
     prefix = layout.prefix
     numbers = block_numbers(spec)
-    state = {**state, **_masked_weights(state, spec)}
+    own = own_tensors(_below(OWN_PARAMETERS, state), spec.sparsity)
+    own = {f"{prefix}{name}": tensor for name, tensor in own.items()}
+    state = {**state, **_masked_weights(state, spec), **own}
     small: State = {}
     for name, tensor in state.items():
         if name.startswith(TRAINING_ONLY):
@@ -105,6 +116,7 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
     """The weights that a spec masks, whole, with their zeros."""
     rows, pattern = spec.kept, spec.space.pattern
     layout = layout_in(state)
+    settled = _settled_ranks(state)
     found: State = {}
     for name, sparsity in spec.sparsities.items():
         block, branch, layer = name.split(".")
@@ -119,8 +131,17 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
                 f"The spec {spec.name!r} masks {name}, which is no linear layer of "
                 "this net: use a spec of the same encoder options."
             )
-        keep = weight_mask(
-            group_ranks(weight, pattern), weight.shape, sparsity, pattern
-        )
+        ranks = settled[name] if settled else group_ranks(weight, pattern)
+        keep = weight_mask(ranks, weight.shape, sparsity, pattern)
         found[full_name] = weight.masked_fill(~keep, 0.0)
     return found
+
+
+def _settled_ranks(state: Mapping[str, torch.Tensor]) -> State:
+    """Weight -> the order that its masks were trained with; empty: by magnitude."""
+    ranks = _below(MASK_ORDER, state)
+    return ranks if is_settled(ranks) else {}
+
+
+def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> State:
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice
 
 import torch
+from torch.func import functional_call
 
 from espnet_omnisparse.core.branches import PRUNABLE
 from espnet_omnisparse.core.chunk import Chunk
@@ -13,8 +14,9 @@ from espnet_omnisparse.core.components import Masked
 from espnet_omnisparse.core.gate import Gate, same_gate
 from espnet_omnisparse.core.layout import Layout
 from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.own_parameters import OwnParameters
 from espnet_omnisparse.core.search_space import SearchSpace
-from espnet_omnisparse.core.weight_masks import WeightMasks
+from espnet_omnisparse.core.weight_masks import MaskOrder, WeightMasks
 from espnet_omnisparse.nn.block import BranchGate, Frames, PrunableBlock
 
 CONV_NORMS = ("batch_norm", "layer_norm")
@@ -41,6 +43,7 @@ class PrunableEncoder:
     width: int
     subnet_dropout = "adaptive"
     _masks: WeightMasks | None = None
+    _own: tuple[OwnParameters, ...] = ()
 
     @property
     def layers(self) -> torch.nn.ModuleList:
@@ -50,6 +53,18 @@ class PrunableEncoder:
     def set_pattern(self, pattern: Pattern | None) -> None:
         """Says in which groups weights are masked; `None`: they are not."""
         self._masks = None if pattern is None else WeightMasks(pattern)
+
+    def attach(self, order: MaskOrder | None, own: OwnParameters | None) -> None:
+        """Gives subnets what a supernet keeps for them.
+
+        Args:
+            order: What the masks stay like once it is settled; `None`: they do not.
+            own: Norms and biases by sparsity; `None`: all have the dense net's.
+        """
+        if self._masks is not None:
+            self._masks.order = order
+        # in a tuple, or PyTorch would take it for a part of the encoder
+        self._own = () if own is None else (own,)
 
     def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
         """Subsampling and positions, shared by all subnets of an update.
@@ -121,10 +136,12 @@ class PrunableEncoder:
         """
         outputs = []
         shares = self._shares(sparsity)
+        own = self._own[0].of(sparsity) if self._own else {}
         for number, row in enumerate(self._rows(gates), start=1):
             if row is not None:
                 masked = self._masked(number - 1, row, shares)
-                x = self._run_block(self.layers[number - 1], frames, row, masked)
+                block, vectors = self.layers[number - 1], own.get(number - 1)
+                x = self._run_block(block, frames, row, masked, vectors)
                 frames = replace(frames, x=x)
             if number in after:
                 outputs.append(self.final_norm(frames.x))
@@ -155,10 +172,13 @@ class PrunableEncoder:
         frames: Frames,
         row: tuple[BranchGate, ...] | Gate,
         masked: Mapping[str, Masked],
+        own: Mapping[str, torch.Tensor] | None,
     ) -> torch.Tensor:
+        gates = row if isinstance(row, tuple) else (1.0,) * len(block.kept)
+        arguments = frames, gates, masked
+        full = functional_call(block, own, arguments) if own else block(*arguments)
         if isinstance(row, tuple):
-            return block(frames, row, masked)
-        full = block(frames, (1.0,) * len(block.kept), masked)
+            return full
         # the gate of a whole block fades between its input and its output
         return full if isinstance(row, float) else frames.x + row * (full - frames.x)
 
@@ -175,6 +195,11 @@ class PrunableEncoder:
         """Makes the masks follow the weights' present magnitudes."""
         if self._masks is not None:
             self._masks.refresh(self.maskable())
+
+    def mask_ranks(self) -> dict[str, torch.Tensor]:
+        """Of each weight that takes a mask the order of its groups, up to date."""
+        self.refresh_masks()
+        return {} if self._masks is None else self._masks.ranks()
 
     def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
         """Weight -> sparsity, of those that are masked."""

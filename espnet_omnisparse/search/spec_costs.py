@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from espnet_omnisparse.core.components import select
-from espnet_omnisparse.core.mask import group_ranks, nonzero_groups, weight_mask
+from espnet_omnisparse.core.mask import nonzero_groups, weight_mask
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.count import FRAMES_PER_SECOND, packed_bytes
 from espnet_omnisparse.cost.metrics import METRICS
@@ -53,10 +53,7 @@ class SpecCosts:
         self._space = encoder.space
         self._tables = tables or {}
         self._weights = {n: w.detach() for n, w in encoder.maskable().items()}
-        self._ranks = {
-            name: group_ranks(weight, self._space.pattern)
-            for name, weight in self._weights.items()
-        }
+        self._ranks = encoder.mask_ranks()
         self._total = sum(weight.numel() for weight in self._weights.values())
         self._frames, self._positions = _frames_of_10s(encoder)
         self._left: dict[tuple, _Left] = {}

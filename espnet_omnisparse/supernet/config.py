@@ -13,7 +13,7 @@ from espnet_omnisparse.cost.metrics import BYTES, NONZERO, SCALES
 from espnet_omnisparse.cost.size import budget_of, refuse_masked
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.options import Length, Number, Section, option
-from espnet_omnisparse.supernet.sparsity import DENSE, SUBNETS, SparsityConfig
+from espnet_omnisparse.supernet.sparsity import DENSE, SIZE, SUBNETS, SparsityConfig
 
 CURRENT = "current"  # the subnet of step 1, in logs
 ADAPTIVE = "adaptive"
@@ -209,6 +209,17 @@ class SupernetConfig(Section):
                     f"supernet.sizes: {name} has a sparsity of {share}, but training "
                     f"goes up to supernet.sparsity.final: {self.sparsity.final}."
                 )
+        if self.sparsity.own != "none" and not any(masked.values()):
+            raise UserError(
+                f"supernet.sparsity.own: {self.sparsity.own} is for sizes with a "
+                "sparsity, and supernet.sizes has none: name one, such as "
+                "{s90: {sparsity: 0.9}}."
+            )
+        if SIZE in self.sparsity.sandwich and not self.sizes:
+            raise UserError(
+                "supernet.sparsity.sandwich has size, but supernet.sizes is empty: "
+                "name at least one, such as {s90: {sparsity: 0.9}}."
+            )
         if self.distillation != "none" and self.sparsity.sandwich[0] != DENSE:
             raise UserError(
                 "supernet.distillation needs the dense net, the teacher, as the first "

@@ -6,7 +6,7 @@ every process of a distributed one draw the same subnets.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +18,7 @@ from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.cost.size import Size
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.supernet.config import ADAPTIVE, CURRENT, SupernetConfig
-from espnet_omnisparse.supernet.sparsity import DENSE, SPARSEST
+from espnet_omnisparse.supernet.sparsity import DENSE, SIZE, SPARSEST
 
 
 class AdaptiveWeight:
@@ -43,7 +43,7 @@ class SampledSubnet:
 
     Attributes:
         size: Its name: `full`, `current` (the subnet of step 1), a size, or one of
-            `sparsity.SUBNETS`.
+            `sparsity.SUBNETS`, numbered where an update has several.
         gates: A gate per unit.
         weight: Of its loss.
         sparsity: A sparsity per weight; empty: nothing is masked.
@@ -173,19 +173,27 @@ class Sampler:
         ]
 
     def of_sparsities(
-        self, masks: Sequence[torch.Tensor], highest: float, update: int
+        self, size_masks: Mapping[str, torch.Tensor], highest: float, update: int
     ) -> list[SampledSubnet]:
         """The sandwich of the weight axis; with sizes of units, of both axes.
 
         Args:
-            masks: The units `[units]` of each size that drops some, largest first.
+            size_masks: The units `[units]` of each size, largest first.
             highest: The highest sparsity of this update.
             update: The update count.
         """
         generator, plan = self._generator(update), self._config.sparsity
+        layered = self._selection.sizes
+        masks = [mask for name, mask in size_masks.items() if name in layered]
         weights = len(self._space.weights)
+        sizes = self._drawn_sizes(plan.sandwich.count(SIZE), generator)
         sampled = []
         for number, subnet in enumerate(plan.sandwich):
+            if subnet == SIZE:
+                name = next(sizes)
+                mask = size_masks[name]
+                sampled.append(self._of_size(name, mask, highest, number == 0))
+                continue
             mask = torch.ones(len(self._space), dtype=torch.bool)
             if subnet == SPARSEST and masks:
                 mask = masks[-1]
@@ -214,6 +222,26 @@ class Sampler:
                 )
             )
         return sampled
+
+    def _drawn_sizes(self, count: int, generator: random.Random) -> Iterator[str]:
+        """Names of sizes, none twice before each has been drawn once."""
+        names = list(self._sizes)
+        for start in range(0, count, max(len(names), 1)):
+            yield from generator.sample(names, min(len(names), count - start))
+
+    def _of_size(
+        self, name: str, mask: torch.Tensor, highest: float, largest: bool
+    ) -> SampledSubnet:
+        """A size, which keeps the units in `mask`, as far as the ramp has come."""
+        share = min(self._sizes[name].sparsity, highest)
+        return SampledSubnet(
+            name,
+            mask_gates(mask),
+            1.0 if largest else self._weight,
+            (share,) * len(self._space.weights) if share > 0.0 else (),
+            largest,
+            self._sizes[name].chunk,
+        )
 
     def _generator(self, update: int) -> random.Random:
         """Randomness of an update: the same on every process and resumed."""

@@ -7,7 +7,7 @@ dense net, the sparsest one and random ones, the sparsest reached by a cubic ram
 
 import logging
 import random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
@@ -17,6 +17,7 @@ from espnet_omnisparse.options import Length, Number, Section, option
 
 DENSE, SPARSEST, NEARBY = "dense", "sparsest", "nearby"
 SUBNETS = (DENSE, SPARSEST, "random", NEARBY, "uniform")
+SIZE = "size"  # one that will be deployed
 #: what earlier versions called a kind of subnet
 _RENAMED = {"around": NEARBY}
 _NEIGHBOURS = (-2, -1, 0, 1, 2)
@@ -41,9 +42,30 @@ class SparsityConfig(Section):
         (DENSE, SPARSEST, "random", "random"),
         "the subnets of an update (the sandwich rule): `dense`; `sparsest`; `random`, "
         "an independent sparsity in every weight; `nearby`, neighbouring levels around "
-        "a common one; `uniform`, a random one, the same everywhere. The first has "
-        "full regularisation. `[sparsest]` alone is gradual pruning of one model",
-        f"a list of at least one of {', '.join(SUBNETS)}",
+        "a common one; `uniform`, a random one, the same everywhere; `size`, any of "
+        "`sizes`, another one each time that it is named, logged under the size's name "
+        "(so only what is deployed is trained). The first has full regularisation. One "
+        "named twice has twice the weight, and with `split_batch` twice the "
+        "utterances. `[sparsest]` alone is gradual pruning of one model",
+        f"a list of at least one of {', '.join((*SUBNETS, SIZE))}",
+    )
+    settle: Length = option(
+        0,
+        "length of the run's last part, updates or a fraction, in which masks stand "
+        "still: one nested order of each weight's groups, as it is when the part "
+        "begins, after the ramp (one mask to the end as in AC/DC, "
+        "[2106.12379](https://arxiv.org/abs/2106.12379); averages under one mask as in "
+        "[2306.16788](https://arxiv.org/abs/2306.16788)). Only its checkpoints are "
+        "chosen and averaged; extraction and search use its order",
+    )
+    own: Literal["none", "norms_and_biases"] = option(
+        "none",
+        "what each sparsity among `sizes` has for itself: `norms_and_biases` of the "
+        "blocks (as the norms of slimmable nets, "
+        "[1812.08928](https://arxiv.org/abs/1812.08928), and PERP, "
+        "[2312.15230](https://arxiv.org/abs/2312.15230)); copied from the dense net's "
+        "when masks begin. Other subnets have those of the nearest sparsity, the mean "
+        "over their masked weights",
     )
     step: Number = option(0.1, "between the levels that are drawn")
     refresh: int = option(
@@ -65,7 +87,7 @@ class SparsityConfig(Section):
             if new:
                 logging.warning("supernet.sparsity: %s is called %s now.", one, new)
             subnets.append(new or one)
-        if not subnets or any(one not in SUBNETS for one in subnets):
+        if not subnets or any(one not in (*SUBNETS, SIZE) for one in subnets):
             raise ValueError("unknown")
         return tuple(subnets)
 

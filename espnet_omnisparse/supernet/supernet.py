@@ -6,21 +6,24 @@ import torch
 
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.core.own_parameters import OwnParameters
 from espnet_omnisparse.core.schedule import (
+    SETTLE,
     STEP1,
     STEP2,
     WARM,
     Timeline,
-    resolve_updates,
 )
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.unchanged import Kept
+from espnet_omnisparse.core.weight_masks import MaskOrder
 from espnet_omnisparse.cost.metrics import MEASURED, UNITS
 from espnet_omnisparse.cost.size import CostTable, Size, kinds_needed, parse_size
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Net, build_selection
 from espnet_omnisparse.supernet.config import CURRENT, PER_SIZE, SupernetConfig
 from espnet_omnisparse.supernet.effect import check_effect
+from espnet_omnisparse.supernet.phases import phases_of
 from espnet_omnisparse.supernet.plan import Plan
 from espnet_omnisparse.supernet.sampling import SampledSubnet, Sampler
 
@@ -67,6 +70,8 @@ class Supernet(torch.nn.Module):
         self.config = config
         self.chunks = config.chunks or (chunk,)
         self.space = space
+        self.order: MaskOrder | None = None
+        self.own: OwnParameters | None = None
         self.tables = torch.nn.ModuleDict()
         for kind in dict.fromkeys(kinds_needed(config.sizes, config.fraction_of)):
             if kind == UNITS:
@@ -134,6 +139,22 @@ class Supernet(torch.nn.Module):
                     "with: add it to supernet.chunks."
                 )
 
+    def equip(
+        self, weights: Mapping[str, torch.Tensor], blocks: torch.nn.ModuleList
+    ) -> None:
+        """Makes what the options of the weight axis ask for beside the encoder.
+
+        Args:
+            weights: Those that take masks, by name.
+            blocks: The encoder's.
+        """
+        plan = self.config.sparsity
+        if plan is not None and plan.settle:
+            self.order = MaskOrder(weights, self.space.pattern)
+        if plan is not None and plan.own != "none":
+            shares = [one.sparsity for one in self.sizes.values() if one.sparsity > 0.0]
+            self.own = OwnParameters(blocks, shares)
+
     def attach(self, net: Net) -> None:
         """Gives the selection the trained net to ask when step 1 ends."""
         self._net = net
@@ -192,7 +213,7 @@ class Supernet(torch.nn.Module):
         """Fixes the phases of a run of `total` updates (`None`: unknown).
 
         A run that goes on keeps those that it began with: of what it becomes longer,
-        step 2 does. Latencies that are not known yet are measured.
+        the last does. Latencies that are not known yet are measured.
 
         Raises:
             UserError: If a fraction meets a run of unknown length, step 2 would be
@@ -201,8 +222,17 @@ class Supernet(torch.nn.Module):
         self.measure()
         if total is not None:
             total = max(total, self.update)  # a shorter run only ends at once
-        timeline = self.began.timeline if self.began else self._phases(total)
+        if self.began:
+            timeline = self.began.timeline
+        else:
+            joint = self._sampler.joint
+            timeline = phases_of(self.config, self.selection, joint, total)
         if total is not None and timeline.settled_at >= total:
+            if timeline.settle_at is not None:
+                raise UserError(
+                    f"The masks of this run settle at update {timeline.settle_at}, but "
+                    f"it has {total} updates now: train longer."
+                )
             names = "supernet.warm_start and supernet.step1"
             if self.config.sparsity:
                 names = "supernet.warm_start, supernet.step1 and sparsity.ramp"
@@ -212,20 +242,6 @@ class Supernet(torch.nn.Module):
                 "longer."
             )
         self._timeline, self.total = timeline, total
-
-    def _phases(self, total: int | None) -> Timeline:
-        """The phases of a run that begins."""
-        config, selection = self.config, self.selection
-        warm = step1 = ramp = 0
-        if selection.learns or self._sampler.joint or config.sparsity:
-            warm = resolve_updates("supernet.warm_start", config.warm_start, total)
-        if selection.learns:
-            step1 = resolve_updates("supernet.step1", config.step1, total)
-            selection.check_length(step1)
-        if config.sparsity:
-            name = "supernet.sparsity.ramp"
-            ramp = resolve_updates(name, config.sparsity.ramp, total)
-        return Timeline(warm, step1, ramp)
 
     @property
     def update(self) -> int:
@@ -251,7 +267,7 @@ class Supernet(torch.nn.Module):
     @property
     def settled(self) -> bool:
         """Whether the selection is final."""
-        return self.phase == STEP2
+        return self.phase in (STEP2, SETTLE)
 
     @property
     def step1_time(self) -> tuple[int, int]:
@@ -282,8 +298,7 @@ class Supernet(torch.nn.Module):
             return self._sampler.step1(*self.step1_time)
         if self.config.sparsity:
             masks = self.size_masks()
-            layered = [masks[name] for name in masks if name in self.selection.sizes]
-            return self._sampler.of_sparsities(layered, self.max_sparsity, self.update)
+            return self._sampler.of_sparsities(masks, self.max_sparsity, self.update)
         if self._sampler.joint:
             return self._sampler.of_sizes(self.size_masks(), self.update)
         return self._sampler.without_sizes(*self.step1_time)

@@ -5,6 +5,7 @@ step 1 has ended. Neither is ever averaged, unlike tensors in a checkpoint.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def log_epoch(folder: Path, epoch: int, supernet: Supernet, seconds: float) -> None:
+def log_epoch(
+    folder: Path,
+    epoch: int,
+    supernet: Supernet,
+    seconds: float,
+    flip_rates: Mapping[str, float] | None = None,
+) -> None:
     """Appends an epoch's state; lines of a later, interrupted attempt are dropped.
 
     Args:
@@ -33,6 +40,8 @@ def log_epoch(folder: Path, epoch: int, supernet: Supernet, seconds: float) -> N
         epoch: Its number, from 1.
         supernet: The state to write down.
         seconds: What the epoch's updates took.
+        flip_rates: Size -> how much of its mask has changed in the epoch; none: no
+            weights are masked.
     """
     scores = supernet.selection.scores_now()
     line = {
@@ -47,6 +56,8 @@ def log_epoch(folder: Path, epoch: int, supernet: Supernet, seconds: float) -> N
         },
         "scores": None if scores is None else [float(score) for score in scores],
     }
+    if flip_rates:
+        line["flip_rate"] = {name: round(one, 6) for name, one in flip_rates.items()}
     lines = [old for old in read_log(folder) if old["epoch"] < epoch] + [line]
     write_text(Path(folder) / LOG, "".join(json.dumps(one) + "\n" for one in lines))
 

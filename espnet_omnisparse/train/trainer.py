@@ -26,6 +26,7 @@ from espnet_omnisparse.train.journal import (
     settled_specs,
     write_specs,
 )
+from espnet_omnisparse.train.learning_rate import PiecewiseLinearLR
 from espnet_omnisparse.train.resume import CHECKPOINT, PLAN, plan_of
 from espnet_omnisparse.train.update import NOT_SELECTED, SupernetModel
 
@@ -38,10 +39,14 @@ class OmniTrainer(Trainer):
         """Trains as ESPnet's `Trainer.run` does, whose arguments these are.
 
         Raises:
-            UserError: If the supernet's phases do not fit the run.
+            UserError: If phases or the scheduler's steps do not fit the run.
         """
+        per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
+        for scheduler in kwargs["schedulers"]:
+            if isinstance(scheduler, PiecewiseLinearLR):
+                epochs = trainer_options.max_epoch
+                scheduler.set_run_length(per_epoch and per_epoch * epochs)
         if isinstance(model, SupernetModel):
-            per_epoch = _updates_per_epoch(train_iter_factory, trainer_options)
             _plan(model, per_epoch, trainer_options)
             model.supernet.attach(
                 TrainedNet(model, kwargs["valid_iter_factory"], trainer_options.ngpu)
@@ -84,6 +89,9 @@ class OmniTrainer(Trainer):
             inner.accumulate(options.accum_grad)
         supernet = inner.supernet if isinstance(inner, SupernetModel) else None
         before = supernet.update if supernet else 0
+        distributed = kwargs["distributed_option"]
+        first = not distributed.distributed or distributed.dist_rank == 0
+        ranks = inner.mask_upkeep.ranks() if supernet and first else {}
         start = time.perf_counter()
         invalid = super().train_one_epoch(
             model=model,
@@ -100,10 +108,10 @@ class OmniTrainer(Trainer):
         made = supernet.update - before
         if hasattr(iterator, "__len__"):
             _warn_of_skipped(made, len(iterator) // options.accum_grad)
-        distributed = kwargs["distributed_option"]
-        if not distributed.distributed or distributed.dist_rank == 0:
+        if first:
             folder, epoch = Path(options.output_dir), reporter.get_epoch()
-            log_epoch(folder, epoch, supernet, seconds)
+            flips = inner.mask_upkeep.flip_rates(ranks) if ranks else None
+            log_epoch(folder, epoch, supernet, seconds, flips)
             _show_scores(supernet, epoch, summary_writer)
             if supernet.settled:
                 name = fingerprint(inner.state_dict(), inner.token_list)
@@ -186,7 +194,7 @@ def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
         settled = supernet.timeline.settled_at
         logging.warning(
             f"The run has {total} updates now, not {before.total}: its phases stay as "
-            f"it began with them, and step 2 has {total - settled} updates, not "
+            f"it began with them, and the last has {total - settled} updates, not "
             f"{before.total - settled}"
         )
     most = supernet.subnets_per_update

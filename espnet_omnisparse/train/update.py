@@ -28,6 +28,7 @@ from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.division import Division
 from espnet_omnisparse.train.gradients import GradientAccumulator, in_float16
 from espnet_omnisparse.train.loss_guard import LossGuard
+from espnet_omnisparse.train.mask_upkeep import MaskUpkeep
 
 NORMALIZATIONS = ("frames", "batch")
 # ESPnet's log discards infinite values, so "worse than anything" is finite
@@ -40,10 +41,12 @@ class SupernetModel:
     Attributes:
         supernet: The plan.
         loss_normalization: See `plan_supernet`.
+        mask_upkeep: What keeps the masks on weights up to date.
     """
 
     supernet: Supernet
     loss_normalization: str
+    mask_upkeep: MaskUpkeep
 
     def plan_supernet(
         self, options: Mapping[str, Any] | None, loss_normalization: str
@@ -71,19 +74,20 @@ class SupernetModel:
                 "needs loss_normalization: frames."
             )
         self.loss_normalization = loss_normalization
+        encoder = self.encoder
         measure = partial(cost_table, self)
-        self.supernet = Supernet(
-            config, self.encoder.space, measure, self.encoder.chunk
-        )
+        self.supernet = Supernet(config, encoder.space, measure, encoder.chunk)
+        self.supernet.equip(encoder.maskable(), encoder.layers)
+        encoder.attach(self.supernet.order, self.supernet.own)
+        self.mask_upkeep = MaskUpkeep(self.supernet, encoder)
         sizes = self.supernet.sizes.values()
         chunks = [*self.supernet.chunks, *(size.chunk for size in sizes)]
-        if any(chunks) and not self.encoder.causal:
+        if any(chunks) and not encoder.causal:
             raise UserError(
                 "model_conf.supernet has chunks, for which the Conv modules must be "
                 "causal, or they would see the future: set encoder_conf.causal: true "
                 "(main_conf.dynamic_chunk_training: true of the task asr_transducer)."
             )
-        self._refreshed_at: int | None = None
         self._guard = LossGuard()
         self._division = Division(config.update)
 
@@ -144,7 +148,7 @@ class SupernetModel:
             over batches and processes (its frames, or its utterances).
         """
         batch = self.make_batch(speech, speech_lengths, text, text_lengths)
-        self._refresh_masks()
+        self.mask_upkeep.before_pass(self.training)
         supernet, stats, frames = self.supernet, {}, 0
         gradients = GradientAccumulator(
             self.parameters(), keep_graphs=in_float16(batch.feats)
@@ -280,21 +284,6 @@ class SupernetModel:
     def accumulate(self, batches: int) -> None:
         """Says that an update has so many micro-batches, and that one begins."""
         self._division.begin(batches)
-
-    def _refresh_masks(self) -> None:
-        """Makes the masks of weights follow the weights, as often as wanted."""
-        plan = self.supernet.config.sparsity
-        if plan is None:
-            return
-        now = self.supernet.update
-        if not self.training:
-            # afterwards training begins anew: a resumed run has no older masks
-            self._refreshed_at = None
-        elif self._refreshed_at is not None and now - self._refreshed_at < plan.refresh:
-            return
-        else:
-            self._refreshed_at = now
-        self.encoder.refresh_masks()
 
     def _outputs(
         self, subnet: SampledSubnet, hidden: Frames

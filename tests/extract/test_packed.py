@@ -16,6 +16,7 @@ import yaml
 from espnet2.bin.asr_inference import Speech2Text
 from espnet2.main_funcs.pack_funcs import unpack
 from helpers.recipes import copy_recipe, run
+from helpers.tiny import asr_defaults
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.bench import streaming as bench_streaming
@@ -39,7 +40,7 @@ SIZE = Path("exp/asr_x_small")
 TELLING = ("subnet.yaml", "origin.yaml", "cost.json")
 
 
-def write_experiment(default_config) -> None:
+def write_experiment() -> None:
     """A supernet that streams, its statistics and BPE model, in the present folder."""
     for path in (EXP / "images", STATS.parent, BPE.parent):
         path.mkdir(parents=True)
@@ -52,7 +53,7 @@ def write_experiment(default_config) -> None:
     mean = np.full(20, -5.0)
     np.savez(STATS, count=100, sum=100 * mean, sum_square=100 * (mean**2 + 4.0))
     config = {
-        **default_config,
+        **asr_defaults(),
         "token_list": ["<blank>", "<unk>", *tokens, "<sos/eos>"],
         "token_type": "bpe",
         "bpemodel": str(BPE),
@@ -115,12 +116,12 @@ def pack(*launcher: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recipe(default_config, tmp_path_factory):
+def recipe(tmp_path_factory):
     """A recipe folder with an extracted size, and its zips by our pack and ESPnet's."""
     folder = tmp_path_factory.mktemp("recipe")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        write_experiment(default_config)
+        write_experiment()
         cli.main(["extract", str(EXP)])
         wave = np.random.default_rng(0).normal(0.0, 0.1, 40_000)
         wave *= np.repeat(np.random.default_rng(1).uniform(0, 1, 50), 800)

@@ -18,6 +18,31 @@ VARIANTS = {
 }
 
 
+#: task -> an encoder of one block
+ONE_BLOCK = {
+    "asr": lambda: LayerPrunableConformerEncoder(
+        20, **{**CONF, "linear_units": 16, "num_blocks": 1}
+    ),
+    "asr_transducer": lambda: OmniTransducerEncoder(
+        20, [{**BLOCK, "linear_size": 16}], {"conv_size": 16, "subsampling_factor": 4}
+    ),
+}
+# sizes of three blocks
+BRANCH_MASKS = {
+    "scattered": (1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 1, 0),
+    "empty-block": (1, 0, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1),
+    "one-branch": (0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0),
+    "full": (1,) * 12,
+}
+COMPONENTS = "1010 01 1 0001  0100 11 0 1111  1111 10 1 0110".replace(" ", "")
+SPARSE = {
+    "scattered": ("branch", BRANCH_MASKS["scattered"]),
+    "full": ("branch", BRANCH_MASKS["full"]),
+    "block": ("block", (1, 0, 1)),
+    "component": ("component", tuple(map(int, COMPONENTS))),
+}
+
+
 def randomize(encoder):
     """Adds the same noise every time, to running statistics as well."""
     generator = torch.Generator().manual_seed(0)
@@ -41,3 +66,12 @@ def transducer_encoder(inputs=None, main=None, **conf):
     inputs = {"vgg_like": False, **(inputs or {})}
     main = STREAMING if main is None else main
     return OmniTransducerEncoder(FEATURES, body, inputs, main, **conf)
+
+
+def log_probs(model, batch, gates=None, head=None, sparsity=()):
+    speech = batch["speech"], batch["speech_lengths"]
+    more = {} if gates is None else {"gates": gates}
+    more |= {"sparsity": sparsity} if any(sparsity) else {}
+    with torch.no_grad():
+        encoded, lengths, _ = model.encoder(*speech, **more)
+        return (head or model.ctc).log_softmax(encoded), lengths

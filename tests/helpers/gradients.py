@@ -1,8 +1,11 @@
 """Losses and gradients by the obvious way, to hold those of an update against."""
 
+import argparse
 import itertools
 
 import torch
+
+from espnet_omnisparse.tasks import OmniASRTask
 
 
 def rows(batch, index):
@@ -66,3 +69,10 @@ def seed_of_each_division(utterances, subnets):
         if len(seeds) == len(count):
             return list(seeds.values())
     raise AssertionError("some division was never drawn")
+
+
+def optimizer_of(model, config, **changes):
+    options = {"optim": "adamw", "optim_conf": {"lr": 0.01, "weight_decay": 0.1}}
+    arguments = argparse.Namespace(**{**config, **options, **changes})
+    (optimizer,) = OmniASRTask.build_optimizers(arguments, model)
+    return optimizer

@@ -56,3 +56,15 @@ def slow_loss(joint, labels, t_len, u_len, blank):
         for b, (t, u) in enumerate(zip(t_len.tolist(), u_len.tolist(), strict=True))
     ]
     return sum(losses) / len(losses)
+
+
+def features(frames=(60, 52, 47, 40)):
+    return torch.randn(len(frames), max(frames), FEATURES), torch.tensor(frames)
+
+
+def encode(model, feats, lengths, spec=None):
+    with torch.no_grad():
+        if spec is None:
+            return model.encoder(feats, lengths)[0]
+        hidden = model.encoder.front_end(feats, lengths).with_chunk_mask(spec.chunk)
+        return model.encoder.blocks(hidden, spec.gates(), spec.sparsity)[0]

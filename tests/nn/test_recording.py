@@ -5,40 +5,18 @@ import sys
 
 import pytest
 import torch
+from helpers.encoders import ONE_BLOCK
 
 from espnet_omnisparse.nn import recording
-from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
-from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
 
-CONF = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 16,
-    "num_blocks": 1,
-    "cnn_module_kernel": 7,
-    "rel_pos_type": "latest",
-}
-BLOCK = {
-    "block_type": "conformer",
-    "hidden_size": 16,
-    "linear_size": 16,
-    "heads": 2,
-    "conv_mod_kernel_size": 7,
-}
-ENCODERS = {
-    "asr": lambda: LayerPrunableConformerEncoder(20, **CONF),
-    "asr_transducer": lambda: OmniTransducerEncoder(
-        20, [BLOCK], {"conv_size": 16, "subsampling_factor": 4}
-    ),
-}
 # address space for the program as it is, and a part of what 13 minutes take
 TOO_LONG = """
 import resource, sys
 sys.path.insert(0, {tests!r})
 import torch
-from test_recording import ENCODERS
+from helpers.encoders import ONE_BLOCK
 from espnet_omnisparse.errors import one_sentence
-encoder = ENCODERS[{task!r}]().eval()
+encoder = ONE_BLOCK[{task!r}]().eval()
 feats, lengths = torch.randn(1, 80_000, 20), torch.tensor([80_000])
 used = 1024 * int(open("/proc/self/status").read().split("VmSize:")[1].split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 10**9, resource.RLIM_INFINITY))
@@ -47,11 +25,11 @@ with one_sentence(), torch.no_grad():
 """
 
 
-@pytest.mark.parametrize("task", ENCODERS)
+@pytest.mark.parametrize("task", ONE_BLOCK)
 def test_a_long_recording_is_told_of_and_encoded_all_the_same(
     task, monkeypatch, caplog
 ):
-    encoder = ENCODERS[task]().eval()
+    encoder = ONE_BLOCK[task]().eval()
     feats, lengths = torch.randn(1, 400, 20), torch.tensor([400])
     with torch.no_grad():
         expected = encoder(feats, lengths)[0]
@@ -67,9 +45,9 @@ def test_a_long_recording_is_told_of_and_encoded_all_the_same(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own address space")
-@pytest.mark.parametrize("task", ENCODERS)
+@pytest.mark.parametrize("task", ONE_BLOCK)
 def test_a_recording_that_does_not_fit_gets_one_sentence(task, request):
-    tests = str(request.path.parent)
+    tests = str(request.path.parents[1])
     done = subprocess.run(
         [sys.executable, "-c", TOO_LONG.format(tests=tests, task=task)],
         capture_output=True,
@@ -83,7 +61,7 @@ def test_a_recording_that_does_not_fit_gets_one_sentence(task, request):
 
 
 def test_two_minutes_of_eight_heads_are_long_and_half_a_minute_is_not(caplog):
-    encoder = ENCODERS["asr"]().eval()
+    encoder = ONE_BLOCK["asr"]().eval()
     encoder.encoders[0].self_attn.h = 8
     with recording.telling_if_long(encoder, 30 * 25):
         assert not caplog.records

@@ -267,6 +267,66 @@ def test_the_first_net_is_the_main_one_whatever_it_is():
     assert [draw.is_largest for draw in draws] == [True, False, False]
 
 
+def test_wanted_sizes_are_drawn_alike_and_under_their_names():
+    sandwich = ["dense", "sparsest", "sparsest", "size"]
+    seen = []
+    for update in range(30, 100):
+        for seed in range(10):
+            net = supernet(update, {**ONE_AXIS, "seed": seed}, sandwich=sandwich)
+            full, one, two, size = net.sample_subnets()
+            assert (full.size, one.size, two.size) == ("full", "sparsest1", "sparsest2")
+            assert one.sparsity == two.sparsity == (0.8,) * WEIGHTS
+            shares = {"s40": 0.4, "s80": 0.8}[size.size]
+            assert size.sparsity == (shares,) * WEIGHTS
+            assert (size.weight, size.is_largest) == (0.3, False)
+            seen.append(size.size)
+    assert seen.count("s40") == pytest.approx(350, abs=45)
+    # no further than the ramp has come
+    net = supernet(15, sandwich=["dense", "size"])
+    assert set(net.sample_subnets()[1].sparsity) <= {0.4, net.max_sparsity}
+    assert net.max_sparsity < 0.8
+    assert supernet(10, sandwich=["dense", "size"]).sample_subnets()[1].sparsity == ()
+
+
+def test_no_size_is_drawn_twice_before_each_has_been_once():
+    for update in range(30, 60):
+        net = supernet(update, sandwich=["dense", "size", "size", "size"])
+        names = [draw.size for draw in net.sample_subnets()[1:]]
+        assert set(names[:2]) == {"s40", "s80"} and names[2] in ("s40", "s80")
+
+
+def test_a_wanted_size_of_both_axes_is_what_it_will_be():
+    seen = set()
+    for update in range(50, 100):
+        net = supernet(update, BOTH_AXES, sandwich=["dense", "sparsest", "size"])
+        size = net.sample_subnets()[2]
+        (same,) = (one for one in net.validation_subnets() if one.size == size.size)
+        assert (size.gates, size.sparsity) == (same.gates, same.sparsity)
+        assert size.chunk == same.chunk
+        seen.add(size.size)
+    assert seen == set(BOTH_AXES["sizes"])
+
+
+def test_named_twice_the_sparsest_has_half_of_a_split_batch(sparse_model, batch):
+    sandwich = ["dense", "sparsest", "sparsest", "size"]
+    conf = {"supernet": {"update": "split_batch", "subnet_weight": 0.5}}
+    model = sparse_model(sparsity={"sandwich": sandwich}, **conf).train()
+    torch.manual_seed(3)
+    loss, stats, _ = model(**batch)
+    assert {"loss_sparsest1", "loss_sparsest2"} < stats.keys()
+    torch.manual_seed(3)
+    parts = torch.randperm(4).tensor_split(4)
+    total = model.encoder(batch["speech"], batch["speech_lengths"])[1].sum()
+    expected = 0.0
+    for draw, part in zip(model.supernet.sample_subnets(), parts, strict=True):
+        losses, _ = utterance_losses(model, draw, rows(batch, part))
+        weight = 1.0 if draw.size == "full" else 0.5
+        expected = expected + weight * sum(losses) / len(losses)
+    expected = expected * 4 / total
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_same_gradients(gradients(model, loss), gradients(model, expected))
+
+
 @pytest.mark.parametrize("update", [35, 50, 80])
 def test_draws_of_both_axes_come_from_the_product_of_the_axes(update):
     sandwich = ["dense", "sparsest", "random", "nearby", "uniform"]
@@ -361,6 +421,10 @@ BAD = [
     ({"sparsity": {"sandwich": "dense"}}, "sandwich must be a list .* not 'dense'"),
     ({"sparsity": {"sandwich": 3}}, "sandwich must be a list .* not 3"),
     ({"sparsity": {"sandwich": [["dense"]]}}, "sandwich must be a list"),
+    (
+        {"sizes": {}, "sparsity": {"sandwich": ["dense", "size"]}},
+        "sandwich has size, but supernet.sizes is empty: name at least one",
+    ),
     ({"sparsity": {"ramp": 90}}, "sparsity.ramp take 100 of the run's 100 updates"),
     ({"sparsity": {"ramp": 0.9}}, "warm_start, supernet.step1 and sparsity.ramp take"),
     ({"sizes": {"s90": {"sparsity": 0.9}}}, "s90 has a sparsity of 0.9, but .* 0.8"),
@@ -449,7 +513,7 @@ def apart(sparse_model, batch):
     return make
 
 
-SUBSUBSUBSUBSUBNETS_OF_ALL_KINDS = ["dense", "sparsest", "random", "nearby", "uniform"]
+EVERY_KIND = ["dense", "sparsest", "random", "nearby", "uniform"]
 
 
 @pytest.mark.parametrize("conf", [ONE_AXIS, BOTH_AXES], ids=["weights", "both"])
@@ -458,7 +522,7 @@ def test_the_gradient_is_the_weighted_sum_of_the_subnets(
 ):
     options = {
         "conf": conf,
-        "sparsity": {"sandwich": SUBSUBSUBSUBSUBNETS_OF_ALL_KINDS},
+        "sparsity": {"sandwich": EVERY_KIND},
         "update": 60,
     }
     model = sparse_model(**options).train()

@@ -10,6 +10,7 @@ from espnet2.torch_utils.load_pretrained_model import load_pretrained_model
 from helpers.gradients import (
     assert_same_gradients,
     gradients,
+    optimizer_of,
     rows,
     seed_of_each_division,
     utterance_losses,
@@ -24,13 +25,6 @@ from espnet_omnisparse.tasks import OmniASRTask
 
 STEP1, STEP2 = 30, 60
 NONE = {"method": "none", "sizes": {}}
-
-
-def optimizer_of(model, config, **changes):
-    options = {"optim": "adamw", "optim_conf": {"lr": 0.01, "weight_decay": 0.1}}
-    arguments = argparse.Namespace(**{**config, **options, **changes})
-    (optimizer,) = OmniASRTask.build_optimizers(arguments, model)
-    return optimizer
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_a_longer_run_keeps_its_phases_and_says_so(corpus, copy, tmp_path):
     outcome = train(corpus.command(copy, max_epoch=4), tmp_path / "log")
     assert outcome.code == 0, outcome.output
     assert "The run has 20 updates now, not 10" in outcome.output
-    assert "step 2 has 15 updates, not 5" in outcome.output
+    assert "the last has 15 updates, not 5" in outcome.output
     phases = [(line["update"], line["phase"]) for line in read_log(copy)]
     assert phases == [(n, "step2") for n in (5, 10, 15, 20)]
     assert specs == {p.name: read_yaml(p) for p in (copy / "subnets").iterdir()}

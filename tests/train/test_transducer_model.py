@@ -26,7 +26,7 @@ from helpers.tiny import (
     transducer_config,
 )
 from helpers.training import train, write_corpus
-from helpers.transducers import AUDIO, TRAINING, slow_loss
+from helpers.transducers import AUDIO, TRAINING, encode, features, slow_loss
 
 from espnet_omnisparse import cli, files
 from espnet_omnisparse.bin.asr_transducer_inference import Speech2Text
@@ -76,18 +76,6 @@ def net_state(model):
     """Its tensors without the plan's."""
     state = model.state_dict()
     return {n: t for n, t in state.items() if not n.startswith("supernet.")}
-
-
-def features(frames=(60, 52, 47, 40)):
-    return torch.randn(len(frames), max(frames), FEATURES), torch.tensor(frames)
-
-
-def encode(model, feats, lengths, spec=None):
-    with torch.no_grad():
-        if spec is None:
-            return model.encoder(feats, lengths)[0]
-        hidden = model.encoder.front_end(feats, lengths).with_chunk_mask(spec.chunk)
-        return model.encoder.blocks(hidden, spec.gates(), spec.sparsity)[0]
 
 
 # the task

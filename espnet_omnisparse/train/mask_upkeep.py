@@ -1,0 +1,77 @@
+"""What happens to masks, and to what sparse subnets own, between two passes."""
+
+from collections.abc import Mapping
+
+import torch
+
+from espnet_omnisparse.core.schedule import SETTLE
+from espnet_omnisparse.core.weight_masks import flip_rate
+from espnet_omnisparse.nn.encoder import PrunableEncoder
+from espnet_omnisparse.supernet.supernet import Supernet
+
+
+class MaskUpkeep:
+    """Refreshes masks as often as wanted, settles them, and begins what sizes own.
+
+    Args:
+        supernet: Says when.
+        encoder: Has the masks.
+    """
+
+    def __init__(self, supernet: Supernet, encoder: PrunableEncoder):
+        self._supernet, self._encoder = supernet, encoder
+        self.forget()
+
+    def forget(self) -> None:
+        """Lets the next pass of a training refresh the masks."""
+        self._refreshed_at: int | None = None
+
+    def before_pass(self, training: bool) -> None:
+        """To be called before subnets are run.
+
+        Args:
+            training: Whether the pass trains them, and does not validate.
+        """
+        plan, now = self._supernet.config.sparsity, self._supernet.update
+        if plan is None:
+            return
+        own = self._supernet.own
+        if own is not None and not own.is_begun and self._supernet.max_sparsity > 0.0:
+            own.begin(self._encoder.layers)
+        last = self._refreshed_at
+        due = last is None or now - last >= plan.refresh or self._settles
+        if training and not due:
+            return
+        # after validating, training begins anew: a resumed run has no older masks
+        self._refreshed_at = now if training else None
+        self._encoder.refresh_masks()
+        if self._settles:
+            # whatever pass comes first, its weights are those of this update
+            self._supernet.order.settle(self._encoder.mask_ranks())
+
+    def ranks(self) -> dict[str, torch.Tensor]:
+        """The present order of the groups of each weight; empty: nothing is masked."""
+        if self._supernet.config.sparsity is None:
+            return {}
+        return self._encoder.mask_ranks()
+
+    def flip_rates(self, before: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Size -> how much of its mask has changed since an earlier order.
+
+        Args:
+            before: What `ranks` returned.
+        """
+        shapes = {name: w.shape for name, w in self._encoder.maskable().items()}
+        pattern, now = self._encoder.space.pattern, self.ranks()
+        return {
+            name: flip_rate(before, now, shapes, size.sparsity, pattern)
+            for name, size in self._supernet.sizes.items()
+            if size.sparsity > 0.0
+        }
+
+    @property
+    def _settles(self) -> bool:
+        """Whether it is time to, and not yet done."""
+        order = self._supernet.order
+        wanted = order is not None and not order.settled
+        return wanted and self._supernet.phase == SETTLE
