@@ -51,6 +51,8 @@ setup(
         "kaldiio",
         "editdistance",
         "pyyaml",
+        # options of a configuration as checked values
+        "pydantic>=2,<3",
         # audio block by block, and resampled so; ESPnet brings both
         "soundfile",
         "soxr",

@@ -6,6 +6,6 @@ Importing `espnet_omnisparse.tasks` registers the encoder and the model with ESP
 
 from espnet_omnisparse.moved import keep_old_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 keep_old_names()

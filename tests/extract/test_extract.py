@@ -731,7 +731,7 @@ def test_missing_training_audio_gets_a_sentence(experiment, training_audio, tmp_
     source, checkpoint, spec = experiment(conv_norm="batch_norm", change=training_audio)
     (tmp_path / "wav.scp").unlink()
     with pytest.raises(
-        UserError, match="wav.scp.* does not exist: run in .*stages 1-5"
+        UserError, match="wav.scp.* does not exist: .*after stages 1-5"
     ):
         family.extract_size(source, checkpoint, spec, tmp_path / "small")
     assert not (tmp_path / "small").exists()
