@@ -18,7 +18,7 @@ from espnet_omnisparse.errors import UserError, check_keys
 def _number(value: Any) -> Any:
     # to Python, and to pydantic, true is an int as well
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("no number")
+        raise ValueError("not a number")
     return value
 
 

@@ -85,7 +85,7 @@ def check_audio(path: Path) -> Recording:
     """Checks that an audio file holds samples, of audio, and is there to its end.
 
     Its header and its end are read, and floating-point samples, as only they can be
-    beyond full scale or no number at all.
+    beyond full scale, or not finite.
 
     Args:
         path: FLAC, WAV, Ogg Opus or NIST SPHERE file.

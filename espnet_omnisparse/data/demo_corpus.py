@@ -314,13 +314,13 @@ def _write(folder: Path, utterances: Sequence[Utterance]) -> None:
 
 
 def _summary(corpus: Path, utterances: Sequence[Utterance]) -> str:
-    said = []
+    parts = []
     for part in UTTERANCES:
         paths = [corpus / item.audio for item in utterances if item.part == part]
         minutes = sum(soundfile.info(path).duration for path in paths) / 60
-        said.append(f"{part} {len(paths)} utterances {minutes:.1f} min")
+        parts.append(f"{part} {len(paths)} utterances {minutes:.1f} min")
     return (
-        f"{corpus}: {', '.join(said)}; "
+        f"{corpus}: {', '.join(parts)}; "
         f"{len(VOICES)} voices, {len(_VOCABULARY)} words"
     )
 

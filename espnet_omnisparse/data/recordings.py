@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fs",
         type=_rate,
-        default="16k",
-        help="samples per second, as given to asr.sh (default: 16k)",
+        default=None,
+        help="samples per second, as given to asr.sh (default: as most have)",
     )
     parser.add_argument(
         "--shortest",

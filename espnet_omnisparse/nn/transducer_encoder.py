@@ -37,12 +37,12 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         body_conf: ESPnet's; Conformer blocks of one width.
         input_conf: ESPnet's.
         main_conf: ESPnet's.
-        conv_norm: As in `LayerPrunableConformerEncoder`, like all that follow.
-        granularity: See there.
-        kept: See there.
-        pattern: See there.
-        pattern_norm: See there.
-        chunk: See there.
+        conv_norm: As in `LayerPrunableConformerEncoder`.
+        granularity: As in `LayerPrunableConformerEncoder`.
+        kept: As in `LayerPrunableConformerEncoder`.
+        pattern: As in `LayerPrunableConformerEncoder`.
+        pattern_norm: As in `LayerPrunableConformerEncoder`.
+        chunk: As in `LayerPrunableConformerEncoder`.
 
     Raises:
         UserError: If an option excludes pruning.

@@ -112,7 +112,7 @@ def align(reference: Words, hypothesis: Words) -> Alignment:
     before a deletion.
 
     Args:
-        reference: What was said.
+        reference: The words of the transcript.
         hypothesis: What was recognised.
     """
     equal = _equal(reference, hypothesis)

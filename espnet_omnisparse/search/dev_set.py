@@ -119,10 +119,10 @@ class DevSet:
         ):
             search = greedy_search(model)
             search.push(frames[:length])
-            heard = self._words(search.best())
-            said = self._words(text[:count].tolist())
-            errors += editdistance.eval(said, heard)
-            words += len(said)
+            hypothesis = self._words(search.best())
+            reference = self._words(text[:count].tolist())
+            errors += editdistance.eval(reference, hypothesis)
+            words += len(reference)
         return errors, words
 
     def _words(self, ids: Sequence[int]) -> list[str]:

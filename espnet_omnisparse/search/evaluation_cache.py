@@ -24,15 +24,15 @@ class Workers:
     """The processes of a search, as this one sees them; a search has at least one."""
 
     def __init__(self):
-        self.number = int(os.environ.get("RANK", 0))
-        self.count = int(os.environ.get("WORLD_SIZE", 1))
-        if self.count > 1 and not dist.is_initialized():
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        if self.world_size > 1 and not dist.is_initialized():
             dist.init_process_group("gloo")  # a few numbers, of any device
 
     @property
     def first(self) -> bool:
         """Whether this process writes the files."""
-        return self.number == 0
+        return self.rank == 0
 
     @property
     def device(self) -> str:
@@ -42,9 +42,9 @@ class Workers:
             return "cpu"
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % gpus}"
 
-    def from_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What the first process gave."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         box = [value]
         dist.broadcast_object_list(box)
@@ -52,9 +52,9 @@ class Workers:
 
     def gather(self, value: Any) -> list[Any]:
         """What each process gave."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.count
+        values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
@@ -86,7 +86,7 @@ class Evaluations:
         self._masks = masks
         self._workers = workers
         known = _read(self._path, header) if workers.first else None
-        self._known: dict[Key, float] = workers.from_first(known)
+        self._known: dict[Key, float] = workers.broadcast(known)
 
     def of(
         self,
@@ -97,10 +97,10 @@ class Evaluations:
         keys = [(self._masks[one.branches], one.sparsity) for one in candidates]
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]
         on_progress(len(keys) - len(missing))
-        step = self._workers.count
+        step = self._workers.world_size
         for start in range(0, len(missing), step):
             together = missing[start : start + step]
-            mine = together[self._workers.number :][:1]
+            mine = together[self._workers.rank :][:1]
             values = self._workers.gather([self._evaluate(key) for key in mine])
             new = dict(zip(together, (v for part in values for v in part), strict=True))
             self._known.update(new)

@@ -78,7 +78,7 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
         """Refuses a step 1 in which an iteration would have no update.
 
         Raises:
-            UserError: Then.
+            UserError: If there are more iterations than updates.
         """
         super().check_length(length)
         ends = [0, *self._ends(length)]

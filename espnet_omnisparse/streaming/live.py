@@ -163,8 +163,8 @@ def run(recogniser: Recogniser, source: str, as_json: bool = False) -> None:
     elif sys.stdin is None:
         raise UserError("There is no standard input to read audio from: name a file.")
     else:
-        said = pcm_blocks(sys.stdin.buffer, rate, seconds, first=first)
-        blocks = _until_ctrl_c(said)
+        pushed = pcm_blocks(sys.stdin.buffer, rate, seconds, first=first)
+        blocks = _until_ctrl_c(pushed)
     text, latency = recognise(recogniser, blocks, None if as_json else sys.stdout)
     if as_json:
         print(json.dumps({"text": text, **latency.as_dict()}))

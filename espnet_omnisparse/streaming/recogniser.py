@@ -135,7 +135,7 @@ class Stream:
         """Takes the next samples `[n]`, full scale being 1.
 
         Raises:
-            UserError: If a sample is no number, or none that audio has, or an integer.
+            UserError: If a sample is not finite, far beyond full scale, or an integer.
             RuntimeError: If the recording has ended.
         """
         if self._ended:

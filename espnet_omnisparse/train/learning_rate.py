@@ -1,7 +1,7 @@
 """A learning rate in fractions of the run, so that it falls to zero at any length.
 
-Sparse nets want schedules that end at zero (arXiv 2308.02060), and ESPnet's own
-schedulers take updates.
+Sparse nets want schedules that end at zero (Kuznedelev et al., TMLR 2024), and ESPnet's
+own schedulers take updates.
 """
 
 from typing import Any

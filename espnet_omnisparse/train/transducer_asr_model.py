@@ -25,10 +25,10 @@ class TransducerASRModel(ESPnetASRModel):
         decoder: ESPnet's transducer decoder, or any other if no joint network is given.
         joint_network: ESPnet's joint network, or `None`.
         ctc_weight: As in ESPnet.
-        report_cer: As in ESPnet, like all that follow.
-        report_wer: See there.
-        sym_space: See there.
-        sym_blank: See there.
+        report_cer: As in ESPnet.
+        report_wer: As in ESPnet.
+        sym_space: As in ESPnet.
+        sym_blank: As in ESPnet.
         **model_conf: Everything else that ESPnet's model takes.
 
     Raises:

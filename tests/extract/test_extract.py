@@ -730,9 +730,7 @@ def test_an_extracted_size_has_batch_norm_statistics_of_its_own(
 def test_missing_training_audio_gets_a_sentence(experiment, training_audio, tmp_path):
     source, checkpoint, spec = experiment(conv_norm="batch_norm", change=training_audio)
     (tmp_path / "wav.scp").unlink()
-    with pytest.raises(
-        UserError, match="wav.scp.* does not exist: .*after stages 1-5"
-    ):
+    with pytest.raises(UserError, match="wav.scp.* does not exist: .*after stages 1-5"):
         family.extract_size(source, checkpoint, spec, tmp_path / "small")
     assert not (tmp_path / "small").exists()
 
