@@ -67,4 +67,4 @@ def test_two_minutes_of_eight_heads_are_long_and_half_a_minute_is_not(caplog):
         assert not caplog.records
     with recording.telling_if_long(encoder, 4 * 60 * 25):
         (told,) = caplog.messages
-    assert "about 9 GB" in told  # 7.7 GB and more were measured
+    assert "about 9 GB" in told
