@@ -190,6 +190,9 @@ def read_yaml(path: str | os.PathLike) -> Any:
         raise UserError(f"{path} is not valid YAML: {first}.") from error
 
 
+_WRITE_FAILED = ("iostream error", "inline_container", "PytorchStreamWriter")
+
+
 def save_tensors(
     path: str | os.PathLike,
     value: Any,
@@ -201,11 +204,23 @@ def save_tensors(
         path: File to write.
         value: State dict, or any nesting of tensors and plain types.
         save: The writing function; `None`: `torch.save`.
+
+    Raises:
+        UserError: If there is no room for it.
     """
     import torch  # slow, and data preparation needs only the rest of this module
 
     with atomic_path(path) as temporary:
-        (save or torch.save)(value, temporary)
+        try:
+            (save or torch.save)(value, temporary)
+        except RuntimeError as error:
+            # so PyTorch's own writer ends on a full disk, without saying it is full
+            if not any(sign in str(error) for sign in _WRITE_FAILED):
+                raise
+            raise UserError(
+                f"{path} cannot be written to its end: make room on its disk, or "
+                "choose another place, and run again."
+            ) from error
 
 
 def load_tensors(path: str | os.PathLike) -> Any:

@@ -219,3 +219,27 @@ def test_the_same_tensors_are_the_same_bytes(tmp_path):
     for path in paths:
         files.save_tensors(path, {"a": torch.ones(2)})
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as a full disk: the write fails
+import torch
+from espnet_omnisparse.errors import one_sentence
+from espnet_omnisparse.files import save_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+with one_sentence():
+    save_tensors("model.pth", {"weight": torch.zeros(100_000)})
+"""
+
+
+def test_a_disk_that_fills_up_under_a_checkpoint_gets_one_sentence(tmp_path):
+    (tmp_path / "model.pth").write_text("before")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("error: ") and "model.pth" in sentence
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+    assert (tmp_path / "model.pth").read_text() == "before"
