@@ -10,6 +10,7 @@ class Kept[T]:
 
     What a training asks for in every update, such as the masks of sizes that are
     settled, would else be read from a GPU each time, and each read waits for it.
+    Collectives of `torch.distributed` write unseen: copy what they bring.
 
     >>> kept, weights = Kept(), torch.zeros(2)
     >>> kept.get([weights], lambda: float(weights.sum()))

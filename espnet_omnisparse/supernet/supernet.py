@@ -198,7 +198,9 @@ class Supernet(torch.nn.Module):
             table.fill(self._measure(MEASURED))
         if together:  # times differ, and all processes must train the same sizes
             for numbers in table.buffers():
-                torch.distributed.broadcast(numbers, 0)
+                received = numbers.clone()
+                torch.distributed.broadcast(received, 0)
+                numbers.copy_(received)  # a change that is seen, unlike the broadcast's
         self._sort_sizes()
         for size in self.sizes.values():
             size.check(masks=self.config.sparsity is not None)
