@@ -41,7 +41,12 @@ def add_exp(command: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(command: argparse.ArgumentParser, default: str) -> None:
-    """Adds `--checkpoint`."""
+    """Adds `--checkpoint`.
+
+    Args:
+        command: The parser of a command.
+        default: The file's name.
+    """
     command.add_argument(
         "--checkpoint", default=default, help="file in EXP (%(default)s)"
     )

@@ -11,7 +11,14 @@ def say(text: str) -> None:
 
 
 def bar(name: str, total: int, unit: str, done: int = 0) -> tqdm:
-    """A progress bar; where stderr is a log file it is drawn twice a minute."""
+    """A progress bar; where stderr is a log file it is drawn twice a minute.
+
+    Args:
+        name: What stands before it.
+        total: How many there are in all.
+        unit: What is counted.
+        done: How many are done already.
+    """
     seconds = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(
         desc=name,

@@ -70,6 +70,11 @@ def _drop_stdout() -> None:
 def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:
     """Refuses unknown keys of a config section, with the likeliest correction.
 
+    Args:
+        section: What messages call the section.
+        given: The section.
+        known: Keys that there are.
+
     Raises:
         UserError: Naming the first unknown key.
     """

@@ -164,13 +164,23 @@ def _remove(path: Path) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text atomically."""
+    """Writes UTF-8 text atomically.
+
+    Args:
+        path: File to write.
+        text: Its text.
+    """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_yaml(path: str | os.PathLike, value: Any) -> None:
-    """Writes plain types as YAML, atomically, in the order given."""
+    """Writes plain types as YAML, atomically, in the order given.
+
+    Args:
+        path: File to write.
+        value: Plain types.
+    """
     write_text(path, yaml.safe_dump(value, sort_keys=False, default_flow_style=None))
 
 

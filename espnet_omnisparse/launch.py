@@ -38,6 +38,10 @@ USAGE = "usage: python3 -m espnet_omnisparse.launch (-m MODULE | SCRIPT) [ARGS .
 def run_module(module: str, arguments: Sequence[str]) -> None:
     """Runs a module as `python3 -m` would, after remapping and registration.
 
+    Args:
+        module: Its dotted name.
+        arguments: Its command line.
+
     Raises:
         UserError: If the module cannot work with supernets.
     """

@@ -85,6 +85,10 @@ class SupernetTask:
     ) -> list[torch.optim.Optimizer]:
         """ESPnet's optimiser; the scores get a group of their own, without decay.
 
+        Args:
+            args: The task's arguments.
+            model: The model.
+
         Raises:
             UserError: If the scheduler cannot keep `score_lr`, or the training would
                 begin with, or go on from, what does not belong to it.

@@ -109,3 +109,32 @@ def test_tests_share_helpers_and_not_one_another():
     asked = re.compile(rf"^ *(from|import) ({others})\b", re.MULTILINE)
     files = Path(__file__).parent.rglob("*.py")
     assert [p.name for p in files if asked.search(p.read_text(encoding="utf-8"))] == []
+
+
+def public_functions(node: ast.AST):
+    """The functions, and the methods of classes, whose names have no underscore."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from public_functions(child)
+        elif isinstance(child, ast.FunctionDef) and not child.name.startswith("_"):
+            yield child
+
+
+def arguments_of(function: ast.FunctionDef) -> list[str]:
+    """Its arguments, but not the object itself."""
+    every = [*function.args.args, *function.args.kwonlyargs]
+    return [one.arg for one in every if one.arg not in ("self", "cls")]
+
+
+def test_public_functions_tell_their_arguments():
+    told, silent = set(), []
+    for path in FILES:
+        for function in public_functions(ast.parse(path.read_text(encoding="utf-8"))):
+            names = arguments_of(function)
+            document = ast.get_docstring(function) or ""
+            if "Args:" in document or document.startswith("See `"):
+                told.add((function.name, *names))
+            elif len(names) > 1:
+                silent.append((path.name, (function.name, *names)))
+    # a method that overrides one has what is told there
+    assert [one for one in silent if one[1] not in told] == []

@@ -29,7 +29,12 @@ STEPS = ("dense", "split_batch", "per_batch")
 
 
 def configuration(args: argparse.Namespace, update: str | None) -> dict[str, Any]:
-    """A transducer of ESPnet's `asr_transducer` task; `None`: no supernet."""
+    """A transducer of ESPnet's `asr_transducer` task; `None`: no supernet.
+
+    Args:
+        args: The command's options.
+        update: A value of `supernet.update`; `None`: no supernet.
+    """
     parser = OmniASRTransducerTask.get_parser()
     config = vars(parser.parse_args(["--output_dir", os.devnull]))
     block = {

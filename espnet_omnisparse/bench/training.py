@@ -79,7 +79,12 @@ def configuration(
 
 
 def step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """A function that makes one training step: forward, backward, update."""
+    """A function that makes one training step: forward, backward, update.
+
+    Args:
+        model: The model.
+        batch: A batch as the model's forward takes it.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def run() -> None:
@@ -107,7 +112,14 @@ def make_batch(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 def supernet_at(
     args: argparse.Namespace, update: str, at: int, method: str = "simple_topk"
 ) -> Any:
-    """A supernet at a certain update of its run."""
+    """A supernet at a certain update of its run.
+
+    Args:
+        args: The command's options.
+        update: The way of an update, a value of `supernet.update`.
+        at: The update count.
+        method: A selection method's name.
+    """
     model = build(configuration(args, update, method))
     model.supernet.set_run_length(RUN_LENGTH)
     model.supernet.update = at
@@ -217,7 +229,12 @@ def bench_gating(args: argparse.Namespace) -> None:
 
 
 def cut_sizes(config: dict[str, Any], model: Any) -> Iterator[tuple[SubnetSpec, Any]]:
-    """The spec and the physically small model of every size."""
+    """The spec and the physically small model of every size.
+
+    Args:
+        config: The supernet's configuration.
+        model: The model.
+    """
     state = model.state_dict()
     for spec in settled_specs(model.supernet, fingerprint(state, TOKENS)).values():
         yield spec, build(*cut(config, state, spec))
@@ -250,6 +267,10 @@ def latency_budgets(
 
     The units are taken at random. Measured latencies are corrected for a machine that
     has become faster or slower since the budgets were set, by the full net's.
+
+    Args:
+        args: The command's options.
+        granularity: Of the supernet's units.
     """
     config = configuration(args, "per_batch", "random")
     config["input_size"] = None  # from the waveform: with ESPnet's front end

@@ -61,7 +61,13 @@ def decode(
     recordings: Iterator[tuple[str, torch.Tensor]],
     output_dir: str,
 ) -> None:
-    """Writes tokens and text of each recording as ESPnet's decoding does."""
+    """Writes tokens and text of each recording as ESPnet's decoding does.
+
+    Args:
+        recogniser: What recognises.
+        recordings: Utterance id -> samples `[n]`.
+        output_dir: Folder to write.
+    """
     block = round(recogniser.chunk_seconds * recogniser.sample_rate)
     with DatadirWriter(output_dir) as writer:
         best = writer["1best_recog"]

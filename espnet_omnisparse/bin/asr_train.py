@@ -12,7 +12,12 @@ def main(cmd: Sequence[str] | None = None) -> None:
 
 
 def train(task: type[SupernetTask], cmd: Sequence[str] | None = None) -> None:
-    """The same of any task."""
+    """The same of any task.
+
+    Args:
+        task: The task's class.
+        cmd: The command line; `None`: the process' own.
+    """
 
     def refuse(message: str) -> None:
         raise UserError(f"{message}.")

@@ -77,6 +77,10 @@ class Speech2Text(_script.Speech2Text):
     ) -> list[Hypothesis]:
         """Takes the next samples `[n]`; `is_final` ends the recording.
 
+        Args:
+            speech: Samples `[n]`.
+            is_final: Whether the recording ends with them.
+
         Returns:
             The best hypotheses so far.
 

@@ -63,6 +63,10 @@ class Chunk:
     def mask(self, frames: int, device: torch.device | None = None) -> torch.Tensor:
         """Which frames (columns) each frame (row) sees `[frames, frames]`.
 
+        Args:
+            frames: How many frames there are.
+            device: Of the mask; `None`: the CPU.
+
         >>> Chunk(2, 1).mask(4).int()
         tensor([[1, 1, 0, 0],
                 [1, 1, 0, 0],

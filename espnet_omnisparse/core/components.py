@@ -68,7 +68,15 @@ def select(
 def scatter(
     branch: str, name: str, small: torch.Tensor, kept: Sequence[int], of: int
 ) -> torch.Tensor:
-    """The inverse of `select`: the whole tensor, zero where nothing is kept."""
+    """The inverse of `select`: the whole tensor, zero where nothing is kept.
+
+    Args:
+        branch: One of `BRANCHES`.
+        name: The tensor's name inside the branch's module.
+        small: The narrower tensor.
+        kept: Numbers of the kept parts, ascending.
+        of: How many parts there are.
+    """
     dimension = _DIMENSIONS[branch].get(name)
     if dimension is None or len(kept) == of:
         return small
@@ -142,7 +150,14 @@ def _heads_name(attention: torch.nn.Module) -> str:
 def narrowed(
     branch: str, module: torch.nn.Module, count: int, of: int
 ) -> torch.nn.Module:
-    """A module of its own with the first `count` of a branch's parts."""
+    """A module of its own with the first `count` of a branch's parts.
+
+    Args:
+        branch: One of `BRANCHES`.
+        module: The branch's module.
+        count: How many parts are kept.
+        of: How many parts there are.
+    """
     skeleton, tensors = _narrow(branch, module, range(count), of)
     small = copy.deepcopy(skeleton)
     for name, tensor in tensors.items():

@@ -68,7 +68,12 @@ def relaxed_top_k(scores: torch.Tensor, k: int, temperature: float = 1.0):
 
 
 def straight_through(soft: torch.Tensor, hard: torch.Tensor) -> torch.Tensor:
-    """The value of `hard` with the gradient of `soft`."""
+    """The value of `hard` with the gradient of `soft`.
+
+    Args:
+        soft: Whose gradient is taken, any shape.
+        hard: Whose value is taken, of the same shape.
+    """
     return hard.to(soft.dtype) + (soft - soft.detach())
 
 

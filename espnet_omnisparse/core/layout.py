@@ -89,7 +89,12 @@ def layout_in(state: Mapping[str, Any]) -> Layout:
 
 
 def locate(name: str, layout: Layout) -> tuple[int, str | None, str]:
-    """Block, branch (`None`: the block's own) and name within the block of a tensor."""
+    """Block, branch (`None`: the block's own) and name within the block of a tensor.
+
+    Args:
+        name: The tensor's name in the model.
+        layout: Where the model keeps its blocks.
+    """
     number, rest = name.removeprefix(layout.prefix).split(".", 1)
     return int(number), layout.branch_of(rest), rest
 
@@ -113,7 +118,12 @@ def head_name(size: str) -> str:
 
 
 def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace:
-    """What can be pruned in the net that a configuration and its tensors describe."""
+    """What can be pruned in the net that a configuration and its tensors describe.
+
+    Args:
+        config: An ESPnet configuration.
+        state: State dict of the model.
+    """
     prefix = layout_of(config).prefix
     blocks = {
         name.removeprefix(prefix).split(".")[0]

@@ -71,6 +71,10 @@ class Pattern:
     def parse(cls, text: str, norm: str = "l1") -> "Pattern":
         """Reads `unstructured`, a block such as `8x1`, or `N:M`, such as `n:4`.
 
+        Args:
+            text: The pattern as options write it.
+            norm: By which groups are compared: `l1` or `l2`.
+
         Raises:
             UserError: If it is none of these, or the norm is unknown.
 
@@ -133,6 +137,10 @@ def group_ranks(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 def group_shape(shape: torch.Size, pattern: Pattern) -> tuple[int, ...]:
     """The shape of what `group_ranks` returns for a weight of this shape.
 
+    Args:
+        shape: Of the weight, out x in.
+        pattern: In which groups weights are masked.
+
     >>> group_shape((16, 10), Pattern(rows=8)), group_shape((16, 10), Pattern(of=4))
     ((2, 10), (16, 3, 4))
     """
@@ -176,13 +184,23 @@ def weight_mask(
 
 
 def nonzero_groups(weight: torch.Tensor, pattern: Pattern) -> int:
-    """How many groups of a weight are not all zero; those of N:M are single weights."""
+    """How many groups of a weight are not all zero; those of N:M are single weights.
+
+    Args:
+        weight: `[out, in]`, or a pointwise convolution's `[out, in, 1]`.
+        pattern: In which groups weights are masked.
+    """
     tiles = _tiles(weight.detach().flatten(1) != 0, pattern.rows, pattern.cols)
     return int(tiles.any(3).any(1).sum())
 
 
 def kept_groups(shape: torch.Size, sparsity: float, pattern: Pattern) -> int:
     """How many groups of a weight `weight_mask` keeps; those of N:M are single weights.
+
+    Args:
+        shape: Of the weight, out x in.
+        sparsity: Share of the groups that is masked, at least 0 and below 1.
+        pattern: In which groups weights are masked.
 
     >>> kept_groups((16, 10), 0.5, Pattern(rows=8))
     10

@@ -62,7 +62,13 @@ class SearchSpace:
         return {"ffn1": FFN_CHUNKS, "mhsa": self.heads, "conv": 1, "ffn2": FFN_CHUNKS}
 
     def unit(self, block: int, branch: str, part: int = 0) -> str:
-        """Name of the unit that a part of a branch belongs to."""
+        """Name of the unit that a part of a branch belongs to.
+
+        Args:
+            block: Number of the block.
+            branch: One of `BRANCHES`.
+            part: Number of the part in its branch.
+        """
         if self.granularity == "block":
             return f"{block}"
         if self.granularity == "branch":

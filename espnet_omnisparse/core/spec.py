@@ -84,7 +84,13 @@ class SubnetSpec:
     def full(
         cls, supernet: str, space: SearchSpace, chunk: Chunk | None = None
     ) -> "SubnetSpec":
-        """The spec that keeps everything."""
+        """The spec that keeps everything.
+
+        Args:
+            supernet: The supernet's fingerprint.
+            space: Its units.
+            chunk: What its frames see; `None`: the whole recording.
+        """
         return cls(FULL, supernet, space, (True,) * len(space), chunk=chunk)
 
     @property

@@ -17,7 +17,12 @@ _FORMAT = 1
 
 
 def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
-    """Writes a spec as YAML, atomically."""
+    """Writes a spec as YAML, atomically.
+
+    Args:
+        spec: The size.
+        path: File to write.
+    """
     kept, of, noun = spec.counts
     rows: list = [list(branches) for branches in spec.kept_branches]
     if spec.space.granularity == "component":

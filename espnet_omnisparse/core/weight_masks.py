@@ -64,6 +64,10 @@ def nested(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:
     """The module in which a tensor of a name with points belongs, and its name there.
 
     Modules that are not there are made.
+
+    Args:
+        module: The outermost module.
+        name: A tensor's name, with points.
     """
     *path, leaf = name.split(".")
     for part in path:

@@ -135,7 +135,13 @@ def packed_bytes(shape: Sequence[int], groups: int, pattern: Pattern) -> int:
 
 @torch.no_grad()
 def count_macs(model: Any, feature_size: int, seconds: int) -> int:
-    """Multiply-accumulates from features to CTC, or to one joint output, per frame."""
+    """Multiply-accumulates from features to CTC, or to one joint output, per frame.
+
+    Args:
+        model: The model.
+        feature_size: Input dimension of the encoder.
+        seconds: Length of the audio, in seconds.
+    """
     frames = seconds * FRAMES_PER_SECOND
     model.eval()
     feats = torch.zeros(1, frames, feature_size)
@@ -179,7 +185,13 @@ def measure_paired(
 
 
 def paired_ratio(times: Mapping[str, list[float]], name: str, other: str) -> float:
-    """Median over the rounds of `name`'s time divided by `other`'s."""
+    """Median over the rounds of `name`'s time divided by `other`'s.
+
+    Args:
+        times: Name -> time of each round.
+        name: Name of what is divided.
+        other: Name of what it is divided by.
+    """
     pairs = zip(times[name], times[other], strict=True)
     return statistics.median(mine / theirs for mine, theirs in pairs)
 

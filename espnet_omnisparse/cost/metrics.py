@@ -51,6 +51,10 @@ class Metric:
     def shown(self, cost: float, decimals: int | None = None) -> str:
         """A cost in the unit of the heading.
 
+        Args:
+            cost: In the metric's own unit.
+            decimals: How many are shown; `None`: the metric's.
+
         >>> METRICS["macs_10s"].shown(1_234_567_890)
         '1.235'
         """

@@ -242,6 +242,10 @@ def parse_size(
 def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
     """The metrics by which sizes are given, checked.
 
+    Args:
+        sizes: Name of each size -> what the options say of it.
+        fraction_of: The metric that a fraction is of.
+
     Raises:
         UserError: If a budget is not one known metric with a number.
     """
@@ -300,6 +304,10 @@ def budget_of(name: str, wanted: Any) -> Budget | None:
 
 def refuse_masked(name: str, budget: Budget) -> None:
     """Refuses a budget that masks can meet, and a choice of units cannot.
+
+    Args:
+        name: The size's name.
+        budget: The budget.
 
     Raises:
         UserError: Always.

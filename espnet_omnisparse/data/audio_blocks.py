@@ -105,6 +105,12 @@ def _resampled(
 
 
 def block_sizes(rate: int, seconds: float, first: float | None) -> Iterator[int]:
-    """Samples of each block, for ever."""
+    """Samples of each block, for ever.
+
+    Args:
+        rate: Samples per second.
+        seconds: Length of a block.
+        first: Length of the first block in seconds, if it is another.
+    """
     lengths = chain([] if first is None else [first], repeat(seconds))
     return (max(1, round(rate * length)) for length in lengths)

@@ -164,6 +164,10 @@ def check_samples(
 def check_header(path: Path, file: BinaryIO) -> None:
     """Refuses what libsndfile does not read to its end, although it is whole.
 
+    Args:
+        path: The file, for messages.
+        file: The same, open for reading bytes.
+
     Raises:
         AudioError: For compressed SPHERE; for FLAC and WAV whose length was not known
             when their header was written, and is 0 there.

@@ -250,7 +250,12 @@ def transcripts(utterances: Iterable[Utterance]) -> dict[Path, str]:
 
 
 def is_complete(corpus: Path, utterances: Sequence[Utterance]) -> bool:
-    """Whether the folder holds the whole planned corpus."""
+    """Whether the folder holds the whole planned corpus.
+
+    Args:
+        corpus: The corpus folder.
+        utterances: What is planned.
+    """
     expected = [Path("SPEAKERS.TXT"), *(utterance.audio for utterance in utterances)]
     return all((corpus / path).is_file() for path in expected) and all(
         (corpus / path).is_file() and (corpus / path).read_text("utf-8") == text

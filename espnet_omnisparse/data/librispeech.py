@@ -132,6 +132,12 @@ def ensure_parts(
 ) -> None:
     """Downloads the standard parts that the corpus lacks.
 
+    Args:
+        corpus: The corpus folder.
+        parts: Names of its parts.
+        url: Where they are downloaded from.
+        archives: Name of a part -> its archive.
+
     Raises:
         UserError: If a missing part is not a standard one, cannot be reached, or
             arrives damaged, or if the corpus is another tree.

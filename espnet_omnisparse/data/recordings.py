@@ -184,7 +184,12 @@ def settle(faults: Sequence[AudioError], total: int, rules: AudioRules) -> None:
 
 
 def too_short(subject: str, seconds: float) -> AudioError:
-    """The fault of what is too short to be decoded."""
+    """The fault of what is too short to be decoded.
+
+    Args:
+        subject: What it is, as a sentence begins with it.
+        seconds: Its length.
+    """
     return AudioError(
         subject,
         f"is {seconds:.3f} s long, too short to be decoded",

@@ -155,6 +155,11 @@ def ensure_release(
     It is downloaded beside the folder, verified by size and checksum and unpacked
     there; the folder appears at once and whole.
 
+    Args:
+        folder: Where the release has to be.
+        url: Where they are downloaded from.
+        archive: The release's archive.
+
     Raises:
         UserError: If it cannot be reached, or arrives damaged.
     """
@@ -323,7 +328,12 @@ def _compare(readings: Mapping[str, Reading]) -> None:
 
 
 def write_split(folder: Path, reading: Reading) -> None:
-    """Writes wav.scp, segments, text, utt2spk and spk2utt, as a whole."""
+    """Writes wav.scp, segments, text, utt2spk and spk2utt, as a whole.
+
+    Args:
+        folder: Folder to write.
+        reading: What was read of the split.
+    """
     talks = sorted({segment.talk for segment in reading.segments})
     tables = {
         "wav.scp": [f"{talk} {reading.audio[talk]}" for talk in talks],

@@ -21,6 +21,10 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
 
     It is an ordinary ESPnet configuration: `model: espnet`, unless the model is a
     transducer, and `encoder: conformer` where stock ESPnet can build the size as it is.
+
+    Args:
+        config: The supernet's configuration.
+        spec: The size.
     """
     small = without_training(config)
     conf = small["encoder_conf"]
@@ -78,7 +82,12 @@ def _ffn_widths(spec: SubnetSpec) -> list[int] | None:
 
 
 def has_stock_shape(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
-    """Whether ESPnet's standalone transducer can be as small as a size."""
+    """Whether ESPnet's standalone transducer can be as small as a size.
+
+    Args:
+        config: An ESPnet configuration.
+        spec: The size.
+    """
     whole_blocks = spec.is_full or spec.space.granularity == "block"
     small = whole_blocks or _ffn_widths(spec) is not None
     return small and conv_norm_of(config) == "batch_norm"
@@ -108,7 +117,12 @@ def as_conformer(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_conformer(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
-    """Whether ESPnet's Conformer is a size's encoder; zeros do not matter to it."""
+    """Whether ESPnet's Conformer is a size's encoder; zeros do not matter to it.
+
+    Args:
+        config: An ESPnet configuration.
+        spec: The size.
+    """
     if config["encoder_conf"].get("causal"):
         return False
     whole_blocks = spec.is_full or spec.space.granularity == "block"

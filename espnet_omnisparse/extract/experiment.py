@@ -72,6 +72,10 @@ def build(
 ) -> Any:
     """Builds a model on the CPU and fills it, strictly.
 
+    Args:
+        config: An ESPnet configuration.
+        state: Its tensors; `None`: freshly drawn ones.
+
     Raises:
         UserError: If the tensors do not fit the configuration, or the feature
             statistics that it names are not there.
@@ -116,6 +120,10 @@ def located(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     they had in the recipe's folder: these lie below one of its own parents. Where
     ESPnet unpacked it, it wrote its place before them, which holds until the folder is
     moved: what follows that place still does.
+
+    Args:
+        config: An ESPnet configuration.
+        folder: Where the configuration lies.
     """
     roots = [Path(folder).resolve(), *Path(folder).resolve().parents]
 
@@ -287,7 +295,13 @@ def read_cost(folder: Path) -> dict[str, int]:
 def calibration_batches(
     config: Mapping[str, Any], utterances: int, batch_size: int = 8
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """A fixed, seeded subset of the training audio, without augmentation."""
+    """A fixed, seeded subset of the training audio, without augmentation.
+
+    Args:
+        config: An ESPnet configuration.
+        utterances: How many.
+        batch_size: Utterances at a time.
+    """
     sources = config["train_data_path_and_name_and_type"]
     path, name, kind = next(source for source in sources if source[1] == "speech")
     if not Path(path).exists():

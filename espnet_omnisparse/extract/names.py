@@ -7,5 +7,11 @@ CALIBRATION = 400
 
 
 def size_folder(asr_exp: str, size: str, stock: bool = False) -> str:
-    """The experiment folder of one size."""
+    """The experiment folder of one size.
+
+    Args:
+        asr_exp: The supernet's experiment folder.
+        size: The size's name.
+        stock: Whether it is the form that stock ESPnet loads.
+    """
     return f"{asr_exp}_{size}" + ("_stock" if stock else "")

@@ -89,6 +89,10 @@ class PrunableEncoder:
     def positions(self, queries: int, keys: int) -> torch.Tensor:
         """Encodings of how far the last `queries` of `keys` frames are from each.
 
+        Args:
+            queries: How many frames ask.
+            keys: How many frames there are.
+
         Returns:
             `[1, queries + keys - 1, size]`, from the farthest in the past on.
         """

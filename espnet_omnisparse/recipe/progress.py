@@ -31,7 +31,12 @@ def progress_of(log: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None, every: float = 30.0) -> None:
-    """Prints a line whenever something has changed."""
+    """Prints a line whenever something has changed.
+
+    Args:
+        argv: Log files; `None`: those of the command line.
+        every: Seconds between two looks.
+    """
     logs = [Path(one) for one in (sys.argv[1:] if argv is None else argv)]
     last = ""
     while True:

@@ -83,7 +83,13 @@ def _training_text(run: Run) -> dict[str, str]:
 
 
 def run_sizes(run: Run, first: int, last: int) -> None:
-    """Extracts the wanted sizes and runs the stages from 12 on for each of them."""
+    """Extracts the wanted sizes and runs the stages from 12 on for each of them.
+
+    Args:
+        run: What is wanted.
+        first: The first stage.
+        last: The last stage.
+    """
     # slow to import, and stages 1-11 do not need it
     from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
     from espnet_omnisparse.report import family as report

@@ -24,7 +24,13 @@ from espnet_omnisparse.train.journal import read_log
 
 
 def command_of(comparison: Comparison, name: str, seed: int) -> list[str]:
-    """The command that trains, extracts, decodes and scores one variant."""
+    """The command that trains, extracts, decodes and scores one variant.
+
+    Args:
+        comparison: What is compared.
+        name: The variant's name.
+        seed: Of the training.
+    """
     variant = comparison.variants[name]
     stage = "12" if variant.of else "11"
     return [
@@ -38,6 +44,11 @@ def command_of(comparison: Comparison, name: str, seed: int) -> list[str]:
 
 def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, Any]]:
     """Trains one variant with one seed and collects a line per size.
+
+    Args:
+        comparison: What is compared.
+        name: The variant's name.
+        seed: Of the training.
 
     Raises:
         UserError: If the recipe fails.
@@ -54,6 +65,11 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
 
 def result_lines(comparison: Comparison, name: str, seed: int) -> list[dict[str, Any]]:
     """What a variant's run has left on disk, a line per size.
+
+    Args:
+        comparison: What is compared.
+        name: The variant's name.
+        seed: Of the training.
 
     Raises:
         UserError: If a size is not there or has not been scored.
@@ -111,6 +127,12 @@ def run_all(
     """Runs what is missing, several at a time, appending results as they come.
 
     After a failure nothing else is started.
+
+    Args:
+        comparison: What is compared.
+        seeds: Of the trainings.
+        jobs: How many at a time.
+        only: Names of the variants to run; empty: all.
 
     Raises:
         UserError: If a name in `only` is no variant, or a training fails.

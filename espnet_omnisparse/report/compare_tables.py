@@ -30,6 +30,10 @@ def write_table(comparison: Comparison, source: Path) -> Path:
     The markers are `<!-- begin NAME -->` and `<!-- end NAME -->`, each on a line of
     its own, with the comparison file's name.
 
+    Args:
+        comparison: What is compared.
+        source: Its file.
+
     Raises:
         UserError: If the file has no such markers.
     """

@@ -70,7 +70,12 @@ class Comparison:
     against: str = ""
 
     def experiment(self, name: str, seed: int) -> Path:
-        """The folder of a variant's training."""
+        """The folder of a variant's training.
+
+        Args:
+            name: The variant's name.
+            seed: Of the training.
+        """
         return Path(self.expdir) / f"asr_{self.variants[name].of or name}_seed{seed}"
 
     @classmethod
@@ -127,6 +132,10 @@ def in_order(
 
     It waits for those whose results it reads, and those of one training for each
     other: they write into its folder.
+
+    Args:
+        comparison: What is compared.
+        runs: Variants with seeds.
 
     Raises:
         CycleError: If some wait for each other.

@@ -104,6 +104,10 @@ class Series:
 
         Of sizes whose weights are masked, all by non-zero parameters: one that keeps
         more branches may have less in them.
+
+        Args:
+            name: The series' name.
+            sizes: Its sizes.
         """
 
         def size(one: SizeResult) -> tuple[int, ...]:
@@ -234,7 +238,12 @@ def read_baselines(path: Path) -> tuple[Series, ...]:
 
 
 def with_rtf(series: Series, medians: dict[str, float]) -> Series:
-    """The series with the real-time factor of each size's folder filled in."""
+    """The series with the real-time factor of each size's folder filled in.
+
+    Args:
+        series: The series.
+        medians: Folder -> real-time factor.
+    """
     sizes = (replace(one, rtf=medians[str(one.folder)]) for one in series.sizes)
     return Series(series.name, tuple(sizes))
 

@@ -32,7 +32,13 @@ class Timing:
 
 
 def time_models(folders: Sequence[Path], cache: Path, rounds: int) -> Timing:
-    """The timing of exactly these models: the one kept, or a new one."""
+    """The timing of exactly these models: the one kept, or a new one.
+
+    Args:
+        folders: Of the sizes.
+        cache: File that keeps the measurement.
+        rounds: Timed rounds.
+    """
     models = {str(folder): _checksum(folder / MODEL) for folder in folders}
     kept = _read_timing(cache)
     if kept and (kept.models, kept.rounds) == (models, rounds):

@@ -93,7 +93,12 @@ class Evaluations:
         candidates: Sequence[Candidate],
         on_progress: Callable[[int], Any] = lambda count: None,
     ) -> list[float]:
-        """The fitness of each; those not yet known are evaluated."""
+        """The fitness of each; those not yet known are evaluated.
+
+        Args:
+            candidates: What is to be evaluated.
+            on_progress: Called with how many are done.
+        """
         keys = [(self._masks[one.branches], one.sparsity) for one in candidates]
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]
         on_progress(len(keys) - len(missing))

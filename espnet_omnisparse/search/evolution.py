@@ -64,13 +64,23 @@ class Genes:
         return len(self.grid) - 1
 
     def candidate(self, branches: int, levels: Sequence[int]) -> Candidate:
-        """The candidate that has these levels of the grid."""
+        """The candidate that has these levels of the grid.
+
+        Args:
+            branches: Number of the set of branches.
+            levels: A level of the grid per weight.
+        """
         pairs = zip(levels, self.alive[branches], strict=True)
         shares = (self.grid[level] if there else 0.0 for level, there in pairs)
         return Candidate(branches, tuple(shares))
 
     def uniform(self, branches: int, share: float) -> Candidate:
-        """The candidate with the same sparsity, on the grid or not, in every weight."""
+        """The candidate with the same sparsity, on the grid or not, in every weight.
+
+        Args:
+            branches: Number of the set of branches.
+            share: The sparsity of every weight.
+        """
         alive = self.alive[branches]
         return Candidate(branches, tuple(share if there else 0.0 for there in alive))
 

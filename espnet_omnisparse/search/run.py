@@ -67,7 +67,12 @@ class Problem:
     budgets: tuple[Budget, ...]
 
     def cost(self, kind: str, candidate: Candidate) -> float:
-        """A candidate's cost."""
+        """A candidate's cost.
+
+        Args:
+            kind: A key of `METRICS`.
+            candidate: The candidate.
+        """
         return self.costs.of(kind, candidate.branches, candidate.sparsity)
 
     def targets(self) -> list[Target]:
@@ -78,7 +83,12 @@ class Problem:
         ]
 
     def spec(self, candidate: Candidate, name: str) -> SubnetSpec:
-        """A candidate as a size."""
+        """A candidate as a size.
+
+        Args:
+            candidate: The candidate.
+            name: The size's name.
+        """
         space, mask = self.model.encoder.space, self.masks[candidate.branches]
         chunk = self.model.supernet.chunks[-1]
         return SubnetSpec(name, self.supernet, space, mask, candidate.sparsity, chunk)
@@ -86,6 +96,11 @@ class Problem:
 
 def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Problem:
     """Loads a supernet and checks that the budgets can be met.
+
+    Args:
+        exp: The supernet's experiment folder.
+        checkpoint: Its model file.
+        budgets: Limits on costs.
 
     Raises:
         UserError: If it has no masks, or a budget is impossible.
@@ -183,6 +198,13 @@ def run_search(
 ) -> Found | None:
     """Searches, in as many processes as were launched; what is evaluated is kept.
 
+    Args:
+        problem: What is searched.
+        options: Of the search.
+        objective: `loss` or `wer`, on the validation set.
+        utterances: How many validation or training utterances.
+        calibration: Training utterances for BatchNorm's statistics.
+
     Returns:
         What was found, in the first process; `None` in the others.
     """
@@ -231,7 +253,12 @@ def run_search(
 
 
 def launch(jobs: int, argv: Sequence[str]) -> None:
-    """Runs the command again in several processes of one machine."""
+    """Runs the command again in several processes of one machine.
+
+    Args:
+        jobs: How many processes.
+        argv: The command line to run in each.
+    """
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     module = ["-m", "espnet_omnisparse.cli"]
     command = [*launcher, "--nproc_per_node", str(jobs), *module, *argv]

@@ -31,7 +31,12 @@ class Net(Protocol):
     """What a method may ask of the net that step 1 has trained."""
 
     def dev_loss(self, mask: torch.Tensor, utterances: int) -> float:
-        """Validation loss of the subnet that keeps the units in `mask`."""
+        """Validation loss of the subnet that keeps the units in `mask`.
+
+        Args:
+            mask: Units to keep `[units]`.
+            utterances: Validation utterances that it is taken over.
+        """
 
     def magnitudes(self) -> torch.Tensor:
         """Root mean square of the weights of each unit `[units]`."""
@@ -94,11 +99,21 @@ class Selection(torch.nn.Module):
             )
 
     def gates(self, time: int, length: int) -> tuple[Gate, ...] | None:
-        """Gates of the subnet that step 1 trains beside the full net, if any."""
+        """Gates of the subnet that step 1 trains beside the full net, if any.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         return None
 
     def full_gates(self, time: int, length: int) -> tuple[Gate, ...] | None:
-        """Gates on the full net where it is trained alone; `None`: it is whole."""
+        """Gates on the full net where it is trained alone; `None`: it is whole.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         return None
 
     def exits(self) -> Mapping[str, int]:
@@ -109,15 +124,30 @@ class Selection(torch.nn.Module):
         return {}
 
     def mask_now(self, time: int, length: int) -> torch.Tensor | None:
-        """The hard mask `[units]` that step 1 has come to, where there is one."""
+        """The hard mask `[units]` that step 1 has come to, where there is one.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         return None
 
     def penalty(self, time: int, length: int) -> torch.Tensor | float:
-        """A term added to the loss of step 1."""
+        """A term added to the loss of step 1.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         return 0.0
 
     def after_update(self, time: int, length: int) -> None:
-        """Called after each update of step 1, the first one with time 1."""
+        """Called after each update of step 1, the first one with time 1.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
 
     def settle(self, net: Net | None) -> None:
         """Called once, when step 1 has ended."""

@@ -96,7 +96,12 @@ class IterativeZeroOut(Selection, name="iterative_zero_out"):
         return iteration_ends(length, len(self.shut_counts), first)
 
     def wanted_shut(self, time: int, length: int) -> int:
-        """n_i of the iteration that this time lies in."""
+        """n_i of the iteration that this time lies in.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         ends = zip(self._ends(length), self.shut_counts, strict=True)
         return next(shut for end, shut in ends if time < end)
 

@@ -68,7 +68,12 @@ class OrthoSoftmax(Selection, name="ortho_softmax"):
         self.scores = torch.nn.Parameter(rows)
 
     def temperature(self, time: int, length: int) -> float:
-        """Of the softmax at a time of step 1."""
+        """Of the softmax at a time of step 1.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         if self.tau_decay is not None:
             return max(self.tau * self.tau_decay**time, TAU_MIN)
         return max(self.tau * (self.tau_end / self.tau) ** (time / length), TAU_MIN)
@@ -78,7 +83,13 @@ class OrthoSoftmax(Selection, name="ortho_softmax"):
         return random.Random(time).choice(list(self.sizes.values()))
 
     def rows(self, size: Size, time: int, length: int) -> torch.Tensor:
-        """The softmax rows `[k, units]` whose cost is nearest to a size's."""
+        """The softmax rows `[k, units]` whose cost is nearest to a size's.
+
+        Args:
+            size: The size.
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         table = size.table
         weights = torch.softmax(self.scores / self.temperature(time, length), dim=1)
         per_row = weights.detach().double() @ table.per_unit.double()

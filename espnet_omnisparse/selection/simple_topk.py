@@ -62,7 +62,12 @@ class SimpleTopK(Selection, name="simple_topk"):
         self.scores = torch.nn.Parameter(torch.full((len(space),), 0.5))
 
     def k(self, time: int, length: int) -> int:
-        """Units kept at this time of step 1."""
+        """Units kept at this time of step 1.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         smallest = min(size.units for size in self.sizes.values())
         return shrinking_k(time, len(self.space), smallest, self.shrink, length)
 

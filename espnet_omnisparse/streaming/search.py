@@ -366,6 +366,10 @@ def greedy_search(model: Any) -> Search:
 def beam_search(model: Any, beam: int) -> Search:
     """The same with so many hypotheses.
 
+    Args:
+        model: The model.
+        beam: Hypotheses that are kept.
+
     Raises:
         UserError: If it has attention alone.
     """

@@ -41,6 +41,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
     An option that only one of them knows, because it is newer, is left out.
 
+    Args:
+        before: The options of the plan that was saved.
+        now: Those of the present one.
+
     >>> differences({"method": "none", "step1": 0.5}, {"method": "none", "step1": 9})
     ['step1: 0.5, not 9']
     """

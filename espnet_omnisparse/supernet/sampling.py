@@ -136,7 +136,12 @@ class Sampler:
         ]
 
     def without_sizes(self, time: int, length: int) -> list[SampledSubnet]:
-        """The full net and its exits, of methods without joint training."""
+        """The full net and its exits, of methods without joint training.
+
+        Args:
+            time: Updates since step 1 began.
+            length: Of step 1, in updates.
+        """
         exits = self._selection.exits()
         return [self._alone(time, length, exits=exits, exit_weight=self._weight)]
 

@@ -67,7 +67,14 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         text: torch.Tensor,
         text_lengths: torch.Tensor,
     ) -> Batch:
-        """Features and labels, made once for all subnets."""
+        """Features and labels, made once for all subnets.
+
+        Args:
+            speech: Waveforms `[B, samples]`, or features `[B, T, F]`.
+            speech_lengths: `[B]`.
+            text: Label ids `[B, U]`, padded with -1.
+            text_lengths: `[B]`.
+        """
         text = text[:, : text_lengths.max()].clone()
         text[text == -1] = self.ignore_id
         feats, feats_lengths = self.features(speech, speech_lengths)
@@ -76,7 +83,12 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
     def features(
         self, speech: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features, augmentation, normalisation: once for all subnets."""
+        """Features, augmentation, normalisation: once for all subnets.
+
+        Args:
+            speech: Waveforms `[B, samples]`, or features `[B, T, F]`.
+            lengths: Real frames, or samples, of each utterance `[B]`.
+        """
         with torch.autocast("cuda", autocast_type, enabled=self.autocast_frontend):
             feats, lengths = self._extract_feats(speech, lengths)
             if self.specaug is not None and self.training:

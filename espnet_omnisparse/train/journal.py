@@ -63,7 +63,12 @@ def log_epoch(
 
 
 def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]:
-    """The spec of every size trained, the full one last, once step 1 has ended."""
+    """The spec of every size trained, the full one last, once step 1 has ended.
+
+    Args:
+        supernet: The supernet.
+        fingerprint: Its fingerprint.
+    """
     space = supernet.space
     specs = {
         name: SubnetSpec(
@@ -83,7 +88,12 @@ def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]
 
 
 def write_specs(folder: Path, specs: dict[str, SubnetSpec]) -> None:
-    """Writes the spec of each size as `folder/<size>.yaml`, each atomically."""
+    """Writes the spec of each size as `folder/<size>.yaml`, each atomically.
+
+    Args:
+        folder: Folder to write into.
+        specs: Name -> spec.
+    """
     for name, spec in specs.items():
         write_spec(spec, Path(folder) / f"{name}.yaml")
 

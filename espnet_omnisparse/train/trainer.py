@@ -38,6 +38,12 @@ class OmniTrainer(Trainer):
     def run(cls, *, model, train_iter_factory, trainer_options, **kwargs) -> None:
         """Trains as ESPnet's `Trainer.run` does, whose arguments these are.
 
+        Args:
+            model: The model.
+            train_iter_factory: Makes the batches of an epoch.
+            trainer_options: ESPnet's.
+            **kwargs: The rest of them.
+
         Raises:
             UserError: If phases or the scheduler's steps do not fit the run.
         """
@@ -79,7 +85,17 @@ class OmniTrainer(Trainer):
     def train_one_epoch(
         cls, *, model, iterator, optimizers, reporter, summary_writer, options, **kwargs
     ) -> bool:
-        """Trains one epoch, then writes down what the selection has come to."""
+        """Trains one epoch, then writes down what the selection has come to.
+
+        Args:
+            model: The model.
+            iterator: The epoch's batches.
+            optimizers: One.
+            reporter: ESPnet's sub-reporter.
+            summary_writer: Of tensorboard, or `None`.
+            options: ESPnet's options of the trainer.
+            **kwargs: The rest of its arguments.
+        """
         for optimizer in optimizers:
             # accum_grad leaves gradients behind at the end of an epoch, which a
             # resumed run would not have
@@ -136,7 +152,12 @@ class TrainedNet:
 
     @torch.no_grad()
     def dev_loss(self, mask: torch.Tensor, utterances: int) -> float:
-        """Mean loss of a subnet on the first validation utterances."""
+        """Mean loss of a subnet on the first validation utterances.
+
+        Args:
+            mask: Units to keep `[units]`.
+            utterances: Validation utterances that it is taken over.
+        """
         if not self._batches:
             self._batches = list(self._take(utterances))
         model, was_training = self._model, self._model.training

@@ -89,7 +89,14 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
         text: torch.Tensor,
         text_lengths: torch.Tensor,
     ) -> Batch:
-        """Features and labels, made once for all subnets."""
+        """Features and labels, made once for all subnets.
+
+        Args:
+            speech: Waveforms `[B, samples]`, or features `[B, T, F]`.
+            speech_lengths: `[B]`.
+            text: Label ids `[B, U]`, padded with -1.
+            text_lengths: `[B]`.
+        """
         feats, feats_lengths = self.features(speech, speech_lengths)
         text = text[:, : text_lengths.max()]
         return Batch(feats, feats_lengths, text, text_lengths)
@@ -97,7 +104,12 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
     def features(
         self, speech: torch.Tensor, lengths: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features, augmentation, normalisation: once for all subnets."""
+        """Features, augmentation, normalisation: once for all subnets.
+
+        Args:
+            speech: Waveforms `[B, samples]`, or features `[B, T, F]`.
+            lengths: Real frames, or samples, of each utterance `[B]`.
+        """
         with torch.autocast("cuda", enabled=False):
             feats, lengths = self._extract_feats(speech, lengths)
             if self.specaug is not None and self.training:
@@ -109,7 +121,13 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
     def lattice(
         self, encoded: torch.Tensor, lengths: torch.Tensor, text: torch.Tensor
     ) -> tuple[Lattice, torch.Tensor]:
-        """The joint network's output, and the predictor's `[B, U + 1, D]`."""
+        """The joint network's output, and the predictor's `[B, U + 1, D]`.
+
+        Args:
+            encoded: Encoder output `[B, T, D]`.
+            lengths: Real frames, or samples, of each utterance `[B]`.
+            text: Labels `[B, U]`.
+        """
         decoder_in, target, t_len, u_len = get_transducer_task_io(
             text, lengths, ignore_id=self.ignore_id
         )

@@ -98,7 +98,14 @@ class SupernetModel:
         text: torch.Tensor,
         text_lengths: torch.Tensor,
     ) -> Batch:
-        """Features and labels, made once for all subnets."""
+        """Features and labels, made once for all subnets.
+
+        Args:
+            speech: Waveforms `[B, samples]`, or features `[B, T, F]`.
+            speech_lengths: `[B]`.
+            text: Label ids `[B, U]`, padded with -1.
+            text_lengths: `[B]`.
+        """
         raise NotImplementedError
 
     def _head_loss(
