@@ -165,11 +165,3 @@ def test_the_report_names_the_command_that_was_typed(asr1):
     assert between.startswith("#")
     assert resolved.startswith("./run.sh --lang en --ngpu 1")
     assert resolved.endswith("--stage 10 --sizes 'small full'")
-
-
-def test_the_core_needs_no_espnet():
-    names = "mask gate schedule selection subnet supernet extract cost".split()
-    script = "import sys; sys.modules['espnet2'] = None\n"
-    script += "".join(f"import espnet_omnisparse.{name}\n" for name in names)
-    done = command("-c", script)
-    assert done.returncode == 0, done.stderr
