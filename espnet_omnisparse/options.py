@@ -106,14 +106,12 @@ at least 0 and below 1, not 1.5.
     def _sentence(cls, error: Mapping[str, Any]) -> str:
         key = str(error["loc"][0])
         field = cls.model_fields[key]
-        given = error["input"] if len(error["loc"]) == 1 else None
-        hint = ""
-        if isinstance(given, str) and must_be_number(field.annotation):
+        given, hint = repr(error["input"]), ""
+        is_text = isinstance(error["input"], str) and len(error["loc"]) == 1
+        if is_text and {int, float} & {*_kinds(field.annotation)}:
             # YAML reads 1e-3, without a point, as text
             hint = " (write powers of ten as 1.0e-3)" if "e" in given.lower() else ""
-            given = f"the text {given!r}"
-        else:
-            given = repr(given if len(error["loc"]) == 1 else error["input"])
+            given = f"the text {given}"
         return f"{cls.name}.{key} must be {cls.must_be(key)}, not {given}{hint}."
 
     @classmethod
@@ -123,13 +121,13 @@ at least 0 and below 1, not 1.5.
         stated = (field.json_schema_extra or {}).get("must_be", "")
         if stated:
             return stated
-        if int in _kinds(field.annotation) and float in _kinds(field.annotation):
+        kinds = _kinds(field.annotation)
+        if int in kinds and float in kinds:
             return _LENGTH
         choices = _choices(field.annotation)
         if choices:
             return "one of " + ", ".join(str(choice) for choice in choices)
         names = {bool: "true or false", int: "a whole number", float: "a number"}
-        kinds = _kinds(field.annotation)
         words = next((names[kind] for kind in kinds if kind in names), "")
         bounds = [
             f"{text} {getattr(item, bound)}"
@@ -157,11 +155,6 @@ def supernet_section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     `--print_config` writes the section as null where every option has its default.
     """
     return (config.get("model_conf") or {}).get("supernet") or {}
-
-
-def must_be_number(annotation: Any) -> bool:
-    """Whether an option takes numbers."""
-    return bool({int, float} & {*_kinds(annotation)})
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:

@@ -67,14 +67,7 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         text: torch.Tensor,
         text_lengths: torch.Tensor,
     ) -> Batch:
-        """Features and labels, made once for all subnets.
-
-        Args:
-            speech: Waveforms `[B, samples]`, or features `[B, T, F]`.
-            speech_lengths: `[B]`.
-            text: Label ids `[B, U]`, padded with -1.
-            text_lengths: `[B]`.
-        """
+        """See `SupernetModel.make_batch`."""
         text = text[:, : text_lengths.max()].clone()
         text[text == -1] = self.ignore_id
         feats, feats_lengths = self.features(speech, speech_lengths)

@@ -89,14 +89,7 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
         text: torch.Tensor,
         text_lengths: torch.Tensor,
     ) -> Batch:
-        """Features and labels, made once for all subnets.
-
-        Args:
-            speech: Waveforms `[B, samples]`, or features `[B, T, F]`.
-            speech_lengths: `[B]`.
-            text: Label ids `[B, U]`, padded with -1.
-            text_lengths: `[B]`.
-        """
+        """See `SupernetModel.make_batch`."""
         feats, feats_lengths = self.features(speech, speech_lengths)
         text = text[:, : text_lengths.max()]
         return Batch(feats, feats_lengths, text, text_lengths)
