@@ -86,7 +86,7 @@ class Budget:
         """
         if lowest <= self.limit < highest:
             return
-        asked = f"The budget {self.text}"
+        asked = f"--budgets: {self.text}"
         if self.limit >= highest:
             full = self._shown(highest, math.floor)
             raise UserError(f"{asked} is no less than the full net's {full}.")
