@@ -58,6 +58,7 @@ def describe(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         "transducer": transducer,
         "tokens": list(config["token_list"]),
         "blank": 0,
+        "silent": _silent(config),
         "text": {"kind": config.get("token_type"), "space": "<space>"},
     }
 
@@ -88,6 +89,12 @@ def blocks_of(model: Any, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]
             for branch, (norm, module) in parts.items()
             if branch in kept and getattr(block, module, None) is not None
         }
+
+
+def _silent(config: Mapping[str, Any]) -> list[str]:
+    """Tokens that are no text; `<unk>` is one, as ESPnet's own decoding prints it."""
+    special = ["<blank>", "<sos/eos>", "<sos>", "<eos>"]
+    return [token for token in special if token in config["token_list"]]
 
 
 def _features(frontend: Any) -> dict[str, Any]:
