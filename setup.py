@@ -51,6 +51,8 @@ setup(
         "kaldiio",
         "editdistance",
         "pyyaml",
+        # the container of packed files
+        "safetensors",
         # options of a configuration as checked values
         "pydantic>=2,<3",
         # audio block by block, and resampled so; ESPnet brings both
