@@ -102,9 +102,19 @@ class KaldiFbank(AbsFrontend):
         Returns:
             `[..., n_mels]`.
         """
-        x = windows.float()
-        x = x - x.mean(-1, keepdim=True)
-        x = x - PRE_EMPHASIS * torch.cat((x[..., :1], x[..., :-1]), -1)
-        spectrum = torch.fft.rfft(x * self.window, self.n_fft)
+        spectrum = self.spectrum(windows.float())
         power = spectrum.real**2 + spectrum.imag**2
         return (power @ self.melmat).clamp(min=FLOOR).log()
+
+    def spectrum(self, windows: torch.Tensor) -> torch.Tensor:
+        """The complex spectrum of single frames, linear in their samples.
+
+        Args:
+            windows: Their samples `[..., window_length]`.
+
+        Returns:
+            `[..., n_fft / 2 + 1]`.
+        """
+        x = windows - windows.mean(-1, keepdim=True)
+        x = x - PRE_EMPHASIS * torch.cat((x[..., :1], x[..., :-1]), -1)
+        return torch.fft.rfft(x * self.window, self.n_fft)
