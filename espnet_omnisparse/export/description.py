@@ -12,6 +12,7 @@ from espnet_omnisparse.core.branches import BRANCHES, SCALES
 from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.core.layout import is_standalone, layout_of
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.nn import kaldi_fbank
 
 # activation's class -> its name in a description
 ACTIVATIONS = {
@@ -136,11 +137,24 @@ def _silent(config: Mapping[str, Any]) -> list[str]:
 
 
 def _features(frontend: Any) -> dict[str, Any]:
+    if type(frontend) is kaldi_fbank.KaldiFbank:
+        return {
+            "kind": "kaldi",
+            "sample_rate": frontend.fs,
+            "n_mels": frontend.n_mels,
+            "frame_length": frontend.window_length,
+            "frame_shift": frontend.hop_length,
+            "n_fft": frontend.n_fft,
+            "low": kaldi_fbank.LOWEST,
+            "high": -kaldi_fbank.BELOW_NYQUIST,
+            "preemphasis": kaldi_fbank.PRE_EMPHASIS,
+            "window": "povey",
+        }
     if type(frontend) is not DefaultFrontend or frontend.stft is None:
         name = type(frontend).__name__ if frontend is not None else "none"
         raise UserError(
-            "Only models with ESPnet's default frontend can be exported, and this one "
-            f"has {name}."
+            "Only models with ESPnet's default frontend or kaldi_fbank can be exported, "
+            f"and this one has {name}."
         )
     enhancement = frontend.frontend
     if enhancement is not None and (
