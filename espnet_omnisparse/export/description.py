@@ -158,7 +158,7 @@ def _features(frontend: Any) -> dict[str, Any]:
         )
     enhancement = frontend.frontend
     if enhancement is not None and (
-        enhancement.use_wpe or enhancement.use_beamformer or enhancement.use_frontend
+        enhancement.use_wpe or enhancement.use_beamformer
     ):
         raise UserError(
             "A frontend with WPE or a beamformer cannot be exported: train one "
