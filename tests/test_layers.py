@@ -16,7 +16,17 @@ ROOT = REPOSITORY / "espnet_omnisparse"
 ORDER = (
     *("moved", "errors", "arguments", "console", "options", "files", "environment"),
     *("core", "cost", "losses", "selection", "supernet", "nn", "train", "tasks"),
-    *("extract", "export", "data", "streaming", "report", "search", "recipe", "bench"),
+    *(
+        "extract",
+        "export",
+        "data",
+        "streaming",
+        "report",
+        "publish",
+        "search",
+        "recipe",
+        "bench",
+    ),
     *("bin",),
     *("cli", "launch"),
 )

@@ -4,7 +4,6 @@ Everything comes from what lies on disk; only the real-time factors are measured
 of all models in turn in one process, and kept in `rtf.json` until a model changes.
 """
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,7 +139,7 @@ def write_family(
     require_folders([asr_exp, asr_exp / "images"])  # before minutes of measuring
     folders = [size.folder for series in family + others for size in series.sizes]
     timing = time_models(folders, asr_exp / "rtf.json", rtf_rounds)
-    medians = {name: statistics.median(row) for name, row in timing.rtf.items()}
+    medians = timing.medians
     family = tuple(with_rtf(series, medians) for series in family)
     others = tuple(with_rtf(series, medians) for series in others)
 
