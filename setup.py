@@ -59,6 +59,8 @@ setup(
         # audio block by block, and resampled so; ESPnet brings both
         "soundfile",
         "soxr",
+        # models on the Hub; ESPnet brings it
+        "huggingface_hub",
     ],
     extras_require={
         "demo": demo,

@@ -91,7 +91,11 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.answer(200, {})
 
         def do_GET(self):
-            self.answer(404, {"error": "not found"})
+            repo = self.path.removeprefix("/api/models/").split("/revision/")[0]
+            if repo in hub.repos:
+                self.answer(200, {"id": repo, "sha": f"{len(hub.commits):040d}"})
+            else:
+                self.answer(404, {"error": "not found"})
 
         def do_POST(self):
             body = self.body()
@@ -101,6 +105,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             path = self.path.split("?")[0]
             if path == "/api/repos/create":
                 self.create(json.loads(body))
+            elif path == "/api/validate-yaml":  # of a README.md
+                self.answer(200, {"errors": [], "warnings": []})
             elif path.endswith("/preupload/main"):
                 repo = path.removeprefix("/api/models/").removesuffix("/preupload/main")
                 files = hub.preupload(repo, json.loads(body)["files"])
