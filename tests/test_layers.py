@@ -16,7 +16,8 @@ ROOT = REPOSITORY / "espnet_omnisparse"
 ORDER = (
     *("moved", "errors", "arguments", "console", "options", "files", "environment"),
     *("core", "cost", "losses", "selection", "supernet", "nn", "train", "tasks"),
-    *("extract", "data", "streaming", "report", "search", "recipe", "bench", "bin"),
+    *("extract", "export", "data", "streaming", "report", "search", "recipe", "bench"),
+    *("bin",),
     *("cli", "launch"),
 )
 #: these know PyTorch and nothing of ESPnet

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from helpers import REPOSITORY
 
-from espnet_omnisparse.data import demo_corpus as synthesis
+from espnet_omnisparse.data import demo_corpus, synthesis
 from espnet_omnisparse.data.demo_corpus import UTTERANCES, VOICES, WORDS, plan
 from espnet_omnisparse.data.librispeech import prepare
 from espnet_omnisparse.errors import UserError
@@ -19,7 +19,7 @@ from espnet_omnisparse.errors import UserError
 def small(monkeypatch):
     """A plan of a few utterances in place of twenty minutes."""
     monkeypatch.setattr(
-        synthesis, "UTTERANCES", {"demo-train": 16, "demo-dev": 8, "demo-test": 9}
+        demo_corpus, "UTTERANCES", {"demo-train": 16, "demo-dev": 8, "demo-test": 9}
     )
 
 
@@ -29,7 +29,7 @@ def spoken(monkeypatch):
     monkeypatch.setattr(
         synthesis,
         "speak",
-        lambda utterance: np.random.default_rng(1).uniform(-0.5, 0.5, 1600),
+        lambda utterance, noise_db: np.random.default_rng(1).uniform(-0.5, 0.5, 1600),
     )
 
 
@@ -59,7 +59,7 @@ def test_no_tested_words_are_trained_on():
 def test_written_corpus_is_read_by_the_data_preparation(tmp_path, small):
     pytest.importorskip("espeakng_loader")
     corpus = tmp_path / "LibriSpeech"
-    said = synthesis.write_corpus(corpus)
+    said = demo_corpus.write_corpus(corpus)
     assert "demo-train 16 utterances" in said and "36 words" in said
     prepare(
         corpus,
@@ -86,11 +86,11 @@ def test_fresh_processes_write_the_same_bytes(tmp_path):
     # espeak starts anew in each fork; a second apart, as it would seed by the clock
     code = """
 import os, sys, time
-from espnet_omnisparse.data import demo_corpus as synthesis
-synthesis.UTTERANCES = {"demo-train": 9, "demo-dev": 8, "demo-test": 1}
+from espnet_omnisparse.data import demo_corpus
+demo_corpus.UTTERANCES = {"demo-train": 9, "demo-dev": 8, "demo-test": 1}
 for folder in sys.argv[1:]:
     if os.fork() == 0:
-        synthesis.main(["--out", folder])
+        demo_corpus.main(["--out", folder])
         os._exit(0)
     os.wait()
     time.sleep(1.1)
@@ -109,50 +109,50 @@ for folder in sys.argv[1:]:
 
 
 def test_finished_corpus_is_left_alone(tmp_path, small, spoken):
-    said = synthesis.write_corpus(tmp_path / "corpus")
+    said = demo_corpus.write_corpus(tmp_path / "corpus")
     before = (tmp_path / "corpus").stat()
-    assert synthesis.write_corpus(tmp_path / "corpus") == said
+    assert demo_corpus.write_corpus(tmp_path / "corpus") == said
     after = (tmp_path / "corpus").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
 def test_incomplete_corpus_is_redone(tmp_path, small, spoken):
     corpus = tmp_path / "corpus"
-    synthesis.write_corpus(corpus)
+    demo_corpus.write_corpus(corpus)
     lost = sorted(corpus.rglob("*.flac"))[3]
     lost.unlink()
-    synthesis.write_corpus(corpus)
+    demo_corpus.write_corpus(corpus)
     assert lost.is_file()
 
 
 def test_interruption_leaves_nothing(tmp_path, small, monkeypatch):
-    def interrupted(utterance):
+    def interrupted(utterance, noise_db):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(synthesis, "speak", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        synthesis.write_corpus(tmp_path / "corpus")
+        demo_corpus.write_corpus(tmp_path / "corpus")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_folders_are_not_replaced(tmp_path):
     (tmp_path / "dev-clean").mkdir()
     with pytest.raises(UserError, match="already holds dev-clean"):
-        synthesis.write_corpus(tmp_path)
+        demo_corpus.write_corpus(tmp_path)
     assert (tmp_path / "dev-clean").is_dir()
 
 
 def test_file_in_the_way(tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="is a file"):
-        synthesis.write_corpus(tmp_path / "out")
+        demo_corpus.write_corpus(tmp_path / "out")
 
 
 def test_missing_loader_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
     synthesis.synthesiser.cache_clear()
     with pytest.raises(SystemExit) as stopped:
-        synthesis.main(["--out", str(tmp_path / "corpus")])
+        demo_corpus.main(["--out", str(tmp_path / "corpus")])
     assert stopped.value.code == 1
     assert "pip install 'espnet-omnisparse[demo]'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,1 @@
+"""A size as files for other run times."""

@@ -1,0 +1,467 @@
+// The loops, for whatever vectors the including file has defined:
+//
+//   Wide, Narrow   vectors of floats, Narrow of 8 lanes (they may be the same)
+//   Whole          integer accumulators beside them: Whole<Vector>::Operand, zero, dense, gather,
+//                  dot, to_float
+//   kGroup, Number, kOffset   of quantised activations
+//
+// All of it is in an unnamed namespace and uses no inline function of the library: the linker
+// must not share what was compiled for one instruction set with another.
+
+namespace {
+
+template <class V>
+inline V exponential(V x) {
+  // x = n ln 2 + r, |r| <= ln 2 / 2; the polynomial is that of Cephes' expf
+  // NaN goes through: of a NaN, min and max return their second argument
+  x = V::min(V::set(88.3762626647949f), x);
+  x = V::max(V::set(-87.3365447504019f), x);
+  const V n = V::round(x * V::set(1.44269504088896341f));
+  V r = V::fma(n, V::set(-0.693359375f), x);
+  r = V::fma(n, V::set(2.12194440e-4f), r);
+  V p = V::set(1.9875691500e-4f);
+  p = V::fma(p, r, V::set(1.3981999507e-3f));
+  p = V::fma(p, r, V::set(8.3334519073e-3f));
+  p = V::fma(p, r, V::set(4.1665795894e-2f));
+  p = V::fma(p, r, V::set(1.6666665459e-1f));
+  p = V::fma(p, r, V::set(5.0000001201e-1f));
+  p = V::fma(p, r * r, r + V::set(1.0f));
+  return V::scale_by_power(p, n);
+}
+
+// log(x) of finite x > 0; NaN and infinity become NaN
+template <class V>
+inline V logarithm(V x) {
+  V e;
+  V m = V::split(x, e);  // x = m 2^e, m in [sqrt(1/2), sqrt(2))
+  m = m - V::set(1.0f);
+  V p = V::set(7.0376836292e-2f);
+  p = V::fma(p, m, V::set(-1.1514610310e-1f));
+  p = V::fma(p, m, V::set(1.1676998740e-1f));
+  p = V::fma(p, m, V::set(-1.2420140846e-1f));
+  p = V::fma(p, m, V::set(1.4249322787e-1f));
+  p = V::fma(p, m, V::set(-1.6668057665e-1f));
+  p = V::fma(p, m, V::set(2.0000714765e-1f));
+  p = V::fma(p, m, V::set(-2.4999993993e-1f));
+  p = V::fma(p, m, V::set(3.3333331174e-1f));
+  const V z = m * m;
+  V y = p * m * z;
+  y = V::fma(e, V::set(-2.12194440e-4f), y);
+  y = V::fma(z, V::set(-0.5f), y);
+  return V::fma(e, V::set(0.693359375f), m + y) + (x - x);
+}
+
+template <class V>
+inline V sigmoid(V x) {
+  const V one = V::set(1.0f);
+  return one / (one + exponential(V::set(0.0f) - x));
+}
+
+template <class V>
+inline V hyperbolic_tangent(V x) {
+  // 2 sigmoid(2 x) - 1 loses digits near 0, where the odd polynomial has them
+  const V big = V::fma(V::set(2.0f), sigmoid(x + x), V::set(-1.0f));
+  const V z = x * x;
+  V p = V::set(-5.70498872745e-3f);
+  p = V::fma(p, z, V::set(2.06390887954e-2f));
+  p = V::fma(p, z, V::set(-5.37397155531e-2f));
+  p = V::fma(p, z, V::set(1.33314422036e-1f));
+  p = V::fma(p, z, V::set(-3.33332819422e-1f));
+  const V small = V::fma(p * z, x, x);
+  return V::select_below(V::abs(x), V::set(0.625f), small, big);
+}
+
+// x Phi(x), Phi by Abramowitz and Stegun 7.1.26 (error below 2e-7)
+template <class V>
+inline V gelu(V x) {
+  const V s = x * V::set(0.70710678118654752f);
+  const V a = V::abs(s);
+  const V t = V::set(1.0f) / V::fma(V::set(0.3275911f), a, V::set(1.0f));
+  V p = V::set(1.061405429f);
+  p = V::fma(p, t, V::set(-1.453152027f));
+  p = V::fma(p, t, V::set(1.421413741f));
+  p = V::fma(p, t, V::set(-0.284496736f));
+  p = V::fma(p, t, V::set(0.254829592f));
+  const V tail = p * t * exponential(V::set(0.0f) - s * s);  // 1 - erf(|s|)
+  const V upper = V::set(1.0f) - V::set(0.5f) * tail;
+  return x * V::select_below(s, V::set(0.0f), V::set(0.5f) * tail, upper);
+}
+
+template <class V>
+inline V activated(V x, Activation activation) {
+  switch (activation) {
+    case Activation::kRelu:
+      return V::max(V::set(0.0f), x);  // the second of max goes through if it is NaN
+    case Activation::kSwish:
+      return x * sigmoid(x);
+    case Activation::kTanh:
+      return hyperbolic_tangent(x);
+    case Activation::kGelu:
+      return gelu(x);
+    default:
+      return x;
+  }
+}
+
+// ---- products -------------------------------------------------------------------------
+
+template <int kRows, int kVectors, int kChains, bool kIndexed, class V>
+inline void product_rows(const float* w, const uint16_t* columns, int count, const float* x,
+                         long stride, float* out, long out_stride) {
+  V sum[kChains][kRows][kVectors];
+  for (int u = 0; u < kChains; ++u)
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) sum[u][r][v] = V::set(0.0f);
+  int k = 0;
+  for (; k + kChains <= count; k += kChains) {
+    for (int u = 0; u < kChains; ++u) {
+      const float* from = x + (kIndexed ? columns[k + u] : k + u) * stride;
+      const float* weights = w + static_cast<long>(k + u) * kRows;
+      V lanes[kVectors];
+      for (int v = 0; v < kVectors; ++v) lanes[v] = V::load(from + v * V::kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        const V weight = V::set(weights[r]);
+        for (int v = 0; v < kVectors; ++v)
+          sum[u][r][v] = V::fma(weight, lanes[v], sum[u][r][v]);
+      }
+    }
+  }
+  for (; k < count; ++k) {
+    const float* from = x + (kIndexed ? columns[k] : k) * stride;
+    for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v)
+        sum[0][r][v] = V::fma(V::set(w[static_cast<long>(k) * kRows + r]),
+                              V::load(from + v * V::kLanes), sum[0][r][v]);
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) {
+      V total = sum[0][r][v];
+      for (int u = 1; u < kChains; ++u) total = total + sum[u][r][v];
+      V::store(out + r * out_stride + v * V::kLanes, total);
+    }
+}
+
+template <int kVectors, class V>
+inline void product_lanes(const RowBlock& block, const float* x, long stride, float* out) {
+  const float* w = static_cast<const float*>(block.weights);
+  const uint16_t* columns = block.columns;
+  const int count = block.count;
+  if (columns == nullptr) {  // only blocks of 8 rows are dense
+    product_rows<8, kVectors, 1, false, V>(w, nullptr, count, x, stride, out, stride);
+  } else if (block.rows == 8) {
+    product_rows<8, kVectors, 1, true, V>(w, columns, count, x, stride, out, stride);
+  } else if (block.rows == 4) {
+    product_rows<4, kVectors, kVectors == 1 ? 2 : 1, true, V>(w, columns, count, x, stride, out,
+                                                              stride);
+  } else {
+    product_rows<1, kVectors, 4, true, V>(w, columns, count, x, stride, out, stride);
+  }
+}
+
+void product(const RowBlock& block, const float* x, int width, float* out) {
+  constexpr int kWide = Wide::kLanes;
+  if (width == 8) {
+    product_lanes<1, Narrow>(block, x, 8, out);
+  } else if (kWide == 16 && width == 32) {
+    product_lanes<2, Wide>(block, x, 32, out);
+  } else {
+    for (int lane = 0; lane < width; lane += kWide)
+      product_lanes<1, Wide>(block, x + lane, width, out + lane);
+  }
+}
+
+template <int kRows, int kVectors, bool kIndexed, class V>
+inline void product8_rows(const RowBlock& block, const Quantised& x, int width, int lane,
+                          const int32_t* sum, const float* scale, float* out) {
+  using W = Whole<V>;
+  typename W::Sum total[kRows][kVectors];
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) total[r][v] = W::zero();
+  const Number* data = static_cast<const Number*>(x.data);
+  const Weight* weights = static_cast<const Weight*>(block.weights);
+  for (int k = 0; k < block.count; k += kGroup) {
+    typename W::Operand lanes[kVectors];
+    W::template operands<kVectors, kIndexed>(data, block.columns, k, width, lane, lanes);
+    for (int r = 0; r < kRows; ++r) {
+      const auto weight = W::weights(weights + (static_cast<long>(k) * kRows + r * kGroup));
+      for (int v = 0; v < kVectors; ++v) total[r][v] = W::dot(total[r][v], lanes[v], weight);
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int v = 0; v < kVectors; ++v) {
+      const int at = lane + v * V::kLanes;
+      const V value = W::to_float(W::subtract(total[r][v], kOffset ? 128 * sum[r] : 0));
+      V::store(out + r * width + at, value * (V::load(x.scale + at) * V::set(scale[r])));
+    }
+}
+
+template <int kVectors, class V>
+inline void product8_lanes(const RowBlock& block, const Quantised& x, int width, int lane,
+                           const int32_t* sum, const float* scale, float* out) {
+  if (block.columns == nullptr) {
+    product8_rows<8, kVectors, false, V>(block, x, width, lane, sum, scale, out);
+  } else if (block.rows == 8) {
+    product8_rows<8, kVectors, true, V>(block, x, width, lane, sum, scale, out);
+  } else if (block.rows == 4) {
+    product8_rows<4, kVectors, true, V>(block, x, width, lane, sum, scale, out);
+  } else {
+    product8_rows<1, kVectors, true, V>(block, x, width, lane, sum, scale, out);
+  }
+}
+
+void product8(const RowBlock& block, const Quantised& x, int width, const int32_t* sum,
+              const float* scale, float* out) {
+  constexpr int kWide = WideWhole::kLanes;
+  if (width == 8) {
+    product8_lanes<1, Narrow>(block, x, 8, 0, sum, scale, out);
+  } else if (kWide == 16 && width == 32) {
+    product8_lanes<2, WideWhole>(block, x, 32, 0, sum, scale, out);
+  } else {
+    for (int lane = 0; lane < width; lane += kWide)
+      product8_lanes<1, WideWhole>(block, x, width, lane, sum, scale, out);
+  }
+}
+
+template <class V>
+inline void quantise_lanes(const float* x, int inputs, int width, int lane, bool dense,
+                           const Quantised& q) {
+  // by the bits: NaN is above infinity, and both stay
+  typename V::Bits largest = V::zero_bits();
+  for (int k = 0; k < inputs; ++k)
+    largest = V::max_bits(largest, V::abs_bits(V::load(x + static_cast<long>(k) * width + lane)));
+  const V most = V::max(V::from_bits(largest), V::set(1e-30f));
+  const V safe = V::select_finite(V::from_bits(largest), most, V::set(1.0f));
+  const V scale = safe * V::set(1.0f / 127.0f);
+  const V inverse = V::set(127.0f) / safe;
+  V::store(q.scale + lane, V::select_finite(V::from_bits(largest), scale, V::nan()));
+  Number* data = static_cast<Number*>(q.data);
+  if (!dense) {
+    for (int k = 0; k < inputs; ++k) {
+      const V value = V::load(x + static_cast<long>(k) * width + lane) * inverse;
+      V::store_numbers(data + static_cast<long>(k) * width + lane, V::number(value));
+    }
+    return;
+  }
+  for (int k = 0; k < inputs; k += kGroup) {
+    typename V::Bits word = V::zero_bits();
+    for (int j = kGroup - 1; j >= 0; --j) {
+      typename V::Bits one = V::zero_bits();
+      if (k + j < inputs)
+        one = V::number(V::load(x + static_cast<long>(k + j) * width + lane) * inverse);
+      word = V::or_bits(V::template shift_left<8 * sizeof(Number)>(word), one);
+    }
+    V::store_bits(data + (static_cast<long>(k) * width + lane * kGroup), word);
+  }
+}
+
+void quantise(const float* x, int inputs, int width, bool dense, const Quantised& q) {
+  int lane = 0;
+  for (; lane + Wide::kLanes <= width; lane += Wide::kLanes)
+    quantise_lanes<Wide>(x, inputs, width, lane, dense, q);
+  for (; lane < width; lane += 8) quantise_lanes<Narrow>(x, inputs, width, lane, dense, q);
+}
+
+void rows8(const float* a, long step_row, long step, int terms, const float* x, long stride,
+           int count, float* out, long out_stride) {
+  int n = 0;
+  for (; n + Wide::kLanes <= count; n += Wide::kLanes) {
+    Wide sum[8];
+    for (int r = 0; r < 8; ++r) sum[r] = Wide::set(0.0f);
+    for (int k = 0; k < terms; ++k) {
+      const Wide lanes = Wide::load(x + k * stride + n);
+      for (int r = 0; r < 8; ++r)
+        sum[r] = Wide::fma(Wide::set(a[r * step_row + k * step]), lanes, sum[r]);
+    }
+    for (int r = 0; r < 8; ++r) Wide::store(out + r * out_stride + n, sum[r]);
+  }
+  for (; n < count; n += 8) {
+    Narrow sum[8];
+    for (int r = 0; r < 8; ++r) sum[r] = Narrow::set(0.0f);
+    for (int k = 0; k < terms; ++k) {
+      const Narrow lanes = Narrow::load(x + k * stride + n);
+      for (int r = 0; r < 8; ++r)
+        sum[r] = Narrow::fma(Narrow::set(a[r * step_row + k * step]), lanes, sum[r]);
+    }
+    for (int r = 0; r < 8; ++r) Narrow::store(out + r * out_stride + n, sum[r]);
+  }
+}
+
+// ---- what becomes of a product ----------------------------------------------------------
+
+template <class V>
+inline void finish_lanes(Epilogue epilogue, const float* out, const float* bias, int rows,
+                         int width, int lane, float factor, float* y) {
+  for (int r = 0; r < rows; ++r) {
+    const long at = static_cast<long>(r) * width + lane;
+    V value = V::load(out + at) + V::set(bias[r]);
+    switch (epilogue) {
+      case Epilogue::kRelu:
+        value = activated(value, Activation::kRelu);
+        break;
+      case Epilogue::kSwish:
+        value = activated(value, Activation::kSwish);
+        break;
+      case Epilogue::kTanh:
+        value = activated(value, Activation::kTanh);
+        break;
+      case Epilogue::kGelu:
+        value = activated(value, Activation::kGelu);
+        break;
+      case Epilogue::kAdd:
+        value = V::fma(V::set(factor), value, V::load(y + at));
+        break;
+      default:
+        break;
+    }
+    V::store(y + at, value);
+  }
+}
+
+void finish(Epilogue epilogue, const float* out, const float* bias, int rows, int width,
+            float factor, float* y) {
+  int lane = 0;
+  for (; lane + Wide::kLanes <= width; lane += Wide::kLanes)
+    finish_lanes<Wide>(epilogue, out, bias, rows, width, lane, factor, y);
+  for (; lane < width; lane += 8)
+    finish_lanes<Narrow>(epilogue, out, bias, rows, width, lane, factor, y);
+}
+
+template <class V>
+inline void gate_lanes(const float* a, const float* b, const float* bias_a, const float* bias_b,
+                       int rows, int width, int lane, float* y) {
+  for (int r = 0; r < rows; ++r) {
+    const long at = static_cast<long>(r) * width + lane;
+    const V open = sigmoid(V::load(b + at) + V::set(bias_b[r]));
+    V::store(y + at, (V::load(a + at) + V::set(bias_a[r])) * open);
+  }
+}
+
+void gate(const float* a, const float* b, const float* bias_a, const float* bias_b, int rows,
+          int width, float* y) {
+  int lane = 0;
+  for (; lane + Wide::kLanes <= width; lane += Wide::kLanes)
+    gate_lanes<Wide>(a, b, bias_a, bias_b, rows, width, lane, y);
+  for (; lane < width; lane += 8)
+    gate_lanes<Narrow>(a, b, bias_a, bias_b, rows, width, lane, y);
+}
+
+// ---- the rest ---------------------------------------------------------------------------
+
+template <class V>
+inline void norm_lanes(const float* x, const float* gamma, const float* beta, float epsilon,
+                       int channels, int width, int lane, float* y) {
+  V sum = V::set(0.0f);
+  for (int c = 0; c < channels; ++c) sum = sum + V::load(x + static_cast<long>(c) * width + lane);
+  const V mean = sum * V::set(1.0f / static_cast<float>(channels));
+  V squares = V::set(0.0f);
+  for (int c = 0; c < channels; ++c) {
+    const V apart = V::load(x + static_cast<long>(c) * width + lane) - mean;
+    squares = V::fma(apart, apart, squares);
+  }
+  const V variance = squares * V::set(1.0f / static_cast<float>(channels));
+  const V scale = V::set(1.0f) / V::sqrt(variance + V::set(epsilon));
+  for (int c = 0; c < channels; ++c) {
+    const long at = static_cast<long>(c) * width + lane;
+    const V apart = (V::load(x + at) - mean) * scale;
+    V::store(y + at, V::fma(apart, V::set(gamma[c]), V::set(beta[c])));
+  }
+}
+
+void norm(const float* x, const float* gamma, const float* beta, float epsilon, int channels,
+          int width, float* y) {
+  int lane = 0;
+  for (; lane + Wide::kLanes <= width; lane += Wide::kLanes)
+    norm_lanes<Wide>(x, gamma, beta, epsilon, channels, width, lane, y);
+  for (; lane < width; lane += 8)
+    norm_lanes<Narrow>(x, gamma, beta, epsilon, channels, width, lane, y);
+}
+
+void activate_all(float* x, size_t count, Activation activation) {
+  for (size_t n = 0; n < count; n += 8)
+    Narrow::store(x + n, activated(Narrow::load(x + n), activation));
+}
+
+void convolve(const float* x, const float* weight, float bias, int kernel, int count, float* y) {
+  int t = 0;
+  for (; t + 2 * Wide::kLanes <= count; t += 2 * Wide::kLanes) {
+    Wide first = Wide::set(bias), second = first;
+    for (int k = 0; k < kernel; ++k) {
+      const Wide w = Wide::set(weight[k]);
+      first = Wide::fma(w, Wide::load(x + t + k), first);
+      second = Wide::fma(w, Wide::load(x + t + k + Wide::kLanes), second);
+    }
+    Wide::store(y + t, first);
+    Wide::store(y + t + Wide::kLanes, second);
+  }
+  for (; t < count; t += 8) {
+    Narrow sum = Narrow::set(bias);
+    for (int k = 0; k < kernel; ++k)
+      sum = Narrow::fma(Narrow::set(weight[k]), Narrow::load(x + t + k), sum);
+    Narrow::store(y + t, sum);
+  }
+}
+
+void softmax(float* x, int count, int padded, float factor) {
+  float most = x[0];
+  for (int n = 1; n < count; ++n) most = x[n] > most ? x[n] : most;
+  const float shift = factor * most;
+  float lanes[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+  Narrow sum = Narrow::load(lanes);
+  int n = 0;
+  for (; n + 8 <= count; n += 8) {
+    const Narrow value =
+        exponential(Narrow::fma(Narrow::set(factor), Narrow::load(x + n), Narrow::set(-shift)));
+    Narrow::store(x + n, value);
+    sum = sum + value;
+  }
+  if (n < count) {
+    const Narrow value =
+        exponential(Narrow::fma(Narrow::set(factor), Narrow::load(x + n), Narrow::set(-shift)));
+    Narrow::store(lanes, value);
+    for (int i = 0; i < 8; ++i) {
+      if (n + i >= count) lanes[i] = 0.0f;
+    }
+    const Narrow masked = Narrow::load(lanes);
+    Narrow::store(x + n, masked);
+    sum = sum + masked;
+    n += 8;
+  }
+  for (; n < padded; ++n) x[n] = 0.0f;
+  Narrow::store(lanes, sum);
+  float total = 0.0f;
+  for (int i = 0; i < 8; ++i) total += lanes[i];
+  const Narrow inverse = Narrow::set(1.0f / total);
+  for (n = 0; n < count; n += 8) Narrow::store(x + n, Narrow::load(x + n) * inverse);
+}
+
+void log_softmax_all(float* x, int channels, int width) {
+  for (int lane = 0; lane < width; lane += 8) {
+    Narrow most = Narrow::load(x + lane);
+    for (int c = 1; c < channels; ++c)
+      most = Narrow::max(most, Narrow::load(x + static_cast<long>(c) * width + lane));
+    Narrow sum = Narrow::set(0.0f);
+    for (int c = 0; c < channels; ++c)
+      sum = sum + exponential(Narrow::load(x + static_cast<long>(c) * width + lane) - most);
+    const Narrow shift = most + logarithm(sum);
+    for (int c = 0; c < channels; ++c) {
+      float* at = x + static_cast<long>(c) * width + lane;
+      Narrow::store(at, Narrow::load(at) - shift);
+    }
+  }
+}
+
+void log_floor_all(float* x, size_t count, float floor) {
+  for (size_t n = 0; n < count; n += 8)
+    Narrow::store(x + n, logarithm(Narrow::max(Narrow::set(floor), Narrow::load(x + n))));
+}
+
+const KernelTable kTable = {
+    kName,    kGroup,     static_cast<int>(sizeof(Number)),
+    kOffset,  product,    product8,
+    quantise, finish,     gate,
+    norm,     activate_all, convolve,
+    rows8,    softmax,    log_softmax_all,
+    transpose8, log_floor_all,
+};
+
+}  // namespace
