@@ -17,13 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.layout import space_of
-from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.layout import space_of, weight_tensors
+from espnet_omnisparse.core.mask import Pattern, kept_groups
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
-from espnet_omnisparse.cost.count import cost_table, count_cost
+from espnet_omnisparse.cost.count import cost_table, count_cost, packed_bytes
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.export.packed import matrices_of, restored, stored
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.cut import cut_state
 from espnet_omnisparse.search import dev_set
@@ -300,14 +301,17 @@ def go_on(model, batch, until):
         model.supernet.count_update()
 
 
-def test_gradients_reach_what_is_kept_and_nothing_else(batch):
-    config = asr({"sparsity": {"sandwich": ["sparsest"], "own": "none"}})
+@pytest.mark.parametrize("task", [asr, transducer])
+def test_gradients_reach_what_is_kept_and_nothing_else(batch, task):
+    config = task({"sparsity": {"sandwich": ["sparsest"], "own": "none"}})
     model = make(config, update=60).train()
     found = gradients(model, model(**batch)[0])
-    for name in WEIGHTS:
-        dropped = smallest_blocks(model.get_parameter(name), 0.8)
-        assert not found[name][dropped].any()
-        assert (found[name][~dropped] != 0.0).float().mean() > 0.5
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for weight in FRONT:
+        parameter = model.encoder.maskable()[weight]
+        gradient, dropped = found[names[id(parameter)]], smallest_blocks(parameter, 0.8)
+        assert not gradient[dropped].any()
+        assert (gradient[~dropped] != 0.0).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("own", ["none", "norms_and_biases"])
@@ -555,6 +559,26 @@ def test_packed_bytes_of_a_front_end_by_hand():
     found = count_cost(small, FEATURES, Pattern(rows=8)).packed_bytes
     # a supernet has what it trains with beside it
     assert found == dense - _training_only(model) - saved
+
+
+@pytest.mark.parametrize("task", [asr, transducer])
+def test_a_packed_file_stores_it_by_its_blocks(task):
+    config = task({"sparsity": {"own": "none"}})
+    model = make(config)
+    spec = spec_of(config, model, 0.8)
+    small = family.build(*family.cut(config, model.state_dict(), spec))
+    arrays, sparse = stored(small.state_dict(), matrices_of(small), "fp32")
+    tensors = weight_tensors(spec.space, small.state_dict())
+    for weight in FRONT:
+        name, shape = tensors[weight], model.encoder.maskable()[weight].shape
+        assert sparse[name] == {"shape": list(shape), "block": [8, 1]}
+        parts = (arrays[f"{name}.{part}"] for part in ("values", "columns", "rows"))
+        groups = kept_groups(shape, 0.8, spec.space.pattern)
+        size = packed_bytes(shape, groups, spec.space.pattern)
+        assert sum(part.nbytes for part in parts) == size
+    back = restored({"sparse": sparse}, arrays)
+    for name, tensor in small.state_dict().items():
+        assert np.array_equal(back[name], tensor.numpy())
 
 
 def _training_only(model):
