@@ -113,7 +113,7 @@ class Repair:
             dataclasses.replace(spec, name=f"{spec.name}{REPAIRED}"),
             self._origin(),
             self.training / "images",
-            {TRAINING: {"updates": epochs[-1]["update"], "seconds": round(seconds)}},
+            {TRAINING: {"updates": epochs[-1]["update"], "seconds": round(seconds, 2)}},
         )
 
     def _origin(self) -> dict[str, Any]:
