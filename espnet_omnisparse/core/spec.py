@@ -18,6 +18,7 @@ from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 
 FULL = "full"
+REPAIRED = "-repaired"  # behind a size's name: the same size after its repair
 
 
 def fingerprint(state: Mapping[str, torch.Tensor], tokens: Sequence[str]) -> str:

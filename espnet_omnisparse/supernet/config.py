@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.spec import FULL
+from espnet_omnisparse.core.spec import FULL, REPAIRED
 from espnet_omnisparse.cost.budget import parse_number
 from espnet_omnisparse.cost.metrics import BYTES, NONZERO, SCALES
 from espnet_omnisparse.cost.size import budget_of, refuse_masked
@@ -131,6 +131,13 @@ class SupernetConfig(Section):
         "a number above 0",
         gt=0,
     )
+    repair: Length = option(
+        0,
+        "length, in updates or as a fraction of this run, of a training of each size "
+        "by itself afterwards, in which its zeros stay; `./run.sh` writes the result "
+        "beside the size, as `NAME-repaired` (short retraining after pruning, as in "
+        "[2312.15230](https://arxiv.org/abs/2312.15230))",
+    )
     seed: int = option(
         0, "of the random intermediate size that step 2 draws", strict=True
     )
@@ -177,6 +184,11 @@ class SupernetConfig(Section):
                 raise UserError(
                     f"supernet.sizes may not be called {name!r}: use letters, digits, "
                     "_ and -, and not the word sizes."
+                )
+            if name.endswith(REPAIRED):
+                raise UserError(
+                    f"supernet.sizes may not be called {name!r}: what repair makes of "
+                    f"a size has a name that ends in {REPAIRED}."
                 )
             if name in (FULL, CURRENT) or name.rstrip("0123456789") in SUBNETS:
                 raise UserError(
