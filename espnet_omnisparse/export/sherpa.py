@@ -110,8 +110,8 @@ def _check(source: Source) -> None:
         kind = description["transducer"]["predictor"]["kind"]
         if kind != "stateless":
             raise UserError(
-                "sherpa-onnx's transducers have a stateless prediction network and this "
-                f"one has {kind}: train with decoder: stateless (asr_transducer), or "
+                "sherpa-onnx's transducers have a stateless prediction network, and "
+                f"this one has {kind}: train with decoder: stateless (asr_transducer), or "
                 "export --head ctc or --to onnx."
             )
     if chunk is None:
@@ -124,8 +124,8 @@ def _check(source: Source) -> None:
     if not chunk.left or (source.head == "ctc" and chunk.left % chunk.size):
         raise UserError(
             "sherpa-onnx's streams see a number of whole chunks in the past, and this "
-            f"one sees {chunk.left} frames before a chunk of {chunk.size}: give --chunk "
-            "and --left, a multiple of it."
+            f"one sees {chunk.left} frames before a chunk of {chunk.size}: give "
+            "--chunk and --left, a multiple of it."
         )
 
 
