@@ -56,11 +56,12 @@ def require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            name = package.replace("_", "-")
-            extra = "onnx" if package.startswith("onnx") else "dev"
+            name = wanted = package.replace("_", "-")
+            if package.startswith("onnx"):
+                wanted = "'espnet-omnisparse[onnx]'"
             raise UserError(
                 f"This export needs {name}, which is not installed: pip install "
-                f"'espnet-omnisparse[{extra}]'."
+                f"{wanted}."
             ) from error
 
 

@@ -111,8 +111,8 @@ def _check(source: Source) -> None:
         if kind != "stateless":
             raise UserError(
                 "sherpa-onnx's transducers have a stateless prediction network, and "
-                f"this one has {kind}: train with decoder: stateless (asr_transducer), or "
-                "export --head ctc or --to onnx."
+                f"this one has {kind}: train with decoder: stateless (of the task "
+                "asr_transducer), or export --head ctc or --to onnx."
             )
     if chunk is None:
         return

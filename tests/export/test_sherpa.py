@@ -1,5 +1,6 @@
 """sherpa-onnx, from PyPI, recognises with our exports what we recognise."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,15 +11,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers.learned import CHUNK, RATE, config_of, learned, sentences
+from helpers.learned import CHUNK, RATE, TOKENS, config_of, learned, sentences
 from helpers.tiny import changed
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.export.onnx_modules import Head
+from espnet_omnisparse.export.sherpa_modules import Batch
 from espnet_omnisparse.export.sherpa_run import load, recognise
+from espnet_omnisparse.export.source import source_of
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import save_tensors, write_yaml
 from espnet_omnisparse.streaming.recogniser import Recogniser
+from espnet_omnisparse.streaming.search import GreedyTransducer
 
 pytest.importorskip("sherpa_onnx")
 
@@ -48,10 +53,14 @@ def sizes(tmp_path_factory):
         "pruned": (config_of("ctc", folder, **pruned), 150),
         "transducer": (config_of("transducer", folder, **live), 200),
     }
-    return {
+    made = {
         kind: write_size(folder / kind, config, learned(config, updates))
         for kind, (config, updates) in kinds.items()
     }
+    # the same weights, without chunks
+    model = family.load_size(made["transducer"])
+    whole = write_size(folder / "whole", config_of("transducer", folder), model)
+    return {**made, "whole": whole}
 
 
 def mostly_right(texts):
@@ -98,6 +107,44 @@ def test_an_offline_ctc_says_what_speech2text_says(sizes, tmp_path):
     expected = [speech2text(wave)[0][0].strip() for wave in WAVES]
     assert heard(folder) == expected
     assert mostly_right(expected)
+
+
+def test_an_offline_transducer_says_what_our_search_finds(sizes, tmp_path):
+    folder = exported(sizes["whole"], tmp_path / "out")
+    call = json.loads((folder / "sherpa.json").read_text())
+    assert (call["class"], call["tail_seconds"]) == ("OfflineRecognizer", 0.0)
+    model, expected = family.load_size(sizes["whole"]), []
+    for wave in map(torch.from_numpy, WAVES):
+        encoded, _ = model.encode(wave[None], torch.tensor([len(wave)]))
+        search = GreedyTransducer(model.decoder, model.joint_network, max_symbols=1)
+        search.push(encoded[0])
+        text = "".join(TOKENS[id] for id in search.best())
+        expected.append(text.replace("<space>", " ").strip())
+    assert heard(folder) == expected and all(expected)
+
+
+@pytest.mark.parametrize("normalize", ["utterance_mvn", "global_mvn"])
+def test_a_batch_is_encoded_as_espnet_encodes_it(normalize, sizes, tmp_path):
+    folder = sizes["offline"].parent
+    config = config_of("ctc", folder, conv_norm="layer_norm")
+    if normalize == "utterance_mvn":
+        config |= {"normalize": normalize, "normalize_conf": {"norm_vars": True}}
+    model = family.build(config)
+    args = argparse.Namespace(head=None, chunk=None, left=None)
+    source = source_of(model, config, args)
+    lengths = torch.tensor([20000, 9000])
+    audio = 0.1 * torch.randn(2, 20000)
+    feats, frames = model.frontend(audio, lengths)
+    padding = torch.arange(feats.size(1)) >= frames[:, None]
+    feats = feats.masked_fill(padding[..., None], -23.0)  # as sherpa-onnx pads
+    found, found_lengths = Batch(source, Head(model, source.description, "ctc"))(
+        feats, frames
+    )
+    encoded, encoded_lengths = model.encode(audio, lengths)
+    assert found_lengths.tolist() == encoded_lengths.tolist()
+    for row, ours, count in zip(found, encoded, encoded_lengths, strict=True):
+        expected = model.ctc.log_softmax(ours[None, :count])[0]
+        torch.testing.assert_close(row[:count], expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["live", "pruned", "transducer"])
