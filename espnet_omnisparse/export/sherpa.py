@@ -315,7 +315,8 @@ def example_recording(config: Mapping[str, Any], rate: int) -> torch.Tensor:
     sources = config.get("valid_data_path_and_name_and_type") or []
     for path, name, kind in sources:
         if name == "speech" and Path(path).is_file():
-            uid = Path(path).read_text(encoding="utf-8").split(maxsplit=1)[0]
+            with Path(path).open(encoding="utf-8") as lines:
+                uid = next(lines).split(maxsplit=1)[0]
             speech = ESPnetDataset([(path, name, kind)])[uid][1]["speech"]
             return torch.from_numpy(speech).float().clamp(-1, 32767 / 32768)
     time = torch.arange(3 * rate) / rate
