@@ -285,12 +285,12 @@ class Encoder(torch.nn.Module):
         attended = torch.stack(kept) if kept else attended
         return x, attended, torch.stack(inputs) if inputs else convolved
 
-    def cache_shapes(self, batch: int = 1) -> dict[str, tuple[int, ...]]:
+    def cache_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of what a stream keeps; nothing has one row all the same."""
         attentions, convolutions = max(self.attentions, 1), max(self.convolutions, 1)
         return {
-            "attended": (attentions, batch, 2, self.chunk.left, self.width),
-            "convolved": (convolutions, batch, self.width, self.kernel - 1),
+            "attended": (attentions, 1, 2, self.chunk.left, self.width),
+            "convolved": (convolutions, 1, self.width, self.kernel - 1),
         }
 
     def _packed(self, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY
-from helpers.tiny import FEATURES, FRONTEND, asr_config, build, transducer_config
+from helpers.tiny import (
+    FEATURES,
+    FRONTEND,
+    TOKENS,
+    asr_config,
+    build,
+    transducer_config,
+)
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.core.chunk import Chunk
@@ -251,14 +258,7 @@ def test_the_command_writes_a_folder(tmp_path, capsys):
     files = {path.name for path in folder.iterdir()}
     assert files == {"ctc.onnx", "ctc_stream.onnx"}
     told = session(folder / "ctc.onnx").get_modelmeta().custom_metadata_map
-    assert json.loads(told["tokens"]) == [
-        "<blank>",
-        "<unk>",
-        "a",
-        "b",
-        "c",
-        "<sos/eos>",
-    ]
+    assert json.loads(told["tokens"]) == TOKENS
     assert told["sample_rate"] == "16000"
 
 
