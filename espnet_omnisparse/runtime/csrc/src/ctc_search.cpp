@@ -46,6 +46,7 @@ void PrefixBeamCtc::reset() {
 void PrefixBeamCtc::push(const Tiles& frames, Context&) {
   for (int t = 0; t < frames.frames; ++t, ++frame_)
     advance(frames.tile(t / frames.width), frames.channels, frames.width, t % frames.width);
+  settle();
 }
 
 void PrefixBeamCtc::add(Text* text, double blank, double token) {
@@ -87,7 +88,6 @@ void PrefixBeamCtc::advance(const float* tile, int tokens, int width, int lane) 
   for (const Scored& scored : beam_) tree_.drop(scored.text);
   beam_.assign(grown_.begin(), grown_.begin() + kept);
   tree_.sweep();
-  settle();
 }
 
 // Goes with the best text, where the beam has been undecided for long.
