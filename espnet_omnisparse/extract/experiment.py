@@ -248,7 +248,7 @@ def extract_size(
             "norm": pattern.norm,
             "sparsity": spec.sparsities,
         }
-    if _is_current(out, origin):
+    if is_current(out, origin):
         return False
     small_config, small = cut(config, state, spec)
     model = build(small_config, small)
@@ -262,22 +262,47 @@ def extract_size(
     if form.config != small_config:
         small = form.state(small, state, spec)
         model = build(form.config, small)
-    cost = count_cost(model, feature_size(config), spec.space.pattern)
-    written_config = {**form.config, "output_dir": str(out)}
-    with atomic_folder(out) as folder:
-        # clones: a tensor cut out of a larger file must not carry it along
-        tensors = {name: tensor.clone() for name, tensor in small.items()}
-        save_tensors(folder / MODEL, tensors)
-        write_yaml(folder / CONFIG, written_config)
-        write_spec(spec, folder / SPEC)
-        _write_cost(folder, cost)
-        write_yaml(folder / ORIGIN, origin)
-        if (source / "images").is_dir():
-            shutil.copytree(source / "images", folder / "images")
+    write_size(out, model, form.config, spec, origin, source / "images")
     return True
 
 
-def _is_current(out: Path, origin: dict[str, Any]) -> bool:
+def write_size(
+    out: Path,
+    model: Any,
+    config: Mapping[str, Any],
+    spec: SubnetSpec,
+    origin: Mapping[str, Any],
+    images: Path,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a size's folder, whole or not at all.
+
+    Args:
+        out: The folder, replaced as a whole.
+        model: The size.
+        config: What builds it.
+        spec: Which it is.
+        origin: Where it comes from.
+        images: Plots of its training, if they are there.
+        notes: Further YAML files, by name.
+    """
+    cost = count_cost(model, feature_size(config), spec.space.pattern)
+    with atomic_folder(out) as folder:
+        # clones: a tensor cut out of a larger file must not carry it along
+        tensors = {name: one.clone() for name, one in model.state_dict().items()}
+        save_tensors(folder / MODEL, tensors)
+        write_yaml(folder / CONFIG, {**config, "output_dir": str(out)})
+        write_spec(spec, folder / SPEC)
+        _write_cost(folder, cost)
+        write_yaml(folder / ORIGIN, dict(origin))
+        for name, values in (notes or {}).items():
+            write_yaml(folder / name, values)
+        if images.is_dir():
+            shutil.copytree(images, folder / "images")
+
+
+def is_current(out: Path, origin: dict[str, Any]) -> bool:
+    """Whether a size's folder is there and comes from where it should."""
     path = out / ORIGIN
     return path.exists() and read_yaml(path) == origin
 

@@ -18,6 +18,7 @@ COSTS = tuple(
 )
 # that files of earlier versions have not
 LATER_COSTS = (METRICS["bytes"].field,)
+REPAIR = "repair.yaml"
 _FILES = ("subnet.yaml", "origin.yaml", "cost.json")
 
 
@@ -62,6 +63,8 @@ class SizeResult:
         cer: Character scores by data set.
         rtf: Median real-time factor; `None` until it is measured.
         sparse: Whether its weights were masked.
+        repair_updates: Those of its own, after the supernet's; 0: it was not repaired.
+        repair_seconds: What they took.
     """
 
     label: str
@@ -75,6 +78,8 @@ class SizeResult:
     cer: dict[str, Score]
     rtf: float | None = None
     sparse: bool = False
+    repair_updates: int = 0
+    repair_seconds: float = 0.0
 
     def value(self, metric: Metric) -> float | None:
         """What it costs by a metric; `None` where that is not known."""
@@ -161,6 +166,8 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
     folder = Path(folder)
     # YAML's reader takes JSON as well
     spec, origin, cost = (_read_yaml(folder / name) for name in _FILES)
+    path = folder / REPAIR
+    repair = _read_yaml(path) if path.exists() else {"updates": 0, "seconds": 0.0}
     try:
         counts = spec["components" if "components" in spec else "branches"]
         return SizeResult(
@@ -176,6 +183,8 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
             },
             wer=_read_scores(folder, "wer"),
             cer=_read_scores(folder, "cer"),
+            repair_updates=int(repair["updates"]),
+            repair_seconds=float(repair["seconds"]),
             sparse=bool(spec.get("weights", {}).get("sparsity")),
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -37,7 +37,7 @@ class MaskUpkeep:
             return
         own = self._supernet.own
         if own is not None and not own.is_begun and self._supernet.max_sparsity > 0.0:
-            own.begin(self._encoder.layers)
+            own.begin(self._encoder.vectors())
         last = self._refreshed_at
         due = last is None or now - last >= plan.refresh or self._settles
         if training and not due:
