@@ -51,6 +51,13 @@ class MaskOrder(torch.nn.Module):
             kept.copy_(ranks[name])
         self.settled = True
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Lets the masks follow the weights again."""
+        for kept in self.ranks().values():
+            kept.fill_(-1)
+        self.settled = False
+
     def _look(self) -> None:
         self.settled = is_settled(self.ranks())
 

@@ -116,6 +116,11 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
             "search: train it with encoder: omni_sparse_conformer and a section "
             "model_conf.supernet.sparsity."
         )
+    if plan.get("snapshots"):
+        raise UserError(
+            f"{exp} keeps a net of its own for each size, which shares no weights with "
+            "the others: there is nothing to search."
+        )
     mark = fingerprint(state, config["token_list"])
     masks = _trained_masks(exp, mark, space)
     options = SparsityConfig.read(plan)

@@ -16,6 +16,8 @@ from espnet_omnisparse.supernet.supernet import Supernet
 
 LOG = "selection_log.jsonl"
 SUBNETS = "subnets"
+#: Where a gradual pruning in stages keeps the net of each size.
+SNAPSHOTS = "snapshots"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -101,7 +103,8 @@ def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]
         for name, mask in reversed(supernet.size_masks().items())
     }
     plan = supernet.config.sparsity
-    if specs and plan is not None and not plan.trains_dense:
+    alone = plan is not None and not plan.trains_dense
+    if specs and alone and not plan.snapshots:
         return specs  # the masked weights of the full net mean nothing
     return {**specs, FULL: SubnetSpec.full(fingerprint, space, supernet.chunks[0])}
 

@@ -30,6 +30,7 @@ from espnet_omnisparse.train.journal import (
 )
 from espnet_omnisparse.train.learning_rate import PiecewiseLinearLR
 from espnet_omnisparse.train.resume import CHECKPOINT, PLAN, plan_of
+from espnet_omnisparse.train.snapshots import keep_snapshots
 from espnet_omnisparse.train.update import NOT_SELECTED, SupernetModel
 
 
@@ -56,6 +57,9 @@ class OmniTrainer(Trainer):
                 scheduler.set_run_length(per_epoch and per_epoch * epochs)
         if isinstance(model, SupernetModel):
             _plan(model, per_epoch, trainer_options)
+            if _is_first():
+                (optimizer,) = kwargs["optimizers"]
+                keep_snapshots(model, optimizer, Path(trainer_options.output_dir))
             model.supernet.attach(
                 TrainedNet(model, kwargs["valid_iter_factory"], trainer_options.ngpu)
             )
@@ -193,6 +197,12 @@ class TrainedNet:
         """Root mean square of the weight matrices of each unit `[units]`."""
         encoder = self._model.encoder
         return unit_magnitudes(encoder.state_dict(), encoder.space)
+
+
+def _is_first() -> bool:
+    """Whether this process writes the files."""
+    together = torch.distributed.is_initialized()
+    return not together or torch.distributed.get_rank() == 0
 
 
 def _counted(optimizer: torch.optim.Optimizer) -> Iterator[int]:

@@ -81,6 +81,24 @@ void FrontEnd::run(const float* rows, int count, const Tiles& out, Context& cont
 void FrontEnd::strip(const float* rows, int count, int frames, const Tiles& out, int tile,
                      Context& context) const {
   Scope scope(*context.scratch);
+  const Conv& last = convs_.back();
+  const Tiles x = new_tiles(last.channels * last.bins, frames, out.width, context);
+  std::fill_n(x.data, x.size(), 0.0f);
+  // eight frames at a time: what lies between two convolutions stays in the cache
+  for (int first = 0; first < frames; first += 8) {
+    const int some = std::min(8, frames - first);
+    eight(rows + static_cast<size_t>(first) * stride_ * features_,
+          std::min(count - first * stride_, (some - 1) * stride_ + field_), x, first, context);
+  }
+  const Tiles y{out.tile(tile), out.channels, frames, out.width};
+  output_.run(x, y, Epilogue::kStore, 0.0f, context);
+  if (scale_ != 1.0f)
+    for (size_t i = 0; i < y.size(); ++i) y.data[i] *= scale_;
+}
+
+void FrontEnd::eight(const float* rows, int count, const Tiles& x, int lane,
+                     Context& context) const {
+  Scope scope(*context.scratch);
   // feature frames as a plane of one channel; what is beyond the last is zero
   Plane plane{nullptr, features_, stride_, length_for(count, stride_)};
   const size_t size = static_cast<size_t>(features_) * stride_ * plane.length;
@@ -98,20 +116,9 @@ void FrontEnd::strip(const float* rows, int count, int frames, const Tiles& out,
     convolve(conv, plane, times, next, context);
     plane = next;
   }
-  const Conv& last = convs_.back();
-  Tiles x = new_tiles(last.channels * last.bins, frames, out.width, context);
-  for (int c = 0; c < last.channels; ++c)
-    for (int f = 0; f < last.bins; ++f) {
-      float* to = x.data + (static_cast<size_t>(c) * last.bins + f) * x.width;
-      const int have = std::min(x.width, plane.length);
-      const float* from = plane.at(c, f, 0);
-      for (int t = 0; t < have; t += 8) copy8(from + t, to + t);
-      std::fill(to + have, to + x.width, 0.0f);
-    }
-  const Tiles y{out.tile(tile), out.channels, frames, out.width};
-  output_.run(x, y, Epilogue::kStore, 0.0f, context);
-  if (scale_ != 1.0f)
-    for (size_t i = 0; i < y.size(); ++i) y.data[i] *= scale_;
+  for (int row = 0; row < x.channels; ++row)  // a channel's bins one after the other
+    copy8(plane.data + static_cast<size_t>(row) * plane.length,
+          x.data + static_cast<size_t>(row) * x.width + lane);
 }
 
 void FrontEnd::convolve(const Conv& conv, const Plane& in, int frames, const Plane& out,
