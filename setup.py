@@ -11,6 +11,7 @@ init = (here / "espnet_omnisparse" / "__init__.py").read_text(encoding="utf-8")
 version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE).group(1)
 
 demo = ["espeakng-loader"]
+onnx = ["onnx", "onnxruntime"]
 
 setup(
     name="espnet-omnisparse",
@@ -61,7 +62,14 @@ setup(
     ],
     extras_require={
         "demo": demo,
-        "dev": ["pytest", "ruff", "black", *demo],
+        "onnx": onnx,
+        "dev": [
+            *("pytest", "ruff", "black"),
+            # other run times, to hold exports and features against
+            *("sherpa-onnx>=2.0.1", "kaldi-native-fbank"),
+            *demo,
+            *onnx,
+        ],
     },
     entry_points={"console_scripts": ["omnisparse = espnet_omnisparse.cli:main"]},
 )

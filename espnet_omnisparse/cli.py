@@ -16,6 +16,7 @@ from pathlib import Path
 import espnet_omnisparse
 from espnet_omnisparse.arguments import add_command
 from espnet_omnisparse.errors import one_sentence
+from espnet_omnisparse.export import command as export
 from espnet_omnisparse.extract import command as extract
 from espnet_omnisparse.recipe import command as recipe
 from espnet_omnisparse.report import command as report
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="omnisparse", description=__doc__.splitlines()[0]
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for package in (extract, search, streaming, report, recipe):
+    for package in (extract, export, search, streaming, report, recipe):
         package.add_commands(commands)
     add_command(commands, info)
     return parser

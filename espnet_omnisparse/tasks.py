@@ -11,8 +11,14 @@ import torch
 from espnet2.asr.espnet_model import ESPnetASRModel
 from espnet2.asr_transducer.encoder.encoder import Encoder
 from espnet2.asr_transducer.espnet_transducer_model import ESPnetASRTransducerModel
+from espnet2.tasks import asr_transducer
 from espnet2.tasks.abs_task import scheduler_classes
-from espnet2.tasks.asr import ASRTask, encoder_choices, model_choices
+from espnet2.tasks.asr import (
+    ASRTask,
+    encoder_choices,
+    frontend_choices,
+    model_choices,
+)
 from espnet2.tasks.asr_transducer import ASRTransducerTask
 from espnet2.utils.types import str2bool
 
@@ -23,6 +29,7 @@ from espnet_omnisparse.nn.conformer import (
     LayerPrunableConformerEncoder,
     OmniSparseConformerEncoder,
 )
+from espnet_omnisparse.nn.kaldi_fbank import KaldiFbank
 from espnet_omnisparse.nn.transducer_encoder import (
     OmniTransducerEncoder,
     check_block_types,
@@ -42,6 +49,8 @@ from espnet_omnisparse.train.update import SupernetModel
 scheduler_classes["piecewiselinearwarmuplr"] = PiecewiseLinearLR
 encoder_choices.classes["layer_prunable_conformer"] = LayerPrunableConformerEncoder
 encoder_choices.classes["omni_sparse_conformer"] = OmniSparseConformerEncoder
+for choices in (frontend_choices, asr_transducer.frontend_choices):  # one per task
+    choices.classes["kaldi_fbank"] = KaldiFbank
 model_choices.classes["omni"] = OmniASRModel
 model_choices.classes["omni_transducer"] = TransducerASRModel
 

@@ -122,6 +122,7 @@ def test_both_recipes_have_the_shared_configurations(recipe, monkeypatch):
         "omni_sparse": "asr",
         "omni_both_axes": "asr",
         "omni_sparse_streaming": "asr_transducer",
+        "deployment": "asr_transducer",
     }.items():
         given = ["--stage", "10", "--asr_config", f"conf/{name}.yaml"]
         given += ["--asr_task", task, "--sizes", "full 70%", "--ngpu", "0"]

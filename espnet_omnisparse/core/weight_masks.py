@@ -159,7 +159,7 @@ class WeightMasks:
 
         Args:
             name: As in `refresh`, which must have seen it.
-            weight: `[out, in]` or `[out, in, 1]`.
+            weight: A matrix; see `mask.matrix_shape`.
             sparsity: Share of its groups that is dropped.
         """
         if sparsity == 0.0:

@@ -10,8 +10,9 @@ from espnet2.layers.utterance_mvn import UtteranceMVN
 
 from espnet_omnisparse.core.branches import BRANCHES, SCALES
 from espnet_omnisparse.core.components import heads_of
-from espnet_omnisparse.core.layout import layout_of
+from espnet_omnisparse.core.layout import is_standalone, layout_of
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.nn import kaldi_fbank
 
 # activation's class -> its name in a description
 ACTIVATIONS = {
@@ -22,6 +23,8 @@ ACTIVATIONS = {
     "GELU": "gelu",
 }
 _FLOOR = 1e-10  # of ESPnet's log-mel
+_MODELS = ("espnet", "omni", "omni_transducer")
+_ENCODERS = ("conformer", "layer_prunable_conformer", "omni_sparse_conformer")
 
 
 def describe(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,9 +40,7 @@ def describe(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: If a part of the model is none that a packed file can have.
     """
-    for part in ("preencoder", "postencoder", "subsampler"):
-        if getattr(model, part, None) is not None:
-            raise UserError(f"A model with a {part} cannot be exported.")
+    _check_kind(model, config)
     if config.get("speech_volume_normalize"):
         raise UserError(
             "A model trained with speech_volume_normalize cannot be exported: the "
@@ -58,8 +59,47 @@ def describe(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         "transducer": transducer,
         "tokens": list(config["token_list"]),
         "blank": 0,
+        "silent": _silent(config),
         "text": {"kind": config.get("token_type"), "space": "<space>"},
     }
+
+
+def _check_kind(model: Any, config: Mapping[str, Any]) -> None:
+    for part in ("preencoder", "postencoder"):
+        if getattr(model, part, None) is not None:
+            raise UserError(
+                f"A model with a {part} cannot be exported: train one without."
+            )
+    if is_standalone(config):
+        return
+    if config.get("model", "espnet") not in _MODELS:
+        raise UserError(
+            f"A model of the kind {config['model']} cannot be exported, only those "
+            f"that are {', '.join(_MODELS)}."
+        )
+    if config["encoder"] not in _ENCODERS:
+        raise UserError(
+            f"The encoder {config['encoder']} cannot be exported, only "
+            f"{', '.join(_ENCODERS)}, and those of the task asr_transducer."
+        )
+    if model.encoder.interctc_use_conditioning:
+        raise UserError(
+            "An encoder with interctc_use_conditioning cannot be exported: train one "
+            "without."
+        )
+    for block in model.encoder.encoders:
+        stock = not hasattr(block, "kept")
+        if stock and (
+            block.feed_forward_macaron is None
+            or block.conv_module is None
+            or not block.normalize_before
+            or block.concat_after
+        ):
+            raise UserError(
+                "Only a Conformer with macaron_style, use_cnn_module and "
+                "normalize_before, and without concat_after, can be exported: train "
+                "one."
+            )
 
 
 def name_of(model: torch.nn.Module, module: torch.nn.Module) -> str:
@@ -90,12 +130,37 @@ def blocks_of(model: Any, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]
         }
 
 
+def _silent(config: Mapping[str, Any]) -> list[str]:
+    """Tokens that are no text; `<unk>` is one, as ESPnet's own decoding prints it."""
+    special = ["<blank>", "<sos/eos>", "<sos>", "<eos>"]
+    return [token for token in special if token in config["token_list"]]
+
+
 def _features(frontend: Any) -> dict[str, Any]:
+    if type(frontend) is kaldi_fbank.KaldiFbank:
+        return {
+            "kind": "kaldi",
+            "sample_rate": frontend.fs,
+            "n_mels": frontend.n_mels,
+            "frame_length": frontend.window_length,
+            "frame_shift": frontend.hop_length,
+            "n_fft": frontend.n_fft,
+            "low": kaldi_fbank.LOWEST,
+            "high": -kaldi_fbank.BELOW_NYQUIST,
+            "preemphasis": kaldi_fbank.PRE_EMPHASIS,
+            "window": "povey",
+        }
     if type(frontend) is not DefaultFrontend or frontend.stft is None:
         name = type(frontend).__name__ if frontend is not None else "none"
         raise UserError(
-            "Only models with ESPnet's default frontend can be exported, and this one "
-            f"has {name}."
+            "Only models with ESPnet's default frontend or kaldi_fbank can be "
+            f"exported, and this one has {name}."
+        )
+    enhancement = frontend.frontend
+    if enhancement is not None and (enhancement.use_wpe or enhancement.use_beamformer):
+        raise UserError(
+            "A frontend with WPE or a beamformer cannot be exported: train one "
+            "without."
         )
     stft, mel = frontend.stft, frontend.logmel
     if stft.window != "hann" or not stft.onesided:
@@ -191,6 +256,13 @@ def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
                 told |= {"heads": heads_of(module), "head_width": module.d_k}
             elif branch == "conv":
                 told |= _conv(module)
+            elif not hasattr(module, "w_1") or not isinstance(
+                module.w_1, torch.nn.Linear
+            ):
+                raise UserError(
+                    "Feed-forward modules of convolutions cannot be exported: train "
+                    "with positionwise_layer_type: linear."
+                )
             else:
                 told["activation"] = _activation(module.activation)
             branches.append(told)

@@ -26,6 +26,11 @@ DTYPES = ("fp32", "fp16", "int8")
 BLOCKS = ((8, 1), (4, 1), (16, 1), (1, 1))
 _COLUMNS = 2**16  # of 16-bit indices
 _CRC_KEY = b'"crc32":"'
+#: What is stored for ESPnet alone, and a run time leaves alone, is called so.
+APART = "espnet."
+_EXACT = f"{APART}state."
+# what a file tells when it was not made from a folder
+_NO_ORIGIN = {"espnet": None, "provenance": None, "licence": None}
 
 Tensors = dict[str, np.ndarray]
 
@@ -135,6 +140,9 @@ def stored(
     sparse = {}
     for name, tensor in state.items():
         array = tensor.detach().cpu().numpy()
+        if array.dtype == np.float64:  # as some statistics are
+            tensors[_EXACT + name] = array
+            array = array.astype(np.float32)
         if name not in matrices:
             is_table = name.endswith("embed.weight") and array.ndim == 2
             half = dtype != "fp32" and is_table
@@ -198,6 +206,7 @@ def write_packed(
     model: torch.nn.Module,
     description: Mapping[str, Any],
     dtype: str = "fp32",
+    apart: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes a model as a packed file, whole or not at all.
 
@@ -207,9 +216,15 @@ def write_packed(
         description: What `description.describe` returned, and whatever else the file
             shall tell.
         dtype: Of the matrices, one of `DTYPES`.
+        apart: Arrays that ESPnet alone needs, under names that begin with `APART`.
     """
-    tensors, sparse = stored(model.state_dict(), matrices_of(model), dtype)
-    told = {**description, "dtype": dtype, "sparse": sparse}
+    state = model.state_dict()
+    if description["transducer"] is None:
+        # an attention decoder beside CTC: no run time has a use for it
+        state = {n: t for n, t in state.items() if not n.startswith("decoder.")}
+    tensors, sparse = stored(state, matrices_of(model), dtype)
+    tensors |= apart or {}
+    told = {**_NO_ORIGIN, **description, "dtype": dtype, "sparse": sparse}
     metadata = {
         "format": FORMAT,
         "version": VERSION,
@@ -270,6 +285,8 @@ def restored(description: Mapping[str, Any], tensors: Tensors) -> Tensors:
     sparse = description["sparse"]
     for name, array in tensors.items():
         base, _, part = name.rpartition(".")
+        if name.startswith(APART):
+            continue
         if base in sparse:
             if part == "values":
                 shape, block = sparse[base]["shape"], tuple(sparse[base]["block"])
@@ -285,7 +302,7 @@ def restored(description: Mapping[str, Any], tensors: Tensors) -> Tensors:
         if f"{name}.scale" in tensors:
             scale = tensors[f"{name}.scale"]
             array = array * scale.reshape(-1, *[1] * (array.ndim - 1))
-        if array.dtype in (np.float16, np.float64):
+        if array.dtype == np.float16:
             array = array.astype(np.float32)
-        state[name] = array
+        state[name] = tensors.get(_EXACT + name, array)
     return state

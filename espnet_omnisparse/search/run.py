@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_omnisparse.console import bar
-from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace, place
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.cost.budget import Budget
 from espnet_omnisparse.cost.count import cost_table
@@ -162,16 +162,20 @@ def _trained_masks(
 def _genes(
     space: SearchSpace, masks: Sequence[tuple[bool, ...]], grid: Sequence[float]
 ) -> Genes:
-    places = [name.split(".", 1) for name in space.weights]
-    kinds = list(dict.fromkeys(kind for _, kind in places))
+    places = [place(name) for name in space.weights]
+    kinds = list(dict.fromkeys(at.kind for at in places))
+    # the front end is there in every subnet, and a block of its own
+    blocks = [-1 if at.block is None else at.block for at in places]
     alive = []
     for mask in masks:
         rows = SubnetSpec("", "", space, mask).kept
-        alive.append(tuple(kind.split(".")[0] in rows[int(b)] for b, kind in places))
+        alive.append(
+            tuple(at.block is None or at.branch in rows[at.block] for at in places)
+        )
     scales = (
         tuple(range(len(places))),
-        tuple(int(block) for block, _ in places),
-        tuple(kinds.index(kind) for _, kind in places),
+        tuple(blocks),
+        tuple(kinds.index(at.kind) for at in places),
     )
     return Genes(tuple(alive), tuple(grid), scales)
 

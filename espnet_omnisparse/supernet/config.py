@@ -13,7 +13,13 @@ from espnet_omnisparse.cost.metrics import BYTES, NONZERO, SCALES
 from espnet_omnisparse.cost.size import budget_of, refuse_masked
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.options import Length, Number, Section, option
-from espnet_omnisparse.supernet.sparsity import DENSE, SIZE, SUBNETS, SparsityConfig
+from espnet_omnisparse.supernet.sparsity import (
+    DENSE,
+    OF_SANDWICH,
+    SIZE,
+    SUBNETS,
+    SparsityConfig,
+)
 
 CURRENT = "current"  # the subnet of step 1, in logs
 ADAPTIVE = "adaptive"
@@ -226,6 +232,11 @@ class SupernetConfig(Section):
                 f"supernet.sparsity.own: {self.sparsity.own} is for sizes with a "
                 "sparsity, and supernet.sizes has none: name one, such as "
                 "{s90: {sparsity: 0.9}}."
+            )
+        if set(self.sparsity.sandwich) - {*SUBNETS, SIZE, *self.sizes}:
+            raise UserError(
+                f"supernet.sparsity.sandwich must be {OF_SANDWICH}, not "
+                f"{list(self.sparsity.sandwich)}."
             )
         if self.sparsity.snapshots and (
             self.method != "none" or not self.sizes or len(masked) < len(self.sizes)

@@ -36,7 +36,7 @@ class MaskUpkeep:
             return
         own = self._supernet.own
         if own is not None and not own.is_begun and self._supernet.max_sparsity > 0.0:
-            own.begin(self._encoder.layers)
+            own.begin(self._encoder.vectors())
         order = self._supernet.order
         if order is not None and order.settled and not self._stand:
             order.forget()  # the next stage of a gradual pruning
