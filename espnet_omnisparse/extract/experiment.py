@@ -320,7 +320,12 @@ def _below(path: Path, folder: Path) -> str:
 
 
 def is_current(out: Path, origin: dict[str, Any]) -> bool:
-    """Whether a size's folder is there and comes from where it should."""
+    """Whether a size's folder is there and comes from where it should.
+
+    Args:
+        out: The folder.
+        origin: Where it should come from.
+    """
     path = out / ORIGIN
     return path.exists() and read_yaml(path) == origin
 
