@@ -153,13 +153,11 @@ def _features(frontend: Any) -> dict[str, Any]:
     if type(frontend) is not DefaultFrontend or frontend.stft is None:
         name = type(frontend).__name__ if frontend is not None else "none"
         raise UserError(
-            "Only models with ESPnet's default frontend or kaldi_fbank can be exported, "
-            f"and this one has {name}."
+            "Only models with ESPnet's default frontend or kaldi_fbank can be "
+            f"exported, and this one has {name}."
         )
     enhancement = frontend.frontend
-    if enhancement is not None and (
-        enhancement.use_wpe or enhancement.use_beamformer
-    ):
+    if enhancement is not None and (enhancement.use_wpe or enhancement.use_beamformer):
         raise UserError(
             "A frontend with WPE or a beamformer cannot be exported: train one "
             "without."

@@ -75,34 +75,45 @@ class Features(torch.nn.Module):
 
 
 class Normalise(torch.nn.Module):
-    """ESPnet's normalisation of features without padding.
+    """ESPnet's normalisation of features.
 
     Args:
         model: Whose it is.
         description: What `describe` tells of it.
-        offset: Added to the features before.
     """
 
-    def __init__(self, model: Any, description: Mapping[str, Any], offset: float = 0.0):
+    def __init__(self, model: Any, description: Mapping[str, Any]):
         super().__init__()
         self.told = description["normalize"] or {"kind": None}
-        self.offset = offset
         if self.told["kind"] == "global_mvn":
             self.register_buffer("mean", model.normalize.mean.float())
             self.register_buffer("std", model.normalize.std.float())
 
-    def forward(self, feats: torch.Tensor) -> torch.Tensor:
-        """Normalises `[batch, frames, dim]`; by the utterance, only a batch of 1."""
-        if self.offset:
-            feats = feats + self.offset
+    def forward(
+        self, feats: torch.Tensor, real: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Normalises `[batch, frames, dim]`.
+
+        Args:
+            feats: The features.
+            real: True on real frames `[batch, frames]`; `None`: all are.
+        """
         if self.told["kind"] is None:
             return feats
         if self.told["kind"] == "global_mvn":
             mean, std = self.mean, self.std
         else:
-            mean = feats.mean(1, keepdim=True)
-            variance = ((feats - mean) ** 2).mean(1, keepdim=True)
+            mean = _mean(feats, real)
+            variance = _mean((feats - mean) ** 2, real)
             std = variance.sqrt().clamp(min=self.told["eps"])
         if self.told["norm_means"]:
             feats = feats - mean
         return feats / std if self.told["norm_vars"] else feats
+
+
+def _mean(x: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """Of the real frames `[batch, 1, dim]`."""
+    if real is None:
+        return x.mean(1, keepdim=True)
+    total = x.masked_fill(~real[..., None], 0.0).sum(1, keepdim=True)
+    return total / real.sum(1).clamp(min=1)[:, None, None]

@@ -9,8 +9,6 @@
 
 namespace omnisparse {
 
-namespace {
-
 float from_half(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t exponent = (half >> 10) & 0x1fu;
@@ -25,6 +23,8 @@ float from_half(uint16_t half) {
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
+
+namespace {
 
 float value_at(const WeightView& view, size_t index) {
   switch (view.type) {

@@ -43,6 +43,9 @@ Tiles new_tiles(int channels, int frames, int width, Context& context);
 
 enum class DType { kF32, kF16, kI8 };
 
+// The value of a number of 16 bits, IEEE's half precision.
+float from_half(uint16_t half);
+
 // A matrix [rows, columns] as a file has it.
 struct WeightView {
   int rows = 0;
