@@ -46,7 +46,7 @@ class SparsityConfig(Section):
         "`sizes`, another one each time that it is named, logged under the size's name "
         "(so only what is deployed is trained). The first has full regularisation. One "
         "named twice has twice the weight, and with `split_batch` twice the "
-        "utterances. `[sparsest]` alone is gradual pruning of one model",
+        "utterances, in one pass. `[sparsest]` alone is gradual pruning of one model",
         f"a list of at least one of {', '.join((*SUBNETS, SIZE))}",
     )
     settle: Length = option(
