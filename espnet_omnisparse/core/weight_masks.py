@@ -53,6 +53,13 @@ class MaskOrder(torch.nn.Module):
             kept.copy_(ranks[name])
         self.settled = True
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Lets the masks follow the weights again."""
+        for kept in self.ranks().values():
+            kept.fill_(-1)
+        self.settled = False
+
     def _look(self) -> None:
         self.settled = is_settled(self.ranks())
 
@@ -156,7 +163,7 @@ class WeightMasks:
 
         Args:
             name: As in `refresh`, which must have seen it.
-            weight: `[out, in]` or `[out, in, 1]`.
+            weight: A matrix; see `mask.matrix_shape`.
             sparsity: Share of its groups that is dropped.
         """
         if sparsity == 0.0:

@@ -25,6 +25,7 @@ from espnet_omnisparse.report.provenance import commands
 from espnet_omnisparse.report.results import (
     BASELINES,
     INDIVIDUAL,
+    REPAIRED_SIZES,
     Score,
     Series,
     SizeResult,
@@ -147,7 +148,8 @@ def write_family(
     others = tuple(with_rtf(series, medians) for series in others)
 
     # in stock form a size recognises the same words: one curve tells of both
-    curves = (family[0], *others)
+    repaired = [series for series in family if series.name == REPAIRED_SIZES]
+    curves = (family[0], *repaired, *others)
     specs = [read_spec(size.folder / SPEC) for size in family[0].sizes]
     log = read_log(asr_exp)
     names = _Names([*family, *others])
@@ -202,6 +204,7 @@ def _markdown(
             yield from _loading_notes(asr_exp, family)
         yield f"## {heading}\n"
         yield from (*table.markdown(), "")
+    yield from _repair_note(family)
     if not baselines:
         yield from _loading_notes(asr_exp, family)
     yield "## Characters\n"
@@ -296,6 +299,24 @@ def _character_table(series: Sequence[Series], names: _Names) -> Table:
             for score in _score_rows(size.cer, names):
                 table.rows.append([one.name, size.label, *score])
     return table
+
+
+def _repair_note(family: Sequence[Series]) -> Iterator[str]:
+    """What repairs have cost, beside the supernet's training."""
+    repaired = [s for one in family for s in one.sizes if s.repair_updates]
+    if not repaired:
+        return
+    costs = ", ".join(
+        f"{size.label} {size.repair_updates} updates ({size.repair_seconds:.0f} s)"
+        for size in repaired
+    )
+    updates = sum(size.repair_updates for size in repaired)
+    seconds = sum(size.repair_seconds for size in repaired)
+    yield (
+        "Sizes repaired were trained on by themselves after the supernet, their zeros "
+        f"kept: {costs}; in total {updates} updates, {seconds:.0f} s, which come on "
+        "top of its training.\n"
+    )
 
 
 def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:

@@ -108,6 +108,8 @@ def _tied_options(model: SupernetModel) -> dict[str, Any]:
     sparsity = plain(config.sparsity) or {}
     for name in ("refresh", "diagnose"):  # how often may change at any time
         sparsity.pop(name, None)
+    if not sparsity.get("snapshots"):
+        sparsity.pop("snapshots", None)  # not known to earlier versions
     options["supernet.sparsity"] = sparsity or None
     options["encoder's width"] = model.encoder.width
     options |= {f"encoder's {name}": value for name, value in plain(space).items()}

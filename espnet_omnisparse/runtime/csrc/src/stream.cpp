@@ -86,14 +86,14 @@ void Stream::encode(int frames) {
     front.run(rows_.data(), static_cast<int>(rows_.size() / mels), x, context_);
     encoder_.run(x, context_);
     if (keep_) keep(Kind::kEncoder, x);
-    if (const Linear* head = model_->head()) {
+    if (model_->is_transducer()) search_->push(x, context_);
+    const Linear* head = model_->head();
+    if (head != nullptr && (keep_ || !model_->is_transducer())) {
       const Tiles y = new_tiles(head->outputs(), frames, x.width, context_);
       head->run(x, y, Epilogue::kStore, 0.0f, context_);
       log_softmax(y, context_);
       if (keep_) keep(Kind::kLogProbabilities, y);
-      search_->push(y, context_);
-    } else {
-      search_->push(x, context_);
+      if (!model_->is_transducer()) search_->push(y, context_);
     }
   }
   scratch_.reset();
