@@ -164,5 +164,14 @@ class WeightMasks:
         """
         if sparsity == 0.0:
             return weight
-        mask = weight_mask(self._ranks[name], weight.shape, sparsity, self._pattern)
-        return weight * mask
+        return weight * self.kept(name, weight.shape, sparsity)
+
+    def kept(self, name: str, shape: torch.Size, sparsity: float) -> torch.Tensor:
+        """Which elements of a weight `masked` does not make zero.
+
+        Args:
+            name: As in `refresh`, which must have seen it.
+            shape: Of the weight.
+            sparsity: Share of its groups that is dropped.
+        """
+        return weight_mask(self._ranks[name], shape, sparsity, self._pattern)

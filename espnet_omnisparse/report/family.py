@@ -19,6 +19,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import SPEC, read_config
 from espnet_omnisparse.extract.forms import FORMS
 from espnet_omnisparse.files import atomic_path, write_text
+from espnet_omnisparse.report.diagnosis import diagnosis_figure
 from espnet_omnisparse.report.gains import gain_table
 from espnet_omnisparse.report.plots import selection_figure, wer_figure
 from espnet_omnisparse.report.provenance import commands
@@ -86,6 +87,7 @@ SUMMARY_COLUMNS = (
 NONE = "–"
 PLOTS = ("wer_vs_parameters.png", "wer_vs_rtf.png", "selection.png")
 SPARSE_PLOT = "wer_vs_nonzero.png"
+DIAGNOSIS_PLOT = "masks_and_gradients.png"
 
 
 @dataclass(frozen=True)
@@ -150,18 +152,21 @@ def write_family(
     repaired = [series for series in family if series.name == REPAIRED_SIZES]
     curves = (family[0], *repaired, *others)
     specs = [read_spec(size.folder / SPEC) for size in family[0].sizes]
+    log = read_log(asr_exp)
     names = _Names([*family, *others])
     figures = {
         PLOTS[0]: wer_figure(curves, names, METRICS["params"]),
         PLOTS[1]: wer_figure(curves, names, METRICS["rtf"]),
-        PLOTS[2]: selection_figure(specs, read_log(asr_exp)),
+        PLOTS[2]: selection_figure(specs, log),
     }
     if any(series.sparse for series in curves):
         figures[SPARSE_PLOT] = wer_figure(curves, names, METRICS["nonzero"])
+    if diagnosis := diagnosis_figure(log):
+        figures[DIAGNOSIS_PLOT] = diagnosis
     for name, figure in figures.items():
         _save(figure, asr_exp / "images" / name)
     tables = _size_tables(family, others, names, timing)
-    lines = _markdown(asr_exp, command, family, others, timing, tables)
+    lines = _markdown(asr_exp, command, family, others, timing, tables, [*figures])
     path = asr_exp / "RESULTS.md"
     write_text(path, "\n".join(lines))
     return Report(path, tables, [asr_exp / "images" / name for name in figures])
@@ -183,6 +188,7 @@ def _markdown(
     baselines: Sequence[Series],
     timing: Timing,
     tables: Mapping[str, Table],
+    plots: Sequence[str],
 ) -> Iterator[str]:
     names = _Names([*family, *baselines])
     sparse = any(series.sparse for series in [*family, *baselines])
@@ -213,7 +219,7 @@ def _markdown(
         )
         yield from (*gains.markdown(), "")
     yield "## Plots\n"
-    for name in (*PLOTS, SPARSE_PLOT) if sparse else PLOTS:
+    for name in plots:
         yield f"![{name.removesuffix('.png').replace('_', ' ')}](images/{name})"
     yield "\n## What the columns mean\n"
     more = SPARSE_DEFINITIONS if sparse else ""

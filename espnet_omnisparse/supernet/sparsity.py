@@ -92,6 +92,14 @@ class SparsityConfig(Section):
         ge=1,
         strict=True,
     )
+    diagnose: int = option(
+        100,
+        "updates after which gradients are compared for the log, the dense net's with "
+        "each size's, on 8 utterances; 0: never",
+        "a number of updates, or 0",
+        ge=0,
+        strict=True,
+    )
 
     @field_validator("sandwich", mode="before")
     @classmethod

@@ -109,6 +109,7 @@ class OmniTrainer(Trainer):
         inner = getattr(model, "module", model)
         if isinstance(inner, SupernetModel):
             inner.accumulate(options.accum_grad)
+            inner.diagnosis.begin_epoch()
         supernet = inner.supernet if isinstance(inner, SupernetModel) else None
         before = supernet.update if supernet else 0
         distributed = kwargs["distributed_option"]
@@ -137,7 +138,8 @@ class OmniTrainer(Trainer):
         if first:
             folder, epoch = Path(options.output_dir), reporter.get_epoch()
             flips = inner.mask_upkeep.flip_rates(ranks) if ranks else None
-            log_epoch(folder, epoch, supernet, seconds, flips)
+            gradients = inner.diagnosis.means()
+            log_epoch(folder, epoch, supernet, seconds, flips, gradients)
             _show_scores(supernet, epoch, summary_writer)
             if supernet.settled:
                 name = fingerprint(inner.state_dict(), inner.token_list)
