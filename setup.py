@@ -18,8 +18,8 @@ engine = Extension(
     sources=sorted(str(path) for path in (csrc / "src").rglob("*.cpp")),
     depends=sorted(str(path) for path in csrc.rglob("*.h")),
     include_dirs=[str(csrc / "include")],
-    extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-pthread"],
-    extra_link_args=["-pthread"],
+    extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],
+    extra_link_args=["-pthread", "-s"],
     language="c++",
     optional=True,
 )

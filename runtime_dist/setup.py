@@ -20,8 +20,8 @@ here = Path(__file__).parent
 package = here.parent / "espnet_omnisparse"
 staged = here / "build" / "staged" / NAME
 
-# renamed copies: setuptools takes no files from outside
-shutil.rmtree(staged, ignore_errors=True)
+# renamed copies: setuptools takes no files from outside; nothing of an earlier build stays
+shutil.rmtree(here / "build", ignore_errors=True)
 staged.mkdir(parents=True)
 for path in (*package.glob("runtime/*.py"), package / "errors.py"):
     text = path.read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ setup(
     description="Runs packed speech recognisers of espnet-omnisparse, with NumPy alone",
     license_expression="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.9",
+    python_requires=">=3.10",
     install_requires=["numpy"],
     packages=[NAME],
     package_dir={NAME: str(staged.relative_to(here))},
@@ -71,8 +71,14 @@ setup(
                 for path in (staged / "csrc" / "src").rglob("*.cpp")
             ),
             include_dirs=[str(csrc / "include")],
-            extra_compile_args=["-std=c++17", "-O3", "-fvisibility=hidden", "-pthread"],
-            extra_link_args=["-pthread"],
+            extra_compile_args=[
+                "-std=c++17",
+                "-O3",
+                "-g0",
+                "-fvisibility=hidden",
+                "-pthread",
+            ],
+            extra_link_args=["-pthread", "-s"],
             language="c++",
         )
     ],
