@@ -17,6 +17,10 @@ Evaluate = Callable[[list[Candidate]], list[float]]
 def measured_levels(top: int, count: int) -> list[int]:
     """The levels of the grid that are measured: so many, evenly up to the highest.
 
+    Args:
+        top: The highest level.
+        count: How many, if there are so many.
+
     >>> measured_levels(9, 2), measured_levels(2, 5)
     ([4, 9], [1, 2])
     """
