@@ -14,7 +14,7 @@ template <class V>
 inline V exponential(V x) {
   // x = n ln 2 + r, |r| <= ln 2 / 2; the polynomial is that of Cephes' expf
   // NaN goes through: of a NaN, min and max return their second argument
-  x = V::min(V::set(88.3762626647949f), x);
+  x = V::min(V::set(89.0f), x);  // whose power of two, 128, is infinity
   x = V::max(V::set(-87.3365447504019f), x);
   const V n = V::round(x * V::set(1.44269504088896341f));
   V r = V::fma(n, V::set(-0.693359375f), x);
