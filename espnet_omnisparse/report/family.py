@@ -20,6 +20,7 @@ from espnet_omnisparse.extract.experiment import SPEC, read_config
 from espnet_omnisparse.extract.forms import FORMS
 from espnet_omnisparse.files import atomic_path, write_text
 from espnet_omnisparse.report.diagnosis import diagnosis_figure
+from espnet_omnisparse.report.gains import gain_table
 from espnet_omnisparse.report.plots import selection_figure, wer_figure
 from espnet_omnisparse.report.provenance import commands
 from espnet_omnisparse.report.results import (
@@ -209,6 +210,14 @@ def _markdown(
         yield from _loading_notes(asr_exp, family)
     yield "## Characters\n"
     yield from (*_character_table([*family, *baselines], names).markdown(), "")
+    gains = gain_table(family)
+    if gains is not None:
+        yield "## What search and repair gain\n"
+        yield (
+            "Difference of the word error rates in points, below 0: better, with its "
+            "95 % interval by bootstrap over utterances, which are the same for both.\n"
+        )
+        yield from (*gains.markdown(), "")
     yield "## Plots\n"
     for name in plots:
         yield f"![{name.removesuffix('.png').replace('_', ' ')}](images/{name})"
