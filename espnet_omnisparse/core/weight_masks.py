@@ -51,6 +51,13 @@ class MaskOrder(torch.nn.Module):
             kept.copy_(ranks[name])
         self.settled = True
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Lets the masks follow the weights again."""
+        for kept in self.ranks().values():
+            kept.fill_(-1)
+        self.settled = False
+
     def _look(self) -> None:
         self.settled = is_settled(self.ranks())
 
@@ -157,5 +164,14 @@ class WeightMasks:
         """
         if sparsity == 0.0:
             return weight
-        mask = weight_mask(self._ranks[name], weight.shape, sparsity, self._pattern)
-        return weight * mask
+        return weight * self.kept(name, weight.shape, sparsity)
+
+    def kept(self, name: str, shape: torch.Size, sparsity: float) -> torch.Tensor:
+        """Which elements of a weight `masked` does not make zero.
+
+        Args:
+            name: As in `refresh`, which must have seen it.
+            shape: Of the weight.
+            sparsity: Share of its groups that is dropped.
+        """
+        return weight_mask(self._ranks[name], shape, sparsity, self._pattern)

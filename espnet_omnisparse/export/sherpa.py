@@ -52,20 +52,21 @@ def export(args: argparse.Namespace, out: Path) -> None:
     _check(source)
     graphs = graphs_of(source)
     suffix = ".onnx" if args.dtype == "fp32" else f".{args.dtype}.onnx"
-    samples = example_recording(source.config, source.description["sample_rate"])
-    expected = reference_text(source, samples)
+    rate = source.description["sample_rate"]
+    samples = example_recording(source.config, rate)
+    call = call_of(source, {name: f"{name}{suffix}" for name in graphs})
+    silence = torch.zeros(round(call["tail_seconds"] * rate))
+    expected = reference_text(source, torch.cat((samples, silence)))
     with atomic_folder(out) as folder:
         for name, graph in graphs.items():
             write_graph(folder / f"{name}{suffix}", graph, args.dtype)
-        call = call_of(source, {name: f"{name}{suffix}" for name in graphs})
         (folder / CALL).write_text(json.dumps(call, indent=2) + "\n")
         (folder / TOKENS).write_text(tokens_text(source), encoding="utf-8")
-        rate = source.description["sample_rate"]
         soundfile.write(folder / AUDIO, samples.numpy(), rate, "PCM_16")
-        found = recognised(folder)
+        found = recognised(folder).strip()
         (folder / "README.md").write_text(readme(source, call, found), encoding="utf-8")
     if found != expected:
-        print(f"{AUDIO}: {found!r} by sherpa-onnx, {expected!r} by PyTorch")
+        print(f"{out / AUDIO}: sherpa-onnx hears {found!r}, PyTorch {expected!r}")
 
 
 def recognised(folder: Path) -> str:
@@ -315,7 +316,8 @@ def example_recording(config: Mapping[str, Any], rate: int) -> torch.Tensor:
     sources = config.get("valid_data_path_and_name_and_type") or []
     for path, name, kind in sources:
         if name == "speech" and Path(path).is_file():
-            uid = Path(path).read_text(encoding="utf-8").split(maxsplit=1)[0]
+            with Path(path).open(encoding="utf-8") as lines:
+                uid = next(lines).split(maxsplit=1)[0]
             speech = ESPnetDataset([(path, name, kind)])[uid][1]["speech"]
             return torch.from_numpy(speech).float().clamp(-1, 32767 / 32768)
     time = torch.arange(3 * rate) / rate

@@ -283,6 +283,19 @@ class PrunableEncoder:
         self.refresh_masks()
         return {} if self._masks is None else self._masks.ranks()
 
+    def kept_weights(self, sparsity: Sequence[float]) -> dict[str, torch.Tensor]:
+        """Which elements of each weight a subnet keeps, by the last refresh.
+
+        Args:
+            sparsity: A sparsity per weight of `self.space`.
+        """
+        return {
+            name: self._masks.kept(name, weight.shape, share)
+            for (name, weight), share in zip(
+                self.maskable().items(), sparsity, strict=True
+            )
+        }
+
     def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
         """Weight -> sparsity, of those that are masked."""
         if not any(sparsity):

@@ -34,6 +34,10 @@ SAID = [text for text, _ in UNSEEN]
 PRUNED = [{"mhsa": 1, "conv": 1, "ffn2": 2}, {"ffn1": 4, "conv": 1}]
 
 
+def slow(kind):
+    return pytest.param(kind, marks=pytest.mark.slow)
+
+
 def write_size(folder, config, model=None):
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / family.MODEL, (model or family.build(config)).state_dict())
@@ -41,26 +45,40 @@ def write_size(folder, config, model=None):
     return folder
 
 
-@pytest.fixture(scope="module")
-def sizes(tmp_path_factory):
-    """Sizes of either head, trained to recognise what is spoken here."""
-    folder = tmp_path_factory.mktemp("sizes")
+class Sizes:
+    """Sizes of either head, trained when one is asked for to hear what is said here.
+
+    Args:
+        folder: Where they are written.
+    """
+
     live = {"chunk": CHUNK}
     pruned = {"granularity": "component", "kept": PRUNED, "causal": True, **live}
     kinds = {
-        "offline": (config_of("ctc", folder), 150),
-        "live": (config_of("ctc", folder, causal=True, **live), 150),
-        "pruned": (config_of("ctc", folder, **pruned), 150),
-        "transducer": (config_of("transducer", folder, **live), 200),
+        "offline": ("ctc", 150, {}),
+        "live": ("ctc", 150, {"causal": True, **live}),
+        "pruned": ("ctc", 150, pruned),
+        "transducer": ("transducer", 200, live),
     }
-    made = {
-        kind: write_size(folder / kind, config, learned(config, updates))
-        for kind, (config, updates) in kinds.items()
-    }
-    # the same weights, without chunks
-    model = family.load_size(made["transducer"])
-    whole = write_size(folder / "whole", config_of("transducer", folder), model)
-    return {**made, "whole": whole}
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __getitem__(self, kind):
+        folder = self.folder / kind
+        if folder.exists():
+            return folder
+        if kind == "whole":  # the same weights, without chunks
+            model = family.load_size(self["transducer"])
+            return write_size(folder, config_of("transducer", self.folder), model)
+        head, updates, encoder = self.kinds[kind]
+        config = config_of(head, self.folder, **encoder)
+        return write_size(folder, config, learned(config, updates))
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    return Sizes(tmp_path_factory.mktemp("sizes"))
 
 
 def mostly_right(texts):
@@ -147,7 +165,7 @@ def test_a_batch_is_encoded_as_espnet_encodes_it(normalize, sizes, tmp_path):
         torch.testing.assert_close(row[:count], expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["live", "pruned", "transducer"])
+@pytest.mark.parametrize("kind", ["live", slow("pruned"), "transducer"])
 def test_a_stream_says_what_our_recogniser_says(kind, sizes, tmp_path):
     folder = exported(sizes[kind], tmp_path / "out")
     found = heard(folder)
@@ -155,7 +173,7 @@ def test_a_stream_says_what_our_recogniser_says(kind, sizes, tmp_path):
     assert mostly_right(found)
 
 
-@pytest.mark.parametrize("kind", ["live", "transducer"])
+@pytest.mark.parametrize("kind", [slow("live"), "transducer"])
 def test_streams_at_once_do_not_touch_each_other(kind, sizes, tmp_path):
     folder = exported(sizes[kind], tmp_path / "out")
     recogniser, _ = load(folder)
@@ -182,13 +200,14 @@ def test_offline_recordings_of_other_lengths_are_one_batch(sizes, tmp_path):
     assert all(texts[:2])
 
 
-@pytest.mark.parametrize("kind", ["offline", "live", "transducer"])
+@pytest.mark.parametrize("kind", [slow("offline"), "live", slow("transducer")])
 def test_int8_says_the_same(kind, sizes, tmp_path):
     folder = exported(sizes[kind], tmp_path / "out", "--dtype", "int8")
     assert all(".int8" in path.name for path in folder.glob("*.onnx"))
     assert mostly_right(heard(folder))
 
 
+@pytest.mark.slow
 def test_another_chunk_and_the_ctc_head_of_a_transducer(sizes, tmp_path):
     options = ("--head", "ctc", "--chunk", "6", "--left", "12")
     folder = exported(sizes["transducer"], tmp_path / "out", *options)

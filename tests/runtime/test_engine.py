@@ -160,7 +160,9 @@ def test_a_beam_that_stays_undecided_settles(engine, kind):
     assert found.finish() == expected.finish()
 
 
-@pytest.mark.parametrize("kind, beam", [("live", 1), ("live", 3), ("gru", 1), ("gru", 3)])
+@pytest.mark.parametrize(
+    "kind, beam", [("live", 1), ("live", 3), ("gru", 1), ("gru", 3)]
+)
 def test_streams_do_not_disturb_each_other(engine, kind, beam):
     loaded = engine(kind)
     waves = [sound(2 * RATE, seed) for seed in range(3)]

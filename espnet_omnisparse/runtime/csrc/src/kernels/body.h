@@ -14,7 +14,7 @@ template <class V>
 inline V exponential(V x) {
   // x = n ln 2 + r, |r| <= ln 2 / 2; the polynomial is that of Cephes' expf
   // NaN goes through: of a NaN, min and max return their second argument
-  x = V::min(V::set(88.3762626647949f), x);
+  x = V::min(V::set(89.0f), x);  // whose power of two, 128, is infinity
   x = V::max(V::set(-87.3365447504019f), x);
   const V n = V::round(x * V::set(1.44269504088896341f));
   V r = V::fma(n, V::set(-0.693359375f), x);
@@ -51,26 +51,29 @@ inline V logarithm(V x) {
   return V::fma(e, V::set(0.693359375f), m + y) + (x - x);
 }
 
-// Of gates and swish, by the hundred thousand a second: an exponential without the second
-// step of the reduction (1e-6 of the result at 20) and a reciprocal instead of a division.
+// Of gates and swish, by the hundred thousand a second: a power of two, whose reduction is a
+// product in two steps, and a reciprocal instead of a division.
 template <class V>
 inline V sigmoid(V x) {
-  const V t = V::max(V::set(-126.0f), V::min(V::set(126.0f), x * V::set(-1.44269504088896341f)));
-  const V n = V::round(t);
-  const V f = t - n;
+  const V low = V::set(-87.0f);  // below it is 0, as far as floats go
+  const V y = V::max(low, V::min(V::set(87.0f), x));
+  const V n = V::round(y * V::set(-1.44269504f));
+  const V f = V::fma(y, V::set(-1.92596303e-8f), V::fma(y, V::set(-1.44269502f), V::set(0.0f) - n));
   V p = V::set(1.33908633e-3f);
   p = V::fma(p, f, V::set(9.67603e-3f));
   p = V::fma(p, f, V::set(5.550357e-2f));
   p = V::fma(p, f, V::set(2.4022107e-1f));
   p = V::fma(p, f, V::set(6.9314719e-1f));
   p = V::fma(p, f, V::set(1.00000008f));
-  return V::reciprocal(V::scale_by_power(p, n) + V::set(1.0f));
+  const V open = V::reciprocal(V::scale_by_power(p, n) + V::set(1.0f));
+  return V::select_below(x, low, V::set(0.0f), open);
 }
 
 template <class V>
 inline V hyperbolic_tangent(V x) {
   // 2 sigmoid(2 x) - 1 loses digits near 0, where the odd polynomial has them
-  const V big = V::fma(V::set(2.0f), sigmoid(x + x), V::set(-1.0f));
+  const V one = V::set(1.0f);
+  const V big = V::set(2.0f) / (one + exponential(V::set(0.0f) - (x + x))) - one;
   const V z = x * x;
   V p = V::set(-5.70498872745e-3f);
   p = V::fma(p, z, V::set(2.06390887954e-2f));
