@@ -4,6 +4,11 @@
 
 namespace omnisparse {
 
+GreedyCtc::GreedyCtc() {
+  ids_.reserve(kRoomForTokens);
+  frames_.reserve(kRoomForTokens);
+}
+
 void GreedyCtc::push(const Tiles& frames, Context&) {
   int token[32];
   for (int t = 0; t < frames.frames; ++t, ++frame_) {

@@ -11,6 +11,7 @@ namespace omnisparse {
 // The best token of every frame, repeats joined and blanks dropped.
 class GreedyCtc : public Search {
  public:
+  GreedyCtc();
   void push(const Tiles& frames, Context& context) override;
   void best(std::vector<int>& ids, std::vector<int>& frames) const override;
   void reset() override;

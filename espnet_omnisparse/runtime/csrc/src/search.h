@@ -13,6 +13,9 @@ constexpr int kBlank = 0;
 // beam for ever, and all that follows would be held with both.
 constexpr long kUndecided = 128;
 
+// Tokens that a greedy search has room for from the start.
+constexpr size_t kRoomForTokens = 1024;
+
 // Holds all the state of one recording. How the frames are divided does not matter.
 class Search {
  public:

@@ -51,7 +51,10 @@ void Transducer::joint(const Tiles& projected, const int* frames, const float* c
 GreedyTransducer::GreedyTransducer(std::shared_ptr<const Transducer> transducer)
     : transducer_(std::move(transducer)),
       memory_(transducer_->memory()),
-      next_(transducer_->memory()) {}
+      next_(transducer_->memory()) {
+  ids_.reserve(kRoomForTokens);
+  frames_.reserve(kRoomForTokens);
+}
 
 void GreedyTransducer::reset() {
   begun_ = false;
