@@ -20,6 +20,7 @@ from espnet2.tasks.asr import (
     model_choices,
 )
 from espnet2.tasks.asr_transducer import ASRTransducerTask
+from espnet2.utils.types import str2bool
 
 from espnet_omnisparse.core.layout import is_standalone
 from espnet_omnisparse.errors import UserError, check_keys
@@ -34,6 +35,7 @@ from espnet_omnisparse.nn.transducer_encoder import (
     check_block_types,
 )
 from espnet_omnisparse.train.asr_model import OmniASRModel
+from espnet_omnisparse.train.kept_zeros import keep_zeros, zeros_of
 from espnet_omnisparse.train.learning_rate import PiecewiseLinearLR
 from espnet_omnisparse.train.resume import check_checkpoint, check_initial_parameters
 from espnet_omnisparse.train.trainer import OmniTrainer
@@ -66,6 +68,17 @@ class SupernetTask:
     """
 
     trainer = OmniTrainer
+
+    @classmethod
+    def add_task_arguments(cls, parser: argparse.ArgumentParser) -> None:
+        """ESPnet's arguments of the task, and ours."""
+        super().add_task_arguments(parser)
+        parser.add_argument(
+            "--keep_zeros",
+            type=str2bool,
+            default=False,
+            help="what is zero in the weights of --init_param stays zero",
+        )
 
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
@@ -106,6 +119,8 @@ class SupernetTask:
         check_initial_parameters(args, model)
         check_checkpoint(args, model)
         optimizers = super().build_optimizers(args, model)
+        if args.keep_zeros:
+            keep_zeros(model, zeros_of(args.init_param), optimizers)
         if not isinstance(model, SupernetModel):
             return optimizers
         if args.sharded_ddp:

@@ -3,19 +3,22 @@
 All that knows ESPnet's tensor and option names and needs no ESPnet is here.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
-from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.search_space import FRONT, SearchSpace, place
 
 # of tensors that only a supernet has
 TRAINING_ONLY = ("supernet.", "size_ctc.")
 MASK_ORDER = "supernet.order."  # what `weight_masks.MaskOrder` has settled
 OWN_PARAMETERS = "supernet.own."
+FRONT_END = "encoder.embed."  # of both tasks
 _STOCK_HEADS = 4  # ESPnet's default
 _POSITIONS = "linear_pos.weight"
+_CONVOLUTION = re.compile(re.escape(FRONT_END) + r"conv\.(\d+)\.weight")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
     return TRANSDUCER_LAYOUT if is_standalone(config) else ASR_LAYOUT
 
 
-def layout_in(state: Mapping[str, Any]) -> Layout:
+def layout_in(state: Collection[str]) -> Layout:
     """The layout that the names of tensors show."""
     prefix = TRANSDUCER_LAYOUT.prefix
     standalone = any(name.startswith(prefix) for name in state)
@@ -97,6 +100,65 @@ def locate(name: str, layout: Layout) -> tuple[int, str | None, str]:
     """
     number, rest = name.removeprefix(layout.prefix).split(".", 1)
     return int(number), layout.branch_of(rest), rest
+
+
+def front_layers(names: Collection[str]) -> dict[str, str]:
+    """The front end's layers whose weights can be masked, and their tensors.
+
+    The convolutions but the first, which has a single input channel, and the output
+    layer; none of a front end without convolutions.
+
+    Args:
+        names: Of the model's tensors.
+
+    >>> front_layers([f"encoder.embed.{n}.weight" for n in ("conv.0", "conv.2", "out")])
+    {'conv2': 'encoder.embed.conv.2.weight', 'out': 'encoder.embed.out.weight'}
+    """
+    numbers = sorted(int(found[1]) for n in names if (found := _CONVOLUTION.match(n)))
+    if not numbers:
+        return {}
+    layers = {
+        f"conv{count}": f"{FRONT_END}conv.{number}.weight"
+        for count, number in enumerate(numbers, start=1)
+    }
+    del layers["conv1"]
+    # as the task asr, and as the task asr_transducer calls it
+    for out in ("out", "output"):
+        if (name := f"{FRONT_END}{out}.weight") in names:
+            layers["out"] = name
+    return layers
+
+
+def weight_tensors(space: SearchSpace, names: Collection[str]) -> dict[str, str]:
+    """The weights of a space that a model has, and its tensors.
+
+    Args:
+        space: What can be pruned.
+        names: Of the model's tensors.
+    """
+    layout, front, found = layout_in(names), front_layers(names), {}
+    for weight in space.weights:
+        at = place(weight)
+        if at.block is None:
+            tensor = front.get(at.layer)
+        else:
+            module = layout.parts[at.branch][1]
+            tensor = f"{layout.prefix}{at.block}.{module}.{at.layer}.weight"
+        if tensor in names:
+            found[weight] = tensor
+    return found
+
+
+def own_tensor(name: str, layout: Layout) -> str:
+    """The tensor instead of which a subnet has one of its own.
+
+    Args:
+        name: Its name in an `OwnParameters`: in the list of blocks, or the front end.
+        layout: Where the model keeps its blocks.
+    """
+    if name.startswith(f"{FRONT}."):
+        return FRONT_END + name.removeprefix(f"{FRONT}.")
+    return layout.prefix + name
 
 
 def expanded(body_conf: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -147,4 +209,5 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
             else Pattern.parse(pattern, conf.get("pattern_norm", "l1"))
         ),
         any(name.endswith(_POSITIONS) for name in state),
+        tuple(front_layers(state)) if conf.get("mask_front_end") else (),
     )

@@ -6,6 +6,7 @@ so a smaller mask is contained in every larger one of the same ranking.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,8 +113,8 @@ def group_ranks(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     """The place of each group in the order of magnitude, 0 the largest.
 
     Args:
-        weight: A linear layer's `[out, in]` or a pointwise convolution's
-            `[out, in, 1]`. Groups that stick out at an edge count what they have.
+        weight: A matrix; see `matrix_shape`. Groups that stick out at an edge count
+            what they have.
         pattern: The groups.
 
     Returns:
@@ -134,17 +135,30 @@ def group_ranks(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
     return ranking(groups.flatten()).argsort().view_as(groups)
 
 
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Outputs and inputs of a weight that is a matrix, or multiplies as one.
+
+    Args:
+        shape: A linear layer's `[out, in]`, or a convolution's `[out, in, ...]`, whose
+            inputs are those of its window: `[out, in * kernel]`, as `unfold` has them.
+
+    >>> matrix_shape((16, 10)), matrix_shape((16, 10, 1)), matrix_shape((16, 2, 3, 3))
+    ((16, 10), (16, 10), (16, 18))
+    """
+    return shape[0], math.prod(shape[1:])
+
+
 def group_shape(shape: torch.Size, pattern: Pattern) -> tuple[int, ...]:
     """The shape of what `group_ranks` returns for a weight of this shape.
 
     Args:
-        shape: Of the weight, out x in.
+        shape: Of the weight; see `matrix_shape`.
         pattern: In which groups weights are masked.
 
     >>> group_shape((16, 10), Pattern(rows=8)), group_shape((16, 10), Pattern(of=4))
     ((2, 10), (16, 3, 4))
     """
-    out, inputs = shape[0], shape[1]
+    out, inputs = matrix_shape(shape)
     if pattern.of:
         return out, -(-inputs // pattern.of), pattern.of
     return -(-out // pattern.rows), -(-inputs // pattern.cols)
@@ -157,7 +171,7 @@ def weight_mask(
 
     Args:
         ranks: What `group_ranks` returned.
-        shape: Of the weight.
+        shape: Of the weight; see `matrix_shape`.
         sparsity: Share of the groups that is dropped, rounded to whole groups; one of
             those that compete always stays.
         pattern: The groups.
@@ -169,7 +183,7 @@ def weight_mask(
     >>> weight_mask(ranks, (2, 2), 0.5, Pattern()).tolist()
     [[True, False], [False, True]]
     """
-    out, inputs = shape[0], shape[1]
+    out, inputs = matrix_shape(shape)
     if pattern.of:
         keep = (ranks < _kept(pattern.of, sparsity)).flatten(1)
         if last := inputs % pattern.of:  # an incomplete group keeps its own share
@@ -187,7 +201,7 @@ def nonzero_groups(weight: torch.Tensor, pattern: Pattern) -> int:
     """How many groups of a weight are not all zero; those of N:M are single weights.
 
     Args:
-        weight: `[out, in]`, or a pointwise convolution's `[out, in, 1]`.
+        weight: A matrix; see `matrix_shape`.
         pattern: In which groups weights are masked.
     """
     tiles = _tiles(weight.detach().flatten(1) != 0, pattern.rows, pattern.cols)
@@ -198,7 +212,7 @@ def kept_groups(shape: torch.Size, sparsity: float, pattern: Pattern) -> int:
     """How many groups of a weight `weight_mask` keeps; those of N:M are single weights.
 
     Args:
-        shape: Of the weight, out x in.
+        shape: Of the weight; see `matrix_shape`.
         sparsity: Share of the groups that is masked, at least 0 and below 1.
         pattern: In which groups weights are masked.
 
@@ -207,7 +221,7 @@ def kept_groups(shape: torch.Size, sparsity: float, pattern: Pattern) -> int:
     >>> kept_groups((2, 6), 0.5, Pattern(of=4))
     6
     """
-    out, inputs = shape[0], shape[1]
+    out, inputs = matrix_shape(shape)
     if pattern.of:
         whole, last = divmod(inputs, pattern.of)
         row = whole * _kept(pattern.of, sparsity) + _kept(last, sparsity)

@@ -1,4 +1,4 @@
-"""Small parameters that each sparsity has for itself: norms and biases of the blocks.
+"""Small parameters that each sparsity has for itself: norms and biases.
 
 As slimmable nets have norms for each width (arXiv 1812.08928), and since retraining
 hardly more than these restores pruned nets (PERP, arXiv 2312.15230).
@@ -14,22 +14,26 @@ _BEGUN = "begun"
 
 
 class OwnParameters(torch.nn.Module):
-    """Copies of the vectors of all blocks, for each of some sparsities.
+    """Copies of an encoder's vectors, for each of some sparsities.
 
     Args:
-        blocks: The list of blocks.
-        sparsities: Those that have copies. The dense net has the blocks' own.
+        vectors: The dense net's: where it is (a block's number, or the front end), a
+            point, and its name there -> vector.
+        sparsities: Those that have copies. The dense net has the encoder's.
 
     Attributes:
-        is_begun: Whether the copies are in use; until then all nets have the blocks'.
+        is_begun: Whether the copies are in use; until then all nets have the dense
+            net's.
     """
 
-    def __init__(self, blocks: torch.nn.ModuleList, sparsities: Iterable[float]):
+    def __init__(
+        self, vectors: Mapping[str, torch.Tensor], sparsities: Iterable[float]
+    ):
         super().__init__()
         for share in sorted(set(sparsities)):
             copies = torch.nn.Module()
             self.add_module(_key(share), copies)
-            for name, vector in _vectors(blocks).items():
+            for name, vector in vectors.items():
                 module, leaf = nested(copies, name)
                 copied = torch.nn.Parameter(vector.detach().clone())
                 # ESPnet's exclude_weight_decay knows a norm's by its module's type
@@ -40,29 +44,30 @@ class OwnParameters(torch.nn.Module):
         self.register_load_state_dict_post_hook(lambda *_: self._look())
 
     @torch.no_grad()
-    def begin(self, blocks: torch.nn.ModuleList) -> None:
-        """Takes the blocks' present values, to be trained apart from now on."""
-        for name, vector in _vectors(blocks).items():
+    def begin(self, vectors: Mapping[str, torch.Tensor]) -> None:
+        """Takes the dense net's present values, to be trained apart from now on."""
+        for name, vector in vectors.items():
             for copies in self.children():
                 copies.get_parameter(name).copy_(vector)
         self.is_begun = True
         self.begun.fill_(True)
 
-    def of(self, sparsity: Sequence[float]) -> dict[int, dict[str, torch.Tensor]]:
-        """What a subnet has instead of the blocks' vectors.
+    def of(self, sparsity: Sequence[float]) -> dict[str, dict[str, torch.Tensor]]:
+        """What a subnet has instead of the dense net's vectors.
 
         Args:
             sparsity: A sparsity per weight; see `nearest`.
 
         Returns:
-            Block -> name inside it -> tensor; empty for the dense net.
+            A block's number, or the front end -> name there -> tensor; empty for the
+            dense net.
         """
         key = nearest(sparsity, self._modules) if self.is_begun else None
-        found: dict[int, dict[str, torch.Tensor]] = {}
+        found: dict[str, dict[str, torch.Tensor]] = {}
         if key is not None:
             for name, tensor in self._modules[key].named_parameters():
-                block, rest = name.split(".", 1)
-                found.setdefault(int(block), {})[rest] = tensor
+                where, rest = name.split(".", 1)
+                found.setdefault(where, {})[rest] = tensor
         return found
 
     def _look(self) -> None:
@@ -92,7 +97,7 @@ def nearest(sparsity: Sequence[float], keys: Iterable[str]) -> str | None:
 def own_tensors(
     state: Mapping[str, torch.Tensor], sparsity: Sequence[float]
 ) -> dict[str, torch.Tensor]:
-    """What a subnet has instead of the blocks' vectors, by names in the list of blocks.
+    """What a subnet has instead of the dense net's vectors, by their names.
 
     Args:
         state: State dict of an `OwnParameters`; empty: there is none.
@@ -103,11 +108,6 @@ def own_tensors(
     names = [name.partition(".") for name in state if name != _BEGUN]
     chosen = nearest(sparsity, dict.fromkeys(key for key, _, _ in names))
     return {rest: state[f"{key}.{rest}"] for key, _, rest in names if key == chosen}
-
-
-def _vectors(blocks: torch.nn.ModuleList) -> dict[str, torch.Tensor]:
-    """Weights and biases of the norms, biases of the layers."""
-    return {name: p for name, p in blocks.named_parameters() if p.dim() == 1}
 
 
 def _key(share: float) -> str:

@@ -7,6 +7,43 @@ from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.errors import UserError
 
 GRANULARITIES = ("branch", "block", "component")
+FRONT = "front"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a weight that takes a mask is.
+
+    Attributes:
+        block: Number of its block; `None`: it is the front end's.
+        branch: One of `BRANCHES`, or `FRONT`.
+        layer: Its layer's name there.
+    """
+
+    block: int | None
+    branch: str
+    layer: str
+
+    @property
+    def kind(self) -> str:
+        """What it has in common with weights of other blocks."""
+        return f"{self.branch}.{self.layer}"
+
+
+def place(weight: str) -> Place:
+    """Where a weight is, by its name.
+
+    Args:
+        weight: One of `SearchSpace.weights`.
+
+    >>> place("3.mhsa.linear_q"), place("front.out").kind
+    (Place(block=3, branch='mhsa', layer='linear_q'), 'front.out')
+    """
+    first, _, rest = weight.partition(".")
+    if first == FRONT:
+        return Place(None, FRONT, rest)
+    branch, layer = rest.split(".")
+    return Place(int(first), branch, layer)
 
 
 @dataclass(frozen=True)
@@ -25,6 +62,8 @@ class SearchSpace:
         pattern: Of the weights' masks; `None`: weights are not masked.
         positional: Whether the attention has a layer for relative positions; only
             weights depend on it.
+        front_end: The front end's layers whose weights take a mask too; see
+            `layout.front_layers`.
 
     >>> SearchSpace(2).units[:5]
     ('0.ffn1', '0.mhsa', '0.conv', '0.ffn2', '1.ffn1')
@@ -34,6 +73,8 @@ class SearchSpace:
     ('0.ffn1.3', '0.mhsa.0', '0.mhsa.1', '0.conv.0', '0.ffn2.0')
     >>> SearchSpace(1, pattern=Pattern(rows=8)).weights[:3]
     ('0.ffn1.w_1', '0.ffn1.w_2', '0.mhsa.linear_q')
+    >>> SearchSpace(1, pattern=Pattern(rows=8), front_end=("conv2", "out")).weights[:3]
+    ('front.conv2', 'front.out', '0.ffn1.w_1')
     """
 
     num_blocks: int
@@ -41,6 +82,7 @@ class SearchSpace:
     heads: int = 1
     pattern: Pattern | None = None
     positional: bool = True
+    front_end: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.granularity not in GRANULARITIES:
@@ -53,6 +95,7 @@ class SearchSpace:
             object.__setattr__(self, "heads", 1)
         if self.pattern is None:
             object.__setattr__(self, "positional", True)
+            object.__setattr__(self, "front_end", ())
 
     @property
     def parts(self) -> dict[str, int]:
@@ -101,16 +144,18 @@ class SearchSpace:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """Names of the weights that take a mask: block, branch, layer."""
+        """Names of the weights that take a mask; see `place`."""
         if self.pattern is None:
             return ()
-        return tuple(
+        front = (f"{FRONT}.{layer}" for layer in self.front_end)
+        blocks = (
             f"{block}.{branch}.{layer}"
             for block in range(self.num_blocks)
             for branch, layers in PRUNABLE.items()
             for layer in layers
             if self.positional or layer != "linear_pos"
         )
+        return (*front, *blocks)
 
     @property
     def noun(self) -> str:

@@ -18,6 +18,7 @@ from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 
 FULL = "full"
+REPAIRED = "-repaired"  # behind a size's name: the same size after its repair
 
 
 def fingerprint(state: Mapping[str, torch.Tensor], tokens: Sequence[str]) -> str:
@@ -161,8 +162,9 @@ class SubnetSpec:
         """Refuses units other than the supernet's.
 
         Raises:
-            UserError: If blocks, granularity, heads or the masks' pattern differ. A
-                net that was trained without masks can be masked by any pattern.
+            UserError: If blocks, granularity, heads, the masks' pattern or the weights
+                that take one differ. A net that was trained without masks can be
+                masked by any pattern.
         """
         mine, theirs = (
             f"{one.pattern} (norm {one.pattern.norm})" if one.pattern else ""
@@ -172,6 +174,12 @@ class SubnetSpec:
             raise UserError(
                 f"The spec {self.name!r} masks weights by the pattern {mine}, but its "
                 f"supernet has {theirs}: search the sizes again."
+            )
+        others = [name for name in self.sparsities if name not in space.weights]
+        if theirs and others:
+            raise UserError(
+                f"The spec {self.name!r} masks {', '.join(others)}, on which its "
+                "supernet was trained without masks: search the sizes again."
             )
         mine = (self.space.num_blocks, self.space.granularity, self.space.heads)
         if mine != (space.num_blocks, space.granularity, space.heads):

@@ -43,6 +43,8 @@ def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
             "positional": spec.space.positional,
             "sparsity": spec.sparsities,
         }
+        if spec.space.front_end:
+            value["weights"]["front_end"] = list(spec.space.front_end)
     if spec.chunk is not None:
         value["chunk"] = spec.chunk.as_dict()
     write_yaml(path, value)
@@ -130,9 +132,10 @@ def _weights_of(
     if section is None:
         return space, ()
     keys = {"pattern", "norm", "positional", "sparsity"}
-    if not isinstance(section, dict) or set(section) != keys:
+    if not isinstance(section, dict) or set(section) - {"front_end"} != keys:
         raise UserError(
-            f"{source}: weights needs exactly the keys {', '.join(sorted(keys))}."
+            f"{source}: weights needs exactly the keys {', '.join(sorted(keys))}, and "
+            "front_end where it masks layers of the front end."
         )
     try:
         pattern = Pattern.parse(section["pattern"], section["norm"])
@@ -143,8 +146,14 @@ def _weights_of(
         raise UserError(f"{source}: {wrong}") from error
     if not isinstance(section["positional"], bool):
         raise UserError(f"{source}: weights.positional must be true or false.")
+    front = section.get("front_end", [])
+    if not isinstance(front, list) or not all(isinstance(one, str) for one in front):
+        raise UserError(f"{source}: weights.front_end must list layers.")
     space = dataclasses.replace(
-        space, pattern=pattern, positional=section["positional"]
+        space,
+        pattern=pattern,
+        positional=section["positional"],
+        front_end=tuple(front),
     )
     given = section["sparsity"]
     if not isinstance(given, dict):

@@ -4,7 +4,8 @@
   `total` is the whole model, `encoder` the encoder alone (front end to final norm),
   `nonzero` those of the total that are not zero.
 - **packed bytes**: of the model's tensors if the maskable weights (linear layers and
-  pointwise convolutions of the encoder's blocks) are stored by groups of a pattern: 4
+  pointwise convolutions of the encoder's blocks; the front end's output layer and its
+  convolutions but the first, as matrices) are stored by groups of a pattern: 4
   bytes for each element of a group that is not all zero, 2 for the group's column, and
   4 for each row of groups, and one more, for where it begins. Groups at an edge are
   padded; a group of N:M is one weight. A weight for which this is no gain, and
@@ -32,8 +33,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE
-from espnet_omnisparse.core.layout import ASR_LAYOUT, TRANSDUCER_LAYOUT
-from espnet_omnisparse.core.mask import Pattern, nonzero_groups
+from espnet_omnisparse.core.layout import (
+    ASR_LAYOUT,
+    TRANSDUCER_LAYOUT,
+    front_layers,
+)
+from espnet_omnisparse.core.mask import Pattern, matrix_shape, nonzero_groups
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import CostTable
 from espnet_omnisparse.errors import UserError
@@ -98,7 +103,7 @@ def count_cost(model: Any, feature_size: int, pattern: Pattern | None = None) ->
 
 @torch.no_grad()
 def count_packed_bytes(model: Any, pattern: Pattern | None = None) -> int:
-    """Bytes of a model whose blocks' weights are stored by their non-zero groups.
+    """Bytes of a model whose maskable weights are stored by their non-zero groups.
 
     Args:
         model: A model or an extracted size.
@@ -106,8 +111,11 @@ def count_packed_bytes(model: Any, pattern: Pattern | None = None) -> int:
     """
     floating = (buffer for buffer in model.buffers() if buffer.is_floating_point())
     total = _VALUE * sum(buffer.numel() for buffer in floating)
-    for name, parameter in model.named_parameters():
-        if pattern is not None and _MASKABLE.fullmatch(name):
+    parameters = dict(model.named_parameters())
+    front = set(front_layers(parameters).values())
+    for name, parameter in parameters.items():
+        maskable = name in front or _MASKABLE.fullmatch(name)
+        if pattern is not None and maskable:
             groups = nonzero_groups(parameter, pattern)
             total += packed_bytes(parameter.shape, groups, pattern)
         else:
@@ -119,7 +127,7 @@ def packed_bytes(shape: Sequence[int], groups: int, pattern: Pattern) -> int:
     """Bytes of one weight of which so many groups are stored; never above the dense.
 
     Args:
-        shape: `[out, in]` or `[out, in, 1]`.
+        shape: Of the weight; see `mask.matrix_shape`.
         groups: How many are stored.
         pattern: The groups; those of N:M are single weights.
 
@@ -128,9 +136,10 @@ def packed_bytes(shape: Sequence[int], groups: int, pattern: Pattern) -> int:
     >>> packed_bytes((16, 10), 19, Pattern(rows=8))
     640
     """
-    rows = -(-shape[0] // pattern.rows)
+    out, inputs = matrix_shape(shape)
+    rows = -(-out // pattern.rows)
     each = _VALUE * pattern.rows * pattern.cols + _COLUMN
-    return min(groups * each + _BEGIN * (rows + 1), _VALUE * shape[0] * shape[1])
+    return min(groups * each + _BEGIN * (rows + 1), _VALUE * out * inputs)
 
 
 @torch.no_grad()

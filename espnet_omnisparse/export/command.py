@@ -7,10 +7,20 @@ from pathlib import Path
 from espnet_omnisparse.arguments import Commands, add_command, count
 from espnet_omnisparse.errors import UserError
 
-#: Format -> the module whose `export` writes it.
+#: Format -> the module whose `export` writes it, and what a name ends with.
 FORMATS = {
-    "onnx": "espnet_omnisparse.export.onnx_folder",
-    "sherpa": "espnet_omnisparse.export.sherpa",
+    "packed": ("espnet_omnisparse.export.pack", "{dtype}.omni"),
+    "espnet": ("espnet_omnisparse.export.unpack", "_espnet"),
+    "onnx": ("espnet_omnisparse.export.onnx_folder", "_onnx{dtype}"),
+    "sherpa": ("espnet_omnisparse.export.sherpa", "_sherpa{dtype}"),
+}
+#: Options that only some formats have -> these formats.
+OF_SOME = {
+    "dtype": ("packed", "onnx", "sherpa"),
+    "licence": ("packed",),
+    "head": ("onnx", "sherpa"),
+    "chunk": ("onnx", "sherpa"),
+    "left": ("onnx", "sherpa"),
 }
 DTYPES = ("fp32", "fp16", "int8")
 
@@ -18,15 +28,21 @@ DTYPES = ("fp32", "fp16", "int8")
 def add_commands(commands: Commands) -> None:
     """Registers the command."""
     command = add_command(commands, export)
-    command.add_argument("size", type=Path, metavar="SIZE", help="a size's folder")
+    command.add_argument(
+        "size",
+        type=Path,
+        metavar="SIZE",
+        help="a size's folder; with --to espnet a packed file",
+    )
     command.add_argument(
         "--to", required=True, choices=FORMATS, help="the run time's format"
     )
-    command.add_argument(
-        "--dtype", choices=DTYPES, default="fp32", help="of the weights (%(default)s)"
-    )
+    command.add_argument("--dtype", choices=DTYPES, help="of the weights (fp32)")
     command.add_argument(
         "-o", "--out", type=Path, metavar="PATH", help="default: SIZE_FORMAT[_DTYPE]"
+    )
+    command.add_argument(
+        "--licence", metavar="TEXT", help="of the model, for the packed file to tell"
     )
     command.add_argument(
         "--head", choices=("ctc", "transducer"), help="of two that a model has"
@@ -43,7 +59,13 @@ def export(args: argparse.Namespace) -> None:
     """Writes a size in the format of another run time."""
     if args.left is not None and args.chunk is None:
         raise UserError("--left needs --chunk beside it.")
+    for option, formats in OF_SOME.items():
+        if args.to not in formats and getattr(args, option) is not None:
+            raise UserError(f"--{option} is not an option of --to {args.to}.")
+    args.dtype = args.dtype or "fp32"
     dtype = "" if args.dtype == "fp32" else f"_{args.dtype}"
-    out = args.out or args.size.with_name(f"{args.size.name}_{args.to}{dtype}")
-    importlib.import_module(FORMATS[args.to]).export(args, out)
+    module, ending = FORMATS[args.to]
+    stem = args.size.stem if args.to == "espnet" else args.size.name
+    out = args.out or args.size.with_name(stem + ending.format(dtype=dtype))
+    importlib.import_module(module).export(args, out)
     print(f"{out}: exported")

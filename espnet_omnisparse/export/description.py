@@ -157,9 +157,7 @@ def _features(frontend: Any) -> dict[str, Any]:
             f"exported, and this one has {name}."
         )
     enhancement = frontend.frontend
-    if enhancement is not None and (
-        enhancement.use_wpe or enhancement.use_beamformer
-    ):
+    if enhancement is not None and (enhancement.use_wpe or enhancement.use_beamformer):
         raise UserError(
             "A frontend with WPE or a beamformer cannot be exported: train one "
             "without."

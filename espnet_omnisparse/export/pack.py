@@ -1,8 +1,8 @@
-"""A size's folder as a packed file, with all that turns it back into the folder."""
+"""`--to packed`: a size's folder as one file, with all that turns it back into one."""
 
+import argparse
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from espnet_omnisparse import __version__
+from espnet_omnisparse.console import say
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.description import describe
 from espnet_omnisparse.export.packed import APART, Tensors, write_packed
@@ -18,27 +19,28 @@ from espnet_omnisparse.files import load_tensors
 
 #: Files of a size beside its model and its configuration, which a packed file carries.
 CARRIED = (family.SPEC, family.ORIGIN, family.COST)
-STATISTICS, BPE = f"{APART}statistics.", f"{APART}bpemodel"
+#: Options that name a file which a packed one carries, and its section.
+FILES = {"stats_file": "normalize_conf", "bpemodel": None}
 
 
-@dataclass(frozen=True)
-class Packed:
-    """What has been written.
+def export(args: argparse.Namespace, out: Path) -> None:
+    """Writes the file, whole or not at all.
 
-    Attributes:
-        path: The file.
-        bytes: Its size.
-        left_out: What of the model is not in it, in words; empty: nothing.
+    Args:
+        args: As `omnisparse export` has them.
+        out: File to write.
+
+    Raises:
+        UserError: If the size cannot be packed.
     """
-
-    path: Path
-    bytes: int
-    left_out: str
+    left_out = pack(args.size, out, args.dtype, args.licence)
+    if left_out:
+        say(f"{out} is without {left_out}.")
 
 
 def pack(
     folder: Path, path: Path, dtype: str = "fp32", licence: str | None = None
-) -> Packed:
+) -> str:
     """Writes a size as a packed file.
 
     Args:
@@ -47,15 +49,17 @@ def pack(
         dtype: Of the matrices, one of `packed.DTYPES`.
         licence: Under which the model may be used, for the file to tell.
 
+    Returns:
+        What of the model is not in the file, in words; empty: nothing.
+
     Raises:
         UserError: If the folder is not that of a size, or a packed file cannot have
             what the model consists of.
     """
-    folder, path = Path(folder), Path(path)
+    folder = Path(folder)
     config = size_config(folder)
-    model = family.build(
-        family.located(config, folder), load_tensors(folder / family.MODEL)
-    )
+    located = family.located(config, folder)
+    model = family.build(located, load_tensors(folder / family.MODEL))
     description = describe(model, config)
     left_out = ""
     if description["transducer"] is None and config.get("decoder") is not None:
@@ -70,9 +74,8 @@ def pack(
         },
         "licence": licence,
     }
-    located = family.located(config, folder)
     write_packed(path, model, description, dtype, _apart(located))
-    return Packed(path, path.stat().st_size, left_out)
+    return left_out
 
 
 def size_config(folder: Path) -> dict[str, Any]:
@@ -130,15 +133,12 @@ def _carried(folder: Path) -> dict[str, str]:
 
 
 def _apart(config: Mapping[str, Any]) -> Tensors:
-    """The files that a configuration names, as arrays."""
+    """The files that a configuration names, byte by byte."""
     arrays: Tensors = {}
-    statistics = (config.get("normalize_conf") or {}).get("stats_file")
-    if statistics:
-        with np.load(statistics) as found:
-            arrays |= {STATISTICS + name: found[name] for name in found.files}
-    bpe = config.get("bpemodel") if config.get("token_type") == "bpe" else None
-    if bpe and Path(bpe).is_file():
-        arrays[BPE] = np.frombuffer(Path(bpe).read_bytes(), np.uint8)
+    for option, section in FILES.items():
+        name = (config.get(section) or {} if section else config).get(option)
+        if name and Path(name).is_file():
+            arrays[APART + option] = np.frombuffer(Path(name).read_bytes(), np.uint8)
     return arrays
 
 

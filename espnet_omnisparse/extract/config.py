@@ -12,7 +12,7 @@ from espnet_omnisparse.extract.cut import block_numbers
 # options of the encoders that ESPnet's own have not
 OURS_ONLY = (
     *("conv_norm", "granularity", "kept", "pattern", "pattern_norm"),
-    *("causal", "chunk"),
+    *("causal", "chunk", "mask_front_end"),
 )
 
 
@@ -50,7 +50,7 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
 def _with_kept(small: dict[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     """A size's configuration, with what its blocks keep."""
     conf = small["encoder_conf"]
-    for name in ("granularity", "pattern", "pattern_norm"):
+    for name in ("granularity", "pattern", "pattern_norm", "mask_front_end"):
         conf.pop(name, None)
     if spec.is_full or spec.space.granularity == "block":
         return small

@@ -15,9 +15,12 @@ from espnet_omnisparse.core.layout import (
     head_name,
     layout_in,
     locate,
+    own_tensor,
+    weight_tensors,
 )
 from espnet_omnisparse.core.mask import group_ranks, weight_mask
 from espnet_omnisparse.core.own_parameters import own_tensors
+from espnet_omnisparse.core.search_space import Place, place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.core.weight_masks import is_settled
 from espnet_omnisparse.errors import UserError
@@ -43,7 +46,7 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     prefix = layout.prefix
     numbers = block_numbers(spec)
     own = own_tensors(_below(OWN_PARAMETERS, state), spec.sparsity)
-    own = {f"{prefix}{name}": tensor for name, tensor in own.items()}
+    own = {own_tensor(name, layout): tensor for name, tensor in own.items()}
     state = {**state, **_masked_weights(state, spec), **own}
     small: State = {}
     for name, tensor in state.items():
@@ -115,18 +118,16 @@ def block_numbers(spec: SubnetSpec) -> dict[int, int]:
 def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     """The weights that a spec masks, whole, with their zeros."""
     rows, pattern = spec.kept, spec.space.pattern
-    layout = layout_in(state)
+    tensors = weight_tensors(spec.space, state)
     settled = _settled_ranks(state)
     found: State = {}
     for name, sparsity in spec.sparsities.items():
-        block, branch, layer = name.split(".")
-        if branch not in rows[int(block)]:
+        at = place(name)
+        if at.block is not None and at.branch not in rows[at.block]:
             continue
-        module = layout.parts[branch][1]
-        full_name = f"{layout.prefix}{block}.{module}.{layer}.weight"
+        full_name = tensors.get(name)
         weight = state.get(full_name)
-        # a pointwise convolution's has a third dimension of 1
-        if weight is None or weight.dim() < 2 or weight[0, 0].numel() != 1:
+        if weight is None or not _is_matrix(weight, at):
             raise UserError(
                 f"The spec {spec.name!r} masks {name}, which is no linear layer of "
                 "this net: use a spec of the same encoder options."
@@ -135,6 +136,11 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
         keep = weight_mask(ranks, weight.shape, sparsity, pattern)
         found[full_name] = weight.masked_fill(~keep, 0.0)
     return found
+
+
+def _is_matrix(weight: torch.Tensor, at: Place) -> bool:
+    """Whether it can be masked: of a block's convolutions a pointwise one can."""
+    return weight.dim() > 1 and (at.block is None or weight[0, 0].numel() == 1)
 
 
 def _settled_ranks(state: Mapping[str, torch.Tensor]) -> State:

@@ -38,7 +38,7 @@ from espnet_omnisparse.files import (
     write_yaml,
 )
 from espnet_omnisparse.tasks import task_of
-from espnet_omnisparse.train.journal import SUBNETS, read_specs
+from espnet_omnisparse.train.journal import SNAPSHOTS, SUBNETS, read_specs
 
 MODEL, CONFIG = "model.pth", "config.yaml"
 SPEC, ORIGIN, COST = "subnet.yaml", "origin.yaml", "cost.json"
@@ -180,6 +180,18 @@ def wanted_specs(
     return {size: specs[size] for size in sizes or specs}
 
 
+def checkpoint_of(asr_exp: Path, size: str, checkpoint: str) -> Path:
+    """The file that a size is cut out of.
+
+    Args:
+        asr_exp: The experiment folder.
+        size: The size's name.
+        checkpoint: That of all sizes, unless a training has kept the size's own net.
+    """
+    own = Path(asr_exp) / SNAPSHOTS / f"{size}.pth"
+    return own if own.exists() else Path(asr_exp) / checkpoint
+
+
 def cut(
     config: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
@@ -233,7 +245,7 @@ def extract_size(
     origin = {
         "version": __version__,
         "supernet": str(source),
-        "checkpoint": Path(checkpoint).name,
+        "checkpoint": _below(Path(checkpoint), Path(source)),
         "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
         "form": form.name,
         "calibration": calibration,
@@ -248,7 +260,7 @@ def extract_size(
             "norm": pattern.norm,
             "sparsity": spec.sparsities,
         }
-    if _is_current(out, origin):
+    if is_current(out, origin):
         return False
     small_config, small = cut(config, state, spec)
     model = build(small_config, small)
@@ -262,22 +274,58 @@ def extract_size(
     if form.config != small_config:
         small = form.state(small, state, spec)
         model = build(form.config, small)
-    cost = count_cost(model, feature_size(config), spec.space.pattern)
-    written_config = {**form.config, "output_dir": str(out)}
-    with atomic_folder(out) as folder:
-        # clones: a tensor cut out of a larger file must not carry it along
-        tensors = {name: tensor.clone() for name, tensor in small.items()}
-        save_tensors(folder / MODEL, tensors)
-        write_yaml(folder / CONFIG, written_config)
-        write_spec(spec, folder / SPEC)
-        _write_cost(folder, cost)
-        write_yaml(folder / ORIGIN, origin)
-        if (source / "images").is_dir():
-            shutil.copytree(source / "images", folder / "images")
+    write_size(out, model, form.config, spec, origin, source / "images")
     return True
 
 
-def _is_current(out: Path, origin: dict[str, Any]) -> bool:
+def write_size(
+    out: Path,
+    model: Any,
+    config: Mapping[str, Any],
+    spec: SubnetSpec,
+    origin: Mapping[str, Any],
+    images: Path,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a size's folder, whole or not at all.
+
+    Args:
+        out: The folder, replaced as a whole.
+        model: The size.
+        config: What builds it.
+        spec: Which it is.
+        origin: Where it comes from.
+        images: Plots of its training, if they are there.
+        notes: Further YAML files, by name.
+    """
+    cost = count_cost(model, feature_size(config), spec.space.pattern)
+    with atomic_folder(out) as folder:
+        # clones: a tensor cut out of a larger file must not carry it along
+        tensors = {name: one.clone() for name, one in model.state_dict().items()}
+        save_tensors(folder / MODEL, tensors)
+        write_yaml(folder / CONFIG, {**config, "output_dir": str(out)})
+        write_spec(spec, folder / SPEC)
+        _write_cost(folder, cost)
+        write_yaml(folder / ORIGIN, dict(origin))
+        for name, values in (notes or {}).items():
+            write_yaml(folder / name, values)
+        if images.is_dir():
+            shutil.copytree(images, folder / "images")
+
+
+def _below(path: Path, folder: Path) -> str:
+    """A file's name as a command on the folder gives it."""
+    inside = path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if inside else path.name
+
+
+def is_current(out: Path, origin: dict[str, Any]) -> bool:
+    """Whether a size's folder is there and comes from where it should.
+
+    Args:
+        out: The folder.
+        origin: Where it should come from.
+    """
     path = out / ORIGIN
     return path.exists() and read_yaml(path) == origin
 

@@ -56,6 +56,9 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         pattern: Of the masks on the blocks' weights, such as `8x1`; `None`: weights are
             not masked. See `Pattern`.
         pattern_norm: By which groups of weights are compared, `l1` or `l2`.
+        mask_front_end: Whether the front end's weights take masks too: all
+            convolutions but the first, as matrices over their window, and the output
+            layer.
         causal: Whether the Conv modules see the past alone, which a stream needs.
         chunk: What each frame sees, as in a stream, such as `{size: 16, left: 32}`;
             `None` or `full`: the whole recording.
@@ -76,6 +79,7 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         kept: Sequence[Sequence[str] | Mapping[str, int]] | None = None,
         pattern: str | None = None,
         pattern_norm: str = "l1",
+        mask_front_end: bool = False,
         causal: bool = False,
         chunk: Mapping[str, int] | str | None = None,
         macaron_style: bool = True,
@@ -124,6 +128,7 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
             heads_of(self.encoders[0].self_attn),
             None if pattern is None else Pattern.parse(pattern, pattern_norm),
             hasattr(self.encoders[0].self_attn, "linear_pos"),
+            self._maskable_front_end(mask_front_end, pattern),
         )
         if granularity == "component":
             _check_components(self.encoders[0])
@@ -148,16 +153,13 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         """Feature dimension."""
         return self._arguments["input_size"]
 
-    def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
-        """Subsampling and positions, shared by all subnets of an update.
-
-        Args:
-            feats: `[batch, frames, input_size]`.
-            lengths: Frames of each sequence `[batch]`.
-
-        Raises:
-            TooShortUttError: ESPnet's, if the input is too short to subsample.
-        """
+    def front_end(
+        self,
+        feats: torch.Tensor,
+        lengths: torch.Tensor,
+        sparsity: Sequence[float] = (),
+    ) -> Frames:
+        """See `PrunableEncoder.front_end`."""
         # ESPnet's own make_pad_mask takes memory by the square of the length
         times = torch.arange(feats.size(1), device=feats.device)
         mask = times < lengths.to(feats.device)[:, None, None]
@@ -170,9 +172,9 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
                 limit,
             )
         if isinstance(self.embed, torch.nn.Sequential):
-            embedded = self.embed(feats)
+            embedded = self._embed(sparsity, feats)
         else:
-            embedded, mask = self.embed(feats, mask)
+            embedded, mask = self._embed(sparsity, feats, mask)
         x, pos_emb = embedded if isinstance(embedded, tuple) else (embedded, None)
         return Frames(x, pos_emb, mask).with_chunk_mask(self.chunk)
 
@@ -229,7 +231,7 @@ class LayerPrunableConformerEncoder(PrunableEncoder, ConformerEncoder):
         Raises:
             UserError: If the memory does not suffice for a long recording.
         """
-        frames = self.front_end(xs_pad, ilens)
+        frames = self.front_end(xs_pad, ilens, sparsity)
         with telling_if_long(self, frames.x.size(1)):
             encoded, lengths = self.blocks(frames, gates, sparsity)
         return encoded, lengths, None

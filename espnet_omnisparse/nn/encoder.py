@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch.func import functional_call
@@ -12,11 +13,17 @@ from espnet_omnisparse.core.branches import PRUNABLE
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import Masked
 from espnet_omnisparse.core.gate import Gate, same_gate
-from espnet_omnisparse.core.layout import Layout
+from espnet_omnisparse.core.layout import (
+    FRONT_END,
+    Layout,
+    front_layers,
+    weight_tensors,
+)
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.own_parameters import OwnParameters
-from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.search_space import FRONT, SearchSpace
 from espnet_omnisparse.core.weight_masks import MaskOrder, WeightMasks
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.block import BranchGate, Frames, PrunableBlock
 
 CONV_NORMS = ("batch_norm", "layer_norm")
@@ -50,6 +57,32 @@ class PrunableEncoder:
         """The blocks."""
         return self.get_submodule(self.layout.blocks)
 
+    def _maskable_front_end(self, mask: bool, pattern: str | None) -> tuple[str, ...]:
+        """What `SearchSpace.front_end` is of a net whose options say this.
+
+        Args:
+            mask: The option `mask_front_end`.
+            pattern: The option `pattern`.
+
+        Raises:
+            UserError: If it cannot be masked.
+        """
+        if not mask:
+            return ()
+        if pattern is None:
+            raise UserError(
+                "encoder_conf.mask_front_end needs a pattern: set one, such as 8x1, or "
+                "leave it out."
+            )
+        layers = tuple(front_layers(self._model_parameters()))
+        if not layers:
+            raise UserError(
+                "encoder_conf.mask_front_end needs a front end of convolutions, such "
+                f"as input_layer: conv2d, not {type(self.embed).__name__}: leave it "
+                "out."
+            )
+        return layers
+
     def set_pattern(self, pattern: Pattern | None) -> None:
         """Says in which groups weights are masked; `None`: they are not."""
         self._masks = None if pattern is None else WeightMasks(pattern)
@@ -66,17 +99,49 @@ class PrunableEncoder:
         # in a tuple, or PyTorch would take it for a part of the encoder
         self._own = () if own is None else (own,)
 
-    def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
-        """Subsampling and positions, shared by all subnets of an update.
+    def front_end(
+        self,
+        feats: torch.Tensor,
+        lengths: torch.Tensor,
+        sparsity: Sequence[float] = (),
+    ) -> Frames:
+        """Subsampling and positions of a subnet; see `has_own_front_end`.
 
         Args:
             feats: `[batch, frames, input_size]`.
             lengths: Frames of each sequence `[batch]`.
+            sparsity: As in `blocks`.
 
         Raises:
             TooShortUttError: ESPnet's, if the input is too short to subsample.
         """
         raise NotImplementedError
+
+    def has_own_front_end(self, sparsity: Sequence[float]) -> bool:
+        """Whether a subnet's front end is another than the full net's.
+
+        Args:
+            sparsity: As in `blocks`.
+        """
+        masked = any(sparsity[: len(self.space.front_end)])  # which come first
+        return masked or bool(self._own and FRONT in self._own[0].of(sparsity))
+
+    def _embed(self, sparsity: Sequence[float], *inputs: torch.Tensor | None) -> Any:
+        """What the front end's module returns as a subnet has it."""
+        if not self.has_own_front_end(sparsity):
+            return self.embed(*inputs)
+        return functional_call(self.embed, self._front_end_tensors(sparsity), inputs)
+
+    def _front_end_tensors(self, sparsity: Sequence[float]) -> dict[str, torch.Tensor]:
+        """What a subnet has instead of the front end's tensors, by names in it."""
+        tensors = dict(self._own[0].of(sparsity).get(FRONT, {})) if self._own else {}
+        inside = {FRONT_END + name: p for name, p in self.embed.named_parameters()}
+        shares = self._shares(sparsity)
+        for layer, name in front_layers(inside).items():
+            if share := shares.get(weight := f"{FRONT}.{layer}", 0.0):
+                masked = self._masks.masked(weight, inside[name], share)
+                tensors[name.removeprefix(FRONT_END)] = masked
+        return tensors
 
     def final_norm(self, x: torch.Tensor) -> torch.Tensor:
         """The norm after the last block."""
@@ -107,7 +172,7 @@ class PrunableEncoder:
         """Runs one subnet on the front end's output.
 
         Args:
-            frames: Output of `front_end`.
+            frames: Output of `front_end`, for the same sparsity.
             gates: A gate per unit of `self.space`; `None` runs every branch that
                 exists.
             sparsity: A sparsity per weight of `self.space`; empty: nothing is masked.
@@ -144,7 +209,7 @@ class PrunableEncoder:
         for number, row in enumerate(self._rows(gates), start=1):
             if row is not None:
                 masked = self._masked(number - 1, row, shares)
-                block, vectors = self.layers[number - 1], own.get(number - 1)
+                block, vectors = self.layers[number - 1], own.get(f"{number - 1}")
                 x = self._run_block(block, frames, row, masked, vectors)
                 frames = replace(frames, x=x)
             if number in after:
@@ -180,7 +245,10 @@ class PrunableEncoder:
     ) -> torch.Tensor:
         gates = row if isinstance(row, tuple) else (1.0,) * len(block.kept)
         arguments = frames, gates, masked
-        full = functional_call(block, own, arguments) if own else block(*arguments)
+        if own:
+            full = functional_call(block, own, arguments, tie_weights=False)
+        else:
+            full = block(*arguments)
         if isinstance(row, tuple):
             return full
         # the gate of a whole block fades between its input and its output
@@ -188,12 +256,25 @@ class PrunableEncoder:
 
     def maskable(self) -> dict[str, torch.nn.Parameter]:
         """The weights of `self.space.weights`, by name."""
-        found = {}
-        for name in self.space.weights:
-            block, branch, layer = name.split(".")
-            module = self.layers[int(block)].module(branch)
-            found[name] = getattr(module, layer).weight
-        return found
+        parameters = self._model_parameters()
+        tensors = weight_tensors(self.space, parameters)
+        return {weight: parameters[name] for weight, name in tensors.items()}
+
+    def vectors(self) -> dict[str, torch.nn.Parameter]:
+        """What each sparsity may have for itself; see `OwnParameters`.
+
+        Weights and biases of the norms, biases of the layers; those of the front end
+        where it takes masks.
+        """
+        found = dict(self.layers.named_parameters())
+        if self.space.front_end:
+            inside = self.embed.named_parameters()
+            found |= {f"{FRONT}.{name}": parameter for name, parameter in inside}
+        return {name: p for name, p in found.items() if p.dim() == 1}
+
+    def _model_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters, by their names in a model."""
+        return {f"encoder.{name}": p for name, p in self.named_parameters()}
 
     def refresh_masks(self) -> None:
         """Makes the masks follow the weights' present magnitudes."""
@@ -204,6 +285,19 @@ class PrunableEncoder:
         """Of each weight that takes a mask the order of its groups, up to date."""
         self.refresh_masks()
         return {} if self._masks is None else self._masks.ranks()
+
+    def kept_weights(self, sparsity: Sequence[float]) -> dict[str, torch.Tensor]:
+        """Which elements of each weight a subnet keeps, by the last refresh.
+
+        Args:
+            sparsity: A sparsity per weight of `self.space`.
+        """
+        return {
+            name: self._masks.kept(name, weight.shape, share)
+            for (name, weight), share in zip(
+                self.maskable().items(), sparsity, strict=True
+            )
+        }
 
     def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
         """Weight -> sparsity, of those that are masked."""

@@ -42,6 +42,7 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         kept: As in `LayerPrunableConformerEncoder`.
         pattern: As in `LayerPrunableConformerEncoder`.
         pattern_norm: As in `LayerPrunableConformerEncoder`.
+        mask_front_end: As in `LayerPrunableConformerEncoder`.
         chunk: As in `LayerPrunableConformerEncoder`.
 
     Raises:
@@ -61,6 +62,7 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         kept: Sequence[Sequence[str] | Mapping[str, int]] | None = None,
         pattern: str | None = None,
         pattern_norm: str = "l1",
+        mask_front_end: bool = False,
         chunk: Mapping[str, int] | str | None = None,
     ):
         main_conf = dict(main_conf or {})
@@ -99,7 +101,10 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
                 "one number, or granularity: branch."
             )
         mask_pattern = None if pattern is None else Pattern.parse(pattern, pattern_norm)
-        self.space = SearchSpace(len(blocks), granularity, heads[0], mask_pattern, True)
+        front = self._maskable_front_end(mask_front_end, pattern)
+        self.space = SearchSpace(
+            len(blocks), granularity, heads[0], mask_pattern, True, front
+        )
         self.set_pattern(mask_pattern)
         if conv_norm == "layer_norm":
             for block in blocks:
@@ -109,7 +114,12 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
             TransducerBlock(block, row) for block, row in zip(blocks, rows, strict=True)
         )
 
-    def front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
+    def front_end(
+        self,
+        feats: torch.Tensor,
+        lengths: torch.Tensor,
+        sparsity: Sequence[float] = (),
+    ) -> Frames:
         """See `PrunableEncoder.front_end`."""
         needed = self.embed.min_frame_length  # ESPnet's own check allows 3 of 7
         if feats.size(1) < needed:
@@ -119,7 +129,7 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
                 feats.size(1),
                 needed,
             )
-        x, padding = self.embed(feats, make_source_mask(lengths))
+        x, padding = self._embed(sparsity, feats, make_source_mask(lengths))
         frames = Frames(x, self.pos_enc(x), ~padding[:, None])
         return frames.with_chunk_mask(self.chunk)
 
@@ -169,7 +179,7 @@ class OmniTransducerEncoder(PrunableEncoder, Encoder):
         Raises:
             UserError: If the memory does not suffice for a long recording.
         """
-        frames = self.front_end(x, x_len)
+        frames = self.front_end(x, x_len, sparsity)
         if self.training and self.dynamic_chunk_training and self.chunk is None:
             frames = frames.with_chunk_mask(self._random_chunk(frames.x.size(1)))
         with telling_if_long(self, frames.x.size(1)):

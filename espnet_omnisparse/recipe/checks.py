@@ -14,6 +14,7 @@ from espnet_omnisparse.recipe.options import (
     LAST_STAGE,
     Run,
     decoding_of,
+    length_of,
 )
 
 #: Options that name files -> the stage that reads them; no stage writes them.
@@ -37,6 +38,8 @@ def check(run: Run) -> None:
         raise UserError(
             f"--calibration is a number of utterances, not {run.own['calibration']}."
         )
+    if run.own["repair"]:
+        length_of(run.own["repair"])
     if run["asr_task"] not in DECODING:
         raise UserError(
             f"--asr_task {run['asr_task']} is not supported: use one of "

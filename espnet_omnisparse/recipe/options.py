@@ -11,6 +11,8 @@ OWN_OPTIONS = {
     "sizes": "",
     "search": "",
     "stock": "false",
+    "repair": "",
+    "repair_args": "",
     "subnets": "",
     "calibration": str(CALIBRATION),
 }
@@ -109,6 +111,26 @@ def parse(argv: Sequence[str]) -> Run:
         options[name[2:].replace("-", "_")] = rest.pop(0)
     own = {name: options.pop(name, default) for name, default in OWN_OPTIONS.items()}
     return Run(options, own)
+
+
+def length_of(text: str) -> int | float:
+    """What `--repair` says: a number of updates, or a fraction of the training.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share <= 1.0:
+        raise UserError(
+            "--repair is a number of updates, or a fraction of the training between "
+            f"0.0 and 1.0, not {text}."
+        )
+    return share
 
 
 def decoding_of(run: Run) -> str:

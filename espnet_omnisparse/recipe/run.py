@@ -9,6 +9,11 @@ own, on which stages 12-15 run as they would on any ESPnet model. Options are
                           "70% 12M 8MB": zeros, non-zero parameters, packed bytes
     --search "..."        further arguments of `omnisparse search`
     --stock true          also extract, decode ... the form that stock ESPnet loads
+    --repair 0.05         also train each size but the full one by itself for so many
+                          updates, or that fraction of the supernet's, its zeros kept,
+                          as the size NAME-repaired; 0: never (default: what
+                          supernet.repair says)
+    --repair_args "..."   further arguments of that training
     --subnets DIR         use the specs in DIR instead of the experiment's own
     --calibration 400     training utterances for re-estimating BatchNorm statistics
 """
@@ -30,6 +35,7 @@ from espnet_omnisparse.recipe.options import (
     FIRST_PER_SIZE,
     Run,
     decoding_of,
+    length_of,
     parse,
 )
 
@@ -91,7 +97,12 @@ def run_sizes(run: Run, first: int, last: int) -> None:
         last: The last stage.
     """
     # slow to import, and stages 1-11 do not need it
-    from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
+    from espnet_omnisparse.core.spec import REPAIRED
+    from espnet_omnisparse.extract.experiment import (
+        checkpoint_of,
+        extract_size,
+        wanted_specs,
+    )
     from espnet_omnisparse.report import family as report
 
     subnets = Path(run.own["subnets"]) if run.own["subnets"] else None
@@ -100,7 +111,6 @@ def run_sizes(run: Run, first: int, last: int) -> None:
         sizes = _searched(run, sizes, search=first <= FIRST_PER_SIZE)
     specs = wanted_specs(Path(run.asr_exp), subnets, sizes)
     forms = [False, True] if run.own["stock"] == "true" else [False]
-    checkpoint = Path(run.asr_exp) / run["inference_asr_model"]
     jobs = [(size, stock) for size in specs for stock in forms]
     for size, stock in jobs:
         folder = size_folder(run.asr_exp, size, stock)
@@ -108,28 +118,85 @@ def run_sizes(run: Run, first: int, last: int) -> None:
         if first <= FIRST_PER_SIZE:
             written = extract_size(
                 Path(run.asr_exp),
-                checkpoint,
+                checkpoint_of(Path(run.asr_exp), size, run["inference_asr_model"]),
                 specs[size],
                 Path(folder),
                 stock,
                 int(run.own["calibration"]),
             )
             print("extracted" if written else "already extracted", flush=True)
-        changes = {}
-        if run["hf_repo"]:
-            suffix = f"-{size}" + ("-stock" if stock else "")
-            changes["hf_repo"] = run["hf_repo"] + suffix
-        asr_sh(
-            run,
-            stage=str(max(first, FIRST_PER_SIZE)),
-            stop_stage=str(last),
-            asr_exp=folder,
-            inference_asr_model="model.pth",
-            **changes,
-        )
+        _decode(run, first, last, folder, f"{size}-stock" if stock else size)
+        length = _repair_length(run)
+        whole = specs[size].is_full and not any(specs[size].sparsity)
+        if length and not stock and not whole:
+            if first <= FIRST_PER_SIZE:
+                _repair(run, Path(folder), length)
+            name = f"{size}{REPAIRED}"
+            _decode(run, first, last, size_folder(run.asr_exp, name), name)
     # sizes of another supernet belong to that one's report, as a baseline
     if last > FIRST_PER_SIZE and not run.own["subnets"]:
         report.write_family(Path(run.asr_exp), command_line())
+
+
+def _decode(run: Run, first: int, last: int, folder: str, name: str) -> None:
+    """Runs the stages from 12 on for one size.
+
+    Args:
+        run: What is wanted.
+        first: The first stage.
+        last: The last stage.
+        folder: The size's.
+        name: The size's.
+    """
+    changes = {}
+    if run["hf_repo"]:
+        changes["hf_repo"] = f"{run['hf_repo']}-{name}"
+    asr_sh(
+        run,
+        stage=str(max(first, FIRST_PER_SIZE)),
+        stop_stage=str(last),
+        asr_exp=folder,
+        inference_asr_model="model.pth",
+        **changes,
+    )
+
+
+def _repair_length(run: Run) -> int | float:
+    """How long sizes are repaired: as the command says, else the configuration."""
+    from espnet_omnisparse.extract.experiment import read_config
+
+    if run.own["repair"]:
+        return length_of(run.own["repair"])
+    return supernet_section(read_config(Path(run.asr_exp))).get("repair") or 0
+
+
+def _repair(run: Run, size: Path, length: int | float) -> None:
+    """Trains a size by itself, its zeros kept, unless that is done.
+
+    Args:
+        run: What is wanted.
+        size: Its folder.
+        length: Updates, or a fraction of the supernet's.
+    """
+    from espnet_omnisparse.extract.experiment import MODEL
+    from espnet_omnisparse.extract.repair import repair_of
+
+    repair = repair_of(Path(run.asr_exp), size, length, run.own["repair_args"])
+    config = repair.begin()
+    print(f"== repair: {repair.out}", flush=True)
+    if config is None:
+        print("already repaired", flush=True)
+        return
+    asr_sh(
+        run,
+        stage="11",
+        stop_stage="11",
+        asr_exp=str(repair.training),
+        asr_config=str(config),
+        asr_args=repair.arguments,
+        pretrained_model=str(size / MODEL),
+    )
+    repair.finish()
 
 
 def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
 from espnet_omnisparse.core.branches import BRANCHES
+from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.metrics import Metric
 from espnet_omnisparse.report.results import Series
@@ -163,8 +164,9 @@ def _densities(spec: SubnetSpec) -> dict[tuple[int, str], float]:
     """Block and branch -> mean share that its weights keep, if any is masked."""
     shares: dict[tuple[int, str], list[float]] = {}
     for name, sparsity in zip(spec.space.weights, spec.sparsity, strict=False):
-        block, branch, _ = name.split(".")
-        shares.setdefault((int(block), branch), []).append(1.0 - sparsity)
+        at = place(name)
+        if at.block is not None:
+            shares.setdefault((at.block, at.branch), []).append(1.0 - sparsity)
     means = {unit: sum(row) / len(row) for unit, row in shares.items()}
     return {unit: mean for unit, mean in means.items() if mean < 1.0}
 

@@ -7,17 +7,20 @@ from typing import Any
 
 import yaml
 
+from espnet_omnisparse.core.spec import REPAIRED
 from espnet_omnisparse.cost.metrics import METRICS, Metric
 from espnet_omnisparse.errors import UserError
 
 BASELINES = "baselines.yaml"
 INDIVIDUAL = "trained individually"
+REPAIRED_SIZES = "supernet, repaired"
 COSTS = tuple(
     METRICS[name].field
     for name in ("params", "encoder", "nonzero", "macs_10s", "macs_30s", "file")
 )
 # that files of earlier versions have not
 LATER_COSTS = (METRICS["bytes"].field,)
+REPAIR = "repair.yaml"
 _FILES = ("subnet.yaml", "origin.yaml", "cost.json")
 
 
@@ -62,6 +65,8 @@ class SizeResult:
         cer: Character scores by data set.
         rtf: Median real-time factor; `None` until it is measured.
         sparse: Whether its weights were masked.
+        repair_updates: Those of its own, after the supernet's; 0: it was not repaired.
+        repair_seconds: What they took.
     """
 
     label: str
@@ -75,6 +80,8 @@ class SizeResult:
     cer: dict[str, Score]
     rtf: float | None = None
     sparse: bool = False
+    repair_updates: int = 0
+    repair_seconds: float = 0.0
 
     def value(self, metric: Metric) -> float | None:
         """What it costs by a metric; `None` where that is not known."""
@@ -161,6 +168,8 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
     folder = Path(folder)
     # YAML's reader takes JSON as well
     spec, origin, cost = (_read_yaml(folder / name) for name in _FILES)
+    path = folder / REPAIR
+    repair = _read_yaml(path) if path.exists() else {"updates": 0, "seconds": 0.0}
     try:
         counts = spec["components" if "components" in spec else "branches"]
         return SizeResult(
@@ -176,6 +185,8 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
             },
             wer=_read_scores(folder, "wer"),
             cer=_read_scores(folder, "cer"),
+            repair_updates=int(repair["updates"]),
+            repair_seconds=float(repair["seconds"]),
             sparse=bool(spec.get("weights", {}).get("sparsity")),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -186,7 +197,7 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
 
 
 def read_family(asr_exp: Path) -> tuple[Series, ...]:
-    """The extracted sizes of a supernet, then those in stock form, if there are any.
+    """The extracted sizes of a supernet, then those in stock form and those repaired.
 
     Raises:
         UserError: If there is no size at all, or a file is garbled.
@@ -194,7 +205,11 @@ def read_family(asr_exp: Path) -> tuple[Series, ...]:
     asr_exp = Path(asr_exp)
     names = [path.stem for path in sorted((asr_exp / "subnets").glob("*.yaml"))]
     series = []
-    for title, suffix in (("supernet", ""), ("supernet, stock form", "_stock")):
+    for title, suffix in (
+        ("supernet", ""),
+        ("supernet, stock form", "_stock"),
+        (REPAIRED_SIZES, REPAIRED),
+    ):
         folders = [
             asr_exp.with_name(f"{asr_exp.name}_{name}{suffix}") for name in names
         ]

@@ -1,13 +1,14 @@
 """How good subnets are on a development set, with their supernet's weights.
 
-The front end is never pruned, so its output is computed once and kept; an evaluation
-runs the blocks and the output alone.
+The full net's front end is computed once and kept; of subnets that share it an
+evaluation runs the blocks and the output alone.
 """
 
 import argparse
 import dataclasses
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ from espnet_omnisparse.train.batch import Batch
 
 OBJECTIVES = ("loss", "wer")
 _BATCH = 16
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """Some utterances.
+
+    Attributes:
+        frames: What the full net's blocks take.
+        feats: `[batch, frames, features]`; `None` where all subnets take the same.
+        lengths: Of the features `[batch]`.
+    """
+
+    frames: Frames
+    feats: torch.Tensor | None
+    lengths: torch.Tensor
 
 
 class DevSet:
@@ -65,51 +81,84 @@ class DevSet:
             self._batches = [
                 self._prepared(batch) for batch in _valid_batches(config, utterances)
             ]
-            self._calibration: list[Frames] = []
+            self._calibration: list[_Heard] = []
             if has_batch_norm(model.encoder):
                 for batch in calibration_batches(config, calibration):
                     batch = {name: one.to(device) for name, one in batch.items()}
                     feats = model.features(batch["speech"], batch["speech_lengths"])
-                    self._calibration.append(self._front_end(*feats))
+                    self._calibration.append(self._heard(*feats))
 
     @torch.no_grad()
-    def score(self, mask: Sequence[bool], sparsity: Sequence[float]) -> float:
+    def score(
+        self,
+        mask: Sequence[bool],
+        sparsity: Sequence[float],
+        objective: str | None = None,
+    ) -> float:
         """The objective of one subnet; less is better.
 
         Args:
             mask: Its units.
             sparsity: Per weight of the space, or empty.
+            objective: Another than that of this set.
         """
+        objective = objective or self._objective
         gates = mask_gates(mask)
         if self._calibration:
             reestimate(
                 self._model,
                 lambda frames: self._model.encoder.blocks(frames, gates, sparsity),
-                self._calibration,
+                [self._frames(one, sparsity) for one in self._calibration],
             )
-        counted = [self._count(*one, gates, sparsity) for one in self._batches]
+        counted = [
+            self._count(
+                self._frames(heard, sparsity), batch, gates, sparsity, objective
+            )
+            for heard, batch in self._batches
+        ]
         wrong, of = (sum(column) for column in zip(*counted, strict=True))
-        return (100.0 if self._objective == "wer" else 1.0) * wrong / max(of, 1)
+        return (100.0 if objective == "wer" else 1.0) * wrong / max(of, 1)
 
-    def _front_end(self, feats: torch.Tensor, lengths: torch.Tensor) -> Frames:
+    def _front_end(
+        self,
+        feats: torch.Tensor,
+        lengths: torch.Tensor,
+        sparsity: Sequence[float] = (),
+    ) -> Frames:
         """What the blocks take, seeing what sizes see."""
-        hidden = self._model.encoder.front_end(feats, lengths)
+        hidden = self._model.encoder.front_end(feats, lengths, sparsity)
         return hidden.with_chunk_mask(self._model.supernet.chunks[-1])
 
-    def _prepared(self, batch: dict[str, torch.Tensor]) -> tuple[Frames, Batch]:
+    def _heard(self, feats: torch.Tensor, lengths: torch.Tensor) -> "_Heard":
+        if not self._model.encoder.space.front_end:
+            # the features have done their part and would only take memory
+            return _Heard(self._front_end(feats, lengths), None, lengths)
+        return _Heard(self._front_end(feats, lengths), feats, lengths)
+
+    def _frames(self, heard: "_Heard", sparsity: Sequence[float]) -> Frames:
+        """What the blocks of a subnet take."""
+        if not self._model.encoder.has_own_front_end(sparsity):
+            return heard.frames
+        return self._front_end(heard.feats, heard.lengths, sparsity)
+
+    def _prepared(self, batch: dict[str, torch.Tensor]) -> tuple["_Heard", Batch]:
         batch = {name: tensor.to(self._device) for name, tensor in batch.items()}
         names = ("speech", "speech_lengths", "text", "text_lengths")
         made = self._model.make_batch(*(batch[name] for name in names))
-        hidden = self._front_end(made.feats, made.feats_lengths)
-        # the features have done their part and would only take memory
-        return hidden, dataclasses.replace(made, feats=made.feats[:, :0].clone())
+        heard = self._heard(made.feats, made.feats_lengths)
+        return heard, dataclasses.replace(made, feats=made.feats[:, :0].clone())
 
     def _count(
-        self, hidden: Frames, batch: Batch, gates: Any, sparsity: Sequence[float]
+        self,
+        hidden: Frames,
+        batch: Batch,
+        gates: Any,
+        sparsity: Sequence[float],
+        objective: str,
     ) -> tuple[float, int]:
         """Summed loss and utterances, or errors and words."""
         model = self._model
-        if self._objective == "loss":
+        if objective == "loss":
             loss = model.subnet_loss(hidden, batch, gates, sparsity)
             return float(loss) * len(batch), len(batch)
         encoded, lengths = model.encoder.blocks(hidden, gates, sparsity)

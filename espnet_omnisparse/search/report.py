@@ -6,12 +6,14 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.cost.metrics import METRICS, ZEROS
 from espnet_omnisparse.files import atomic_path, write_text
+from espnet_omnisparse.report.gains import UNIFORM
 from espnet_omnisparse.report.plots import COLOURS
 from espnet_omnisparse.report.tables import Table
 from espnet_omnisparse.search.evolution import Candidate, Found, pareto_front
-from espnet_omnisparse.search.run import FOLDER, UNIFORM, Problem
+from espnet_omnisparse.search.run import FOLDER, Problem
 from espnet_omnisparse.train.journal import SUBNETS, write_specs
 
 _TITLES = {"loss": "dev loss", "wer": "dev WER (%)"}
@@ -48,7 +50,7 @@ def _sizes(problem: Problem, found: Found) -> dict[str, Candidate]:
     return {
         f"{budget.name}{suffix}": chosen[budget.name]
         for budget in problem.budgets
-        for suffix, chosen in (("", found.best), (f"_{UNIFORM}", found.uniform))
+        for suffix, chosen in (("", found.best), (UNIFORM, found.uniform))
     }
 
 
@@ -79,9 +81,8 @@ def _table(problem: Problem, found: Found, title: str) -> Iterator[str]:
     shown = {*_ALWAYS, *_kinds(problem)} - {ZEROS}  # which has a column anyway
     kinds = [kind for kind in METRICS if kind in shown]
     costs = [METRICS[kind].heading for kind in kinds]
-    layers = list(
-        dict.fromkeys(n.split(".", 1)[1] for n in problem.model.encoder.space.weights)
-    )
+    weights = problem.model.encoder.space.weights
+    layers = list(dict.fromkeys(place(name).kind for name in weights))
     table = Table(["size", "kept", "zeros (%)", *costs, title])
     second = Table(["size", *layers])
     for name, one in _sizes(problem, found).items():
@@ -102,7 +103,7 @@ def _mean(problem: Problem, one: Candidate, layer: str) -> str:
     shares = [
         share
         for name, share, there in zip(names, one.sparsity, alive, strict=True)
-        if there and name.split(".", 1)[1] == layer
+        if there and place(name).kind == layer
     ]
     return f"{sum(shares) / len(shares):.2f}" if shares else "–"
 

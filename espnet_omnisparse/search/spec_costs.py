@@ -14,14 +14,16 @@ Kinds of cost, of the model as it is deployed:
   it: only dropped branches count.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from espnet_omnisparse.core.components import select
+from espnet_omnisparse.core.layout import FRONT_END, front_layers
 from espnet_omnisparse.core.mask import nonzero_groups, weight_mask
+from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.count import FRAMES_PER_SECOND, packed_bytes
 from espnet_omnisparse.cost.metrics import METRICS
@@ -55,7 +57,7 @@ class SpecCosts:
         self._weights = {n: w.detach() for n, w in encoder.maskable().items()}
         self._ranks = encoder.mask_ranks()
         self._total = sum(weight.numel() for weight in self._weights.values())
-        self._frames, self._positions = _frames_of_10s(encoder)
+        self._uses = _uses_in_10s(encoder)
         self._left: dict[tuple, _Left] = {}
         self._nets = [self._net(model, mask) for mask in masks]
 
@@ -90,8 +92,8 @@ class SpecCosts:
         buffers = cut_state(dict(model.named_buffers()), spec).values()
         weights: list[tuple[str, tuple[int, ...]] | None] = []
         for name in self._weights:
-            block, branch, _ = name.split(".")
-            parts = spec.kept[int(block)].get(branch)
+            at = place(name)
+            parts = (0,) if at.block is None else spec.kept[at.block].get(at.branch)
             weights.append((name, parts) if parts else None)
         dense = [self._of_weight(*key, 0.0) for key in weights if key]
         total = sum(tensor.numel() for tensor in cut)
@@ -117,23 +119,22 @@ class SpecCosts:
         return self._left[key]
 
     def _count(self, name: str, parts: tuple[int, ...], share: float) -> "_Left":
-        _, branch, layer = name.split(".")
-        pattern, weight = self._space.pattern, self._weights[name]
+        at, pattern, weight = place(name), self._space.pattern, self._weights[name]
         mask = weight_mask(self._ranks[name], weight.shape, share, pattern)
-        of = self._space.parts[branch]
-        mask, weight = (
-            select(branch, f"{layer}.weight", tensor, parts, of)
-            for tensor in (mask, weight)
-        )
+        if at.block is not None:
+            of = self._space.parts[at.branch]
+            mask, weight = (
+                select(at.branch, f"{at.layer}.weight", tensor, parts, of)
+                for tensor in (mask, weight)
+            )
         left = weight * mask
-        frames = self._positions if layer == "linear_pos" else self._frames
         return _Left(
             parameters=mask.numel(),
             nonzero=int(left.count_nonzero()),
             packed_bytes=packed_bytes(
                 left.shape, nonzero_groups(left, pattern), pattern
             ),
-            skipped_macs=frames * int((~mask).sum()),
+            skipped_macs=self._uses[name] * int((~mask).sum()),
         )
 
 
@@ -168,12 +169,37 @@ class _Net:
 
 
 @torch.no_grad()
-def _frames_of_10s(encoder: Any) -> tuple[int, int]:
-    """Frames, and relative positions, that the blocks see of 10 s of audio."""
+def _uses_in_10s(encoder: Any) -> dict[str, int]:
+    """By how many vectors each weight is multiplied for 10 s of audio.
+
+    Those of a block by frames, or relative positions; a convolution's by its windows.
+    """
     count = 10 * FRAMES_PER_SECOND
     was_training = encoder.training
     feats = torch.zeros(1, count, encoder.input_size)
+    made: dict[str, int] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, _: Any, out: torch.Tensor) -> None:
+            made[f"{FRONT_END}{name}.weight"] = out.numel() // len(module.weight)
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(note(name))
+        for name, module in encoder.embed.named_modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear)
+    ]
     frames = encoder.eval().front_end(feats, torch.tensor([count]))
     encoder.train(was_training)
-    positions = 0 if frames.pos_emb is None else frames.pos_emb.size(1)
-    return frames.x.size(1), positions
+    for hook in hooks:
+        hook.remove()
+    uses, front = {}, front_layers(made)
+    for weight in encoder.space.weights:
+        at = place(weight)
+        uses[weight] = frames.x.size(1)
+        if at.block is None:
+            uses[weight] = made[front[at.layer]]
+        elif at.layer == "linear_pos":
+            uses[weight] = frames.pos_emb.size(1)
+    return uses

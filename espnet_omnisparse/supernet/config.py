@@ -7,13 +7,19 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator, model_validator
 
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.spec import FULL
+from espnet_omnisparse.core.spec import FULL, REPAIRED
 from espnet_omnisparse.cost.budget import parse_number
 from espnet_omnisparse.cost.metrics import BYTES, NONZERO, SCALES
 from espnet_omnisparse.cost.size import budget_of, refuse_masked
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.options import Length, Number, Section, option
-from espnet_omnisparse.supernet.sparsity import DENSE, SIZE, SUBNETS, SparsityConfig
+from espnet_omnisparse.supernet.sparsity import (
+    DENSE,
+    OF_SANDWICH,
+    SIZE,
+    SUBNETS,
+    SparsityConfig,
+)
 
 CURRENT = "current"  # the subnet of step 1, in logs
 ADAPTIVE = "adaptive"
@@ -125,6 +131,13 @@ class SupernetConfig(Section):
         "a number above 0",
         gt=0,
     )
+    repair: Length = option(
+        0,
+        "length, in updates or as a fraction of this run, of a training of each size "
+        "by itself afterwards, in which its zeros stay; `./run.sh` writes the result "
+        "beside the size, as `NAME-repaired` (short retraining after pruning, as in "
+        "[2312.15230](https://arxiv.org/abs/2312.15230))",
+    )
     seed: int = option(
         0, "of the random intermediate size that step 2 draws", strict=True
     )
@@ -172,6 +185,11 @@ class SupernetConfig(Section):
                     f"supernet.sizes may not be called {name!r}: use letters, digits, "
                     "_ and -, and not the word sizes."
                 )
+            if name.endswith(REPAIRED):
+                raise UserError(
+                    f"supernet.sizes may not be called {name!r}: what repair makes of "
+                    f"a size has a name that ends in {REPAIRED}."
+                )
             if name in (FULL, CURRENT) or name.rstrip("0123456789") in SUBNETS:
                 raise UserError(
                     f"supernet.sizes may not be called {name!r}, a word that the log "
@@ -214,6 +232,18 @@ class SupernetConfig(Section):
                 f"supernet.sparsity.own: {self.sparsity.own} is for sizes with a "
                 "sparsity, and supernet.sizes has none: name one, such as "
                 "{s90: {sparsity: 0.9}}."
+            )
+        if set(self.sparsity.sandwich) - {*SUBNETS, SIZE, *self.sizes}:
+            raise UserError(
+                f"supernet.sparsity.sandwich must be {OF_SANDWICH}, not "
+                f"{list(self.sparsity.sandwich)}."
+            )
+        if self.sparsity.snapshots and (
+            self.method != "none" or not self.sizes or len(masked) < len(self.sizes)
+        ):
+            raise UserError(
+                "supernet.sparsity.snapshots needs sizes that have a sparsity and keep "
+                "every unit, such as {s50: {sparsity: 0.5}, s90: {sparsity: 0.9}}."
             )
         if SIZE in self.sparsity.sandwich and not self.sizes:
             raise UserError(

@@ -194,8 +194,8 @@ class Sampler:
         sizes = self._drawn_sizes(plan.sandwich.count(SIZE), generator)
         sampled = []
         for number, subnet in enumerate(plan.sandwich):
-            if subnet == SIZE:
-                name = next(sizes)
+            if subnet == SIZE or subnet in self._sizes:
+                name = next(sizes) if subnet == SIZE else subnet
                 mask = size_masks[name]
                 sampled.append(self._of_size(name, mask, highest, number == 0))
                 continue
@@ -229,8 +229,13 @@ class Sampler:
         return sampled
 
     def _drawn_sizes(self, count: int, generator: random.Random) -> Iterator[str]:
-        """Names of sizes, none twice before each has been drawn once."""
-        names = list(self._sizes)
+        """Names of sizes, none twice before each has been drawn once.
+
+        Those that have a place of their own are not drawn, unless all have one.
+        """
+        placed = self._config.sparsity.sandwich
+        names = [name for name in self._sizes if name not in placed]
+        names = names or list(self._sizes)
         for start in range(0, count, max(len(names), 1)):
             yield from generator.sample(names, min(len(names), count - start))
 

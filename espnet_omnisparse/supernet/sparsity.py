@@ -18,6 +18,9 @@ from espnet_omnisparse.options import Length, Number, Section, option
 DENSE, SPARSEST, NEARBY = "dense", "sparsest", "nearby"
 SUBNETS = (DENSE, SPARSEST, "random", NEARBY, "uniform")
 SIZE = "size"  # one that will be deployed
+OF_SANDWICH = (
+    f"a list of at least one of {', '.join((*SUBNETS, SIZE))} and the names of sizes"
+)
 #: what earlier versions called a kind of subnet
 _RENAMED = {"around": NEARBY}
 _NEIGHBOURS = (-2, -1, 0, 1, 2)
@@ -44,10 +47,12 @@ class SparsityConfig(Section):
         "an independent sparsity in every weight; `nearby`, neighbouring levels around "
         "a common one; `uniform`, a random one, the same everywhere; `size`, any of "
         "`sizes`, another one each time that it is named, logged under the size's name "
-        "(so only what is deployed is trained). The first has full regularisation. One "
-        "named twice has twice the weight, and with `split_batch` twice the "
-        "utterances. `[sparsest]` alone is gradual pruning of one model",
-        f"a list of at least one of {', '.join((*SUBNETS, SIZE))}",
+        "(so only what is deployed is trained); or the name of one of `sizes`, such as "
+        "a full net in a stream, which then has a place of its own and is not drawn. "
+        "The first has full regularisation. One named twice has twice the weight, and "
+        "with `split_batch` twice the utterances, in one pass. `[sparsest]` alone is "
+        "gradual pruning of one model",
+        OF_SANDWICH,
     )
     settle: Length = option(
         0,
@@ -58,10 +63,22 @@ class SparsityConfig(Section):
         "[2306.16788](https://arxiv.org/abs/2306.16788)). Only its checkpoints are "
         "chosen and averaged; extraction and search use its order",
     )
+    snapshots: Number = option(
+        0.0,
+        "0: off. Above: gradual pruning of one net in equal stages, one for each of "
+        "`sizes`, the densest first; the mask stands still in this share of each, and "
+        "the net at its end, with that mask, is the size: no weights are shared (as "
+        "ZipLM's family, [2302.04089](https://arxiv.org/abs/2302.04089)). The net at "
+        "the end of the warm start is `full`. Takes the place of `ramp` and `settle`; "
+        "with `sandwich: [sparsest]`",
+        "a number of at least 0 and below 1",
+        ge=0,
+        lt=1,
+    )
     own: Literal["none", "norms_and_biases"] = option(
         "none",
         "what each sparsity among `sizes` has for itself: `norms_and_biases` of the "
-        "blocks (as the norms of slimmable nets, "
+        "blocks, and of a front end that takes masks (as the norms of slimmable nets, "
         "[1812.08928](https://arxiv.org/abs/1812.08928), and PERP, "
         "[2312.15230](https://arxiv.org/abs/2312.15230)); copied from the dense net's "
         "when masks begin. Other subnets have those of the nearest sparsity, the mean "
@@ -73,6 +90,14 @@ class SparsityConfig(Section):
         "updates after which the masks follow the weights again",
         "a number of updates, at least 1",
         ge=1,
+        strict=True,
+    )
+    diagnose: int = option(
+        100,
+        "updates after which gradients are compared for the log, the dense net's with "
+        "each size's, on 8 utterances; 0: never",
+        "a number of updates, or 0",
+        ge=0,
         strict=True,
     )
 
@@ -87,7 +112,8 @@ class SparsityConfig(Section):
             if new:
                 logging.warning("supernet.sparsity: %s is called %s now.", one, new)
             subnets.append(new or one)
-        if not subnets or any(one not in (*SUBNETS, SIZE) for one in subnets):
+        # `SupernetConfig` knows the names of sizes
+        if not subnets or not all(isinstance(one, str) for one in subnets):
             raise ValueError("unknown")
         return tuple(subnets)
 
@@ -97,6 +123,13 @@ class SparsityConfig(Section):
             raise UserError(
                 "supernet.sparsity must rise from initial, at least 0, to final, below "
                 f"1, not from {self.initial} to {self.final}."
+            )
+        if self.snapshots and (
+            self.sandwich != (SPARSEST,) or self.settle or self.own != "none"
+        ):
+            raise UserError(
+                "supernet.sparsity.snapshots prunes one net, whose mask stands still "
+                "in each stage: it needs sandwich: [sparsest], without settle and own."
             )
         if not 0.0 < self.step <= self.final:
             raise UserError(

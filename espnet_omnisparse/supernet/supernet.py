@@ -140,20 +140,20 @@ class Supernet(torch.nn.Module):
                 )
 
     def equip(
-        self, weights: Mapping[str, torch.Tensor], blocks: torch.nn.ModuleList
+        self, weights: Mapping[str, torch.Tensor], vectors: Mapping[str, torch.Tensor]
     ) -> None:
         """Makes what the options of the weight axis ask for beside the encoder.
 
         Args:
             weights: Those that take masks, by name.
-            blocks: The encoder's.
+            vectors: Those that sparsities may have for themselves.
         """
         plan = self.config.sparsity
-        if plan is not None and plan.settle:
+        if plan is not None and (plan.settle or plan.snapshots):
             self.order = MaskOrder(weights, self.space.pattern)
         if plan is not None and plan.own != "none":
             shares = [one.sparsity for one in self.sizes.values() if one.sparsity > 0.0]
-            self.own = OwnParameters(blocks, shares)
+            self.own = OwnParameters(vectors, shares)
 
     def attach(self, net: Net) -> None:
         """Gives the selection the trained net to ask when step 1 ends."""
@@ -311,6 +311,8 @@ class Supernet(torch.nn.Module):
         if self.config.sparsity is None or self.phase in (WARM, STEP1):
             return 0.0
         timeline = self.timeline
+        if stage := timeline.stage(self.update):
+            return stage.sparsity(self.update)
         time = self.update - timeline.selected_at
         return self.config.sparsity.max_sparsity(time, timeline.ramp)
 

@@ -25,7 +25,9 @@ from espnet_omnisparse.supernet.config import ADAPTIVE, SupernetConfig
 from espnet_omnisparse.supernet.sampling import AdaptiveWeight, SampledSubnet
 from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.batch import Batch
+from espnet_omnisparse.train.diagnosis import GradientDiagnosis
 from espnet_omnisparse.train.division import Division
+from espnet_omnisparse.train.front_ends import FrontEnds
 from espnet_omnisparse.train.gradients import GradientAccumulator, in_float16
 from espnet_omnisparse.train.loss_guard import LossGuard
 from espnet_omnisparse.train.mask_upkeep import MaskUpkeep
@@ -42,11 +44,13 @@ class SupernetModel:
         supernet: The plan.
         loss_normalization: See `plan_supernet`.
         mask_upkeep: What keeps the masks on weights up to date.
+        diagnosis: What the log says of gradients.
     """
 
     supernet: Supernet
     loss_normalization: str
     mask_upkeep: MaskUpkeep
+    diagnosis: GradientDiagnosis
 
     def plan_supernet(
         self, options: Mapping[str, Any] | None, loss_normalization: str
@@ -77,9 +81,10 @@ class SupernetModel:
         encoder = self.encoder
         measure = partial(cost_table, self)
         self.supernet = Supernet(config, encoder.space, measure, encoder.chunk)
-        self.supernet.equip(encoder.maskable(), encoder.layers)
+        self.supernet.equip(encoder.maskable(), encoder.vectors())
         encoder.attach(self.supernet.order, self.supernet.own)
         self.mask_upkeep = MaskUpkeep(self.supernet, encoder)
+        self.diagnosis = GradientDiagnosis(self.supernet, encoder, self.subnet_loss)
         sizes = self.supernet.sizes.values()
         chunks = [*self.supernet.chunks, *(size.chunk for size in sizes)]
         if any(chunks) and not encoder.causal:
@@ -161,6 +166,7 @@ class SupernetModel:
             self.parameters(), keep_graphs=in_float16(batch.feats)
         )
         if self.training:
+            self.diagnosis.before_update(batch)
             sampled = supernet.sample_subnets()
             sampled = [_with_shared_gates(subnet, gradients) for subnet in sampled]
             parts = self._division.divide(batch, sampled)
@@ -168,16 +174,16 @@ class SupernetModel:
             sampled = supernet.validation_subnets()
             parts = [(batch, sampled)]
         for part, subnets in parts:
-            hidden = self.encoder.front_end(part.feats, part.feats_lengths)
-            shared = replace(hidden, x=gradients.detach_shared(hidden.x))
+            fronts = FrontEnds(self.encoder, part, gradients)
             largest = teacher = None
             for subnet in subnets:
-                outputs = self._outputs(subnet, shared)
+                hidden = fronts.of(subnet.sparsity)
+                outputs = self._outputs(subnet, hidden)
                 if subnet.is_largest:
                     largest = outputs[subnet.size].detach()
                 elif self._distils and teacher is None:
-                    teacher = self._teacher(largest, shared, part)
-                losses = self._losses(subnet, outputs, shared, part, teacher, stats)
+                    teacher = self._teacher(largest, fronts, part)
+                losses = self._losses(subnet, outputs, hidden, part, teacher, stats)
                 if losses:
                     gradients.add(sum(losses))
                 # what is left of its graph goes before the next subnet's comes
@@ -280,7 +286,7 @@ class SupernetModel:
         """Mean loss over utterances of one subnet, through the full net's head.
 
         Args:
-            hidden: The front end's output for the batch.
+            hidden: The front end's output for the batch, with the same sparsity.
             batch: The utterances.
             gates: A gate per unit.
             sparsity: A sparsity per weight; the masks are those of the last refresh.
@@ -319,15 +325,16 @@ class SupernetModel:
 
     @torch.no_grad()
     def _teacher(
-        self, encoded: torch.Tensor | None, hidden: Frames, part: Batch
+        self, encoded: torch.Tensor | None, fronts: FrontEnds, part: Batch
     ) -> Teacher:
         """Teacher outputs: what the largest subnet gives for the part.
 
         Args:
             encoded: Its output; `None`: it is not trained on this part.
-            hidden: The part, from the front end.
+            fronts: The front end's outputs for the part.
             part: The part.
         """
+        hidden = fronts.of_full()
         if encoded is None:
             with self.encoder.as_subnet("full"):
                 full = self.supernet.full()

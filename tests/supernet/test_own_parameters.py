@@ -48,7 +48,7 @@ def owning(tiny_config, build):
         config["encoder"] = "omni_sparse_conformer"
         model = build(config, update=update)
         if begun:
-            model.supernet.own.begin(model.encoder.layers)
+            model.supernet.own.begin(model.encoder.vectors())
             with torch.no_grad():
                 for parameter in model.supernet.own.parameters():
                     parameter += 0.3 * torch.randn_like(parameter)
@@ -97,7 +97,7 @@ def test_nothing_of_them_is_in_the_encoder(owning, tiny_config, build):
     plain = build(config).encoder.state_dict()
     assert model.encoder.state_dict().keys() == plain.keys()
     ours = OmniSparseConformerEncoder(20, **model_options(config))
-    ours.attach(None, OwnParameters(ours.layers, [0.5]))
+    ours.attach(None, OwnParameters(ours.vectors(), [0.5]))
     conf = {**model_options(config), "macaron_style": True, "use_cnn_module": True}
     stock = randomize(ConformerEncoder(20, **conf))
     ours.load_state_dict(stock.state_dict(), strict=True)
@@ -222,7 +222,7 @@ def test_the_search_evaluates_a_trained_supernet_by_both_rules(uninterrupted):
 def test_the_standalone_transducer_has_them_too(granularity):
     config = transducer_config(CONF, encoder={"granularity": granularity})
     model = build_model(config, update=60)
-    model.supernet.own.begin(model.encoder.layers)
+    model.supernet.own.begin(model.encoder.vectors())
     with torch.no_grad():
         for parameter in model.supernet.own.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
