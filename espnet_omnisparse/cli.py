@@ -23,6 +23,7 @@ from espnet_omnisparse.recipe import command as recipe
 from espnet_omnisparse.report import command as report
 from espnet_omnisparse.search import command as search
 from espnet_omnisparse.streaming import command as streaming
+from espnet_omnisparse.transcribe import command as transcribe
 
 
 def info(args: argparse.Namespace) -> None:
@@ -59,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="omnisparse", description=__doc__.splitlines()[0]
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    packages = (extract, export, search, streaming, report, publish, recipe)
+    packages = (extract, export, search, streaming, transcribe, report, publish, recipe)
     for package in packages:
         package.add_commands(commands)
     add_command(commands, info)

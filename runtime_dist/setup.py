@@ -20,7 +20,7 @@ here = Path(__file__).parent
 package = here.parent / "espnet_omnisparse"
 staged = here / "build" / "staged" / NAME
 
-# renamed copies: setuptools takes no files from outside; an earlier build leaves nothing
+# renamed copies, since setuptools takes no files from outside; no earlier build stays
 shutil.rmtree(here / "build", ignore_errors=True)
 staged.mkdir(parents=True)
 for path in (*package.glob("runtime/*.py"), package / "errors.py"):
