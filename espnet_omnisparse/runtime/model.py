@@ -47,6 +47,11 @@ def load(path: str | os.PathLike, threads: int = 1) -> "Model":
     return Model(path, threads)
 
 
+def instruction_set() -> str:
+    """What the engine computes with on this CPU, such as `avx2`."""
+    return library().isa().decode()
+
+
 class Model:
     """A packed model. Any number of streams may run over it, in any threads.
 
