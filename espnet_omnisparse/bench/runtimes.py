@@ -1,4 +1,4 @@
-"""Models in their run times against each other: each round times all of them in turn."""
+"""Models in their run times against each other, all of them in turn in each round."""
 
 import json
 import platform
