@@ -19,9 +19,7 @@ def counted(engine_library, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["live", "live-masked", "kaldi", "transducer", "gru"])
-def test_a_stream_takes_no_memory_after_its_first_chunks(
-    counted, tmp_path, kind
-):
+def test_a_stream_takes_no_memory_after_its_first_chunks(counted, tmp_path, kind):
     for dtype in ("fp32", "int8"):
         command = [counted, write(tmp_path, kind, dtype), "1", "20"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
