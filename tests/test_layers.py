@@ -17,8 +17,8 @@ ORDER = (
     *("moved", "errors", "runtime", "arguments", "console", "options", "files"),
     "environment",
     *("core", "cost", "losses", "selection", "supernet", "nn", "train", "tasks"),
-    *("extract", "export", "data", "streaming", "report", "search", "recipe", "bench"),
-    *("bin",),
+    *("extract", "export", "data", "streaming", "transcribe", "report", "publish"),
+    *("search", "recipe", "bench", "bin"),
     *("cli", "launch"),
 )
 #: these know PyTorch and nothing of ESPnet

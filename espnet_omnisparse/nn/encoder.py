@@ -245,7 +245,10 @@ class PrunableEncoder:
     ) -> torch.Tensor:
         gates = row if isinstance(row, tuple) else (1.0,) * len(block.kept)
         arguments = frames, gates, masked
-        full = functional_call(block, own, arguments) if own else block(*arguments)
+        if own:
+            full = functional_call(block, own, arguments, tie_weights=False)
+        else:
+            full = block(*arguments)
         if isinstance(row, tuple):
             return full
         # the gate of a whole block fades between its input and its output

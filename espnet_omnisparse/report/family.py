@@ -4,7 +4,6 @@ Everything comes from what lies on disk; only the real-time factors are measured
 of all models in turn in one process, and kept in `rtf.json` until a model changes.
 """
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from espnet_omnisparse.extract.experiment import SPEC, read_config
 from espnet_omnisparse.extract.forms import FORMS
 from espnet_omnisparse.files import atomic_path, write_text
 from espnet_omnisparse.report.diagnosis import diagnosis_figure
+from espnet_omnisparse.report.gains import gain_table
 from espnet_omnisparse.report.plots import selection_figure, wer_figure
 from espnet_omnisparse.report.provenance import commands
 from espnet_omnisparse.report.results import (
@@ -143,7 +143,7 @@ def write_family(
     require_folders([asr_exp, asr_exp / "images"])  # before minutes of measuring
     folders = [size.folder for series in family + others for size in series.sizes]
     timing = time_models(folders, asr_exp / "rtf.json", rtf_rounds)
-    medians = {name: statistics.median(row) for name, row in timing.rtf.items()}
+    medians = timing.medians
     family = tuple(with_rtf(series, medians) for series in family)
     others = tuple(with_rtf(series, medians) for series in others)
 
@@ -209,6 +209,14 @@ def _markdown(
         yield from _loading_notes(asr_exp, family)
     yield "## Characters\n"
     yield from (*_character_table([*family, *baselines], names).markdown(), "")
+    gains = gain_table(family)
+    if gains is not None:
+        yield "## What search and repair gain\n"
+        yield (
+            "Difference of the word error rates in points, below 0: better, with its "
+            "95 % interval by bootstrap over utterances, which are the same for both.\n"
+        )
+        yield from (*gains.markdown(), "")
     yield "## Plots\n"
     for name in plots:
         yield f"![{name.removesuffix('.png').replace('_', ' ')}](images/{name})"

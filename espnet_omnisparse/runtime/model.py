@@ -106,6 +106,16 @@ class Model:
         stream.push(waveform)
         return stream.finish()
 
+    def whole(self, beam: int = 1) -> "Stream":
+        """A new recording that is encoded at once, when it has ended.
+
+        A size with a chunk hears it as its stream does.
+
+        Args:
+            beam: Hypotheses kept; 1: greedy search.
+        """
+        return Stream(self, self._library, Options(whole=1, left=-1, beam=beam))
+
     def log_probs(self, waveform: np.ndarray, rate: int) -> np.ndarray:
         """What the CTC head says of each frame of a recording.
 

@@ -42,7 +42,6 @@ from espnet_omnisparse.supernet.sparsity import SparsityConfig
 from espnet_omnisparse.train.journal import SUBNETS, read_specs
 
 FOLDER = "search"
-UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ def measured_levels(top: int, count: int) -> list[int]:
 
     Args:
         top: The highest level.
-        count: How many, if there are so many.
+        count: How many.
 
     >>> measured_levels(9, 2), measured_levels(2, 5)
     ([4, 9], [1, 2])

@@ -225,6 +225,8 @@ void EncoderStream::attention(const Branch& branch, size_t block, const Tiles& x
   const Tiles inside = new_tiles(x.channels, x.frames, x.width, context);
   const Tiles qkv = new_tiles(branch.in.outputs(), x.frames, x.width, context);
   const Tiles seen = new_tiles(branch.heads * branch.head_width, x.frames, x.width, context);
+  // lanes beyond the last frame are numbers too
+  std::fill_n(seen.tile(seen.count() - 1), static_cast<size_t>(seen.channels) * seen.width, 0.0f);
   branch.norm.run(x, inside, context);
   branch.in.run(inside, qkv, Epilogue::kStore, 0.0f, context);
   if (whole_) {

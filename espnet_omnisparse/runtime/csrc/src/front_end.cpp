@@ -108,12 +108,23 @@ void FrontEnd::eight(const float* rows, int count, const Tiles& x, int lane,
     for (int f = 0; f < features_; ++f)
       plane.at(0, f, t % stride_)[t / stride_] = rows[static_cast<size_t>(t) * features_ + f];
   int times = count;
-  for (const Conv& conv : convs_) {
+  for (size_t i = 0; i < convs_.size(); ++i) {
+    const Conv& conv = convs_[i];
     times = (times - conv.kernel[0]) / conv.stride[0] + 1;
     Plane next{nullptr, conv.bins, conv.phase_stride, length_for(times, conv.phase_stride)};
     next.data = context.scratch->take<float>(static_cast<size_t>(conv.channels) * next.bins *
                                              next.phases * next.length);
     convolve(conv, plane, times, next, context);
+    // what the lanes beyond the last frame see of the next eight times, which are not computed
+    const int computed = next.length - 8;
+    if (i + 1 < convs_.size()) {
+      const Conv& later = convs_[i + 1];
+      const int then = (times - later.kernel[0]) / later.stride[0] + 1;
+      const int reach = up8(per_phase(then, later.phase_stride)) + later.kernel[0] / next.phases;
+      const int rows = conv.channels * next.bins * next.phases;
+      for (int row = 0; reach > computed && row < rows; ++row)
+        std::fill_n(next.data + static_cast<size_t>(row) * next.length + computed, 8, 0.0f);
+    }
     plane = next;
   }
   for (int row = 0; row < x.channels; ++row)  // a channel's bins one after the other
