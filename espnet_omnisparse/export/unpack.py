@@ -88,7 +88,9 @@ def _with_files(
             continue
         place = dict(config[section]) if section else config
         # two names: the files of other models are called the same
-        parts = [part for part in Path(place[option]).parts[-2:] if part not in ("/", "..")]
+        parts = [
+            part for part in Path(place[option]).parts[-2:] if part not in ("/", "..")
+        ]
         (folder / Path(*parts)).parent.mkdir(exist_ok=True)
         (folder / Path(*parts)).write_bytes(tensors[APART + option].tobytes())
         place[option] = str(out / Path(*parts))
