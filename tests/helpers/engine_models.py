@@ -78,6 +78,9 @@ MAKERS = {
     "global": lambda: _normalised(*ctc(LIVE), "global"),
     "utterance": lambda: _normalised(*ctc(), "utterance"),
     "kaldi": lambda: ctc(LIVE, **KALDI),
+    "long-windows": lambda: ctc(
+        frontend_conf={"n_fft": 1024, "hop_length": 200, "n_mels": 20, "htk": True}
+    ),
     "transducer": transducer,
     "transducer-masked": lambda: transducer(0.6),
     "stateless": lambda: transducer(
