@@ -153,7 +153,7 @@ def _normalised(model, config, kind):
 
     if kind == "utterance":
         model.normalize = UtteranceMVN(norm_vars=True)
-        return model, config
+        return _talkative(model), config
     generator = np.random.default_rng(0)
     normalize = GlobalMVN.__new__(GlobalMVN)
     torch.nn.Module.__init__(normalize)

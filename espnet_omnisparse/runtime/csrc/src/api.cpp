@@ -42,7 +42,7 @@ Chunk chunk_of(const Model& model, const omnisparse_stream_options& options) {
   if (options.whole || (options.chunk == 0 && own.size == 0)) return {};
   Chunk chunk{options.chunk != 0 ? options.chunk : own.size,
               options.left >= 0 ? options.left : own.left};
-  if (chunk.size < 1 || chunk.size > 1 << 16 || chunk.left > 1 << 20)
+  if (chunk.size < 1 || chunk.size > 1 << 16 || chunk.left > 1 << 16)
     throw Error("A chunk has at least 1 frame, and no more than 65536.");
   if (!model.can_stream())
     throw Error("This model cannot stream: its convolutions, or its normalisation, see the future.");

@@ -215,7 +215,7 @@ WeightView Container::matrix(const std::string& name, size_t rows, size_t column
   if (shape.size() < 2) damaged(name + " is no matrix");
   size_t inputs = 1;
   for (size_t i = 1; i < shape.size(); ++i) inputs = product(inputs, shape[i]);
-  if (shape[0] > 1u << 24 || inputs > 1u << 24 || product(shape[0], inputs) > 1u << 30)
+  if (shape[0] > 1u << 24 || inputs > 1u << 24 || product(shape[0], inputs) > 1u << 27)
     damaged(name + " is too large");
   if ((rows != 0 && shape[0] != rows) || (columns != 0 && inputs != columns))
     damaged(name + " is of another shape");

@@ -27,7 +27,7 @@ Encoder::Encoder(const Container& file) {
                 " positions, which this program has not: install a newer one.");
   if (!told.at("chunk").is_null()) {
     chunk_.size = told.at("chunk").bounded("size", 1, 1 << 16);
-    chunk_.left = told.at("chunk").bounded("left", 0, 1 << 20);
+    chunk_.left = told.at("chunk").bounded("left", 0, 1 << 16);
   }
   const float epsilon = static_cast<float>(told.at("norm_eps").number());
   for (const Json& one : told.at("blocks").array()) {

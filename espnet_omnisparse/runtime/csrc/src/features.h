@@ -5,24 +5,9 @@
 #include <vector>
 
 #include "container.h"
+#include "fourier.h"
 
 namespace omnisparse {
-
-// A real Fourier transform of eight frames at once.
-class Fourier {
- public:
-  explicit Fourier(int size);
-  int size() const { return size_; }
-  // x: [size][8]; power: [size / 2 + 1][8], the squares of the magnitudes.
-  void power(const float* x, float* power);
-
- private:
-  void halves(float* re, float* im) const;  // in place, size / 2 points, a power of two
-  int size_;
-  std::vector<int> reversed_;
-  std::vector<float> cosine_, sine_;
-  std::vector<float> re_, im_;
-};
 
 // What all streams of a model share.
 struct FeatureConfig {

@@ -53,6 +53,7 @@ FrontEnd::FrontEnd(const Container& file, int features) : features_(features) {
     stride_ *= conv.stride[0];
     convs_.push_back(std::move(conv));
   }
+  if (stride_ > 64) throw Error("The model's front end has strides that are impossible.");
   int later = 1;
   for (size_t i = convs_.size(); i-- > 0;) {
     convs_[i].phase_stride = later;
