@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 here = Path(__file__).parent
 init = (here / "espnet_omnisparse" / "__init__.py").read_text(encoding="utf-8")
@@ -11,6 +11,18 @@ init = (here / "espnet_omnisparse" / "__init__.py").read_text(encoding="utf-8")
 version = re.search(r'^__version__ = "(.+)"$', init, re.MULTILINE).group(1)
 
 demo = ["espeakng-loader"]
+# the engine of packed files; without a compiler the rest is installed without it
+csrc = Path("espnet_omnisparse") / "runtime" / "csrc"
+engine = Extension(
+    "espnet_omnisparse.runtime.omnisparse_engine",
+    sources=sorted(str(path) for path in (csrc / "src").rglob("*.cpp")),
+    depends=sorted(str(path) for path in csrc.rglob("*.h")),
+    include_dirs=[str(csrc / "include")],
+    extra_compile_args=["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-pthread"],
+    extra_link_args=["-pthread", "-s"],
+    language="c++",
+    optional=True,
+)
 onnx = ["onnx", "onnxruntime"]
 
 setup(
@@ -40,7 +52,11 @@ setup(
     },
     python_requires=">=3.12,<3.14",
     packages=find_packages(include=["espnet_omnisparse", "espnet_omnisparse.*"]),
-    package_data={"espnet_omnisparse.recipe": ["bin/*"]},
+    package_data={
+        "espnet_omnisparse.recipe": ["bin/*"],
+        "espnet_omnisparse.runtime": ["csrc/**/*"],
+    },
+    ext_modules=[engine],
     install_requires=[
         # one release: the template is pinned to it and others have other import paths
         "espnet[asr,train]>=202611,<202612",
@@ -59,6 +75,8 @@ setup(
         # audio block by block, and resampled so; ESPnet brings both
         "soundfile",
         "soxr",
+        # models on the Hub; ESPnet brings it
+        "huggingface_hub",
     ],
     extras_require={
         "demo": demo,

@@ -18,10 +18,12 @@ from espnet_omnisparse.arguments import add_command
 from espnet_omnisparse.errors import one_sentence
 from espnet_omnisparse.export import command as export
 from espnet_omnisparse.extract import command as extract
+from espnet_omnisparse.publish import command as publish
 from espnet_omnisparse.recipe import command as recipe
 from espnet_omnisparse.report import command as report
 from espnet_omnisparse.search import command as search
 from espnet_omnisparse.streaming import command as streaming
+from espnet_omnisparse.transcribe import command as transcribe
 
 
 def info(args: argparse.Namespace) -> None:
@@ -58,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="omnisparse", description=__doc__.splitlines()[0]
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for package in (extract, export, search, streaming, report, recipe):
+    packages = (extract, export, search, streaming, transcribe, report, publish, recipe)
+    for package in packages:
         package.add_commands(commands)
     add_command(commands, info)
     return parser

@@ -14,19 +14,11 @@ from helpers import REPOSITORY
 ROOT = REPOSITORY / "espnet_omnisparse"
 #: from the bottom up: a module imports from its own package and from those before it
 ORDER = (
-    *(
-        "moved",
-        "errors",
-        "runtime",
-        "arguments",
-        "console",
-        "options",
-        "files",
-        "environment",
-    ),
+    *("moved", "errors", "runtime", "arguments", "console", "options", "files"),
+    "environment",
     *("core", "cost", "losses", "selection", "supernet", "nn", "train", "tasks"),
-    *("extract", "export", "data", "streaming", "report", "search", "recipe", "bench"),
-    *("bin",),
+    *("extract", "export", "data", "streaming", "transcribe", "report", "publish"),
+    *("search", "recipe", "bench", "bin"),
     *("cli", "launch"),
 )
 #: these know PyTorch and nothing of ESPnet

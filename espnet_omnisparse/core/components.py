@@ -107,7 +107,8 @@ def run_narrowed(
         masked: Weights to use instead of the module's own.
     """
     skeleton, tensors = _narrow(branch, module, kept, of, masked)
-    return functional_call(skeleton, tensors, tuple(inputs))
+    # no two tensors of a branch are one: looking for such costs more than the call
+    return functional_call(skeleton, tensors, tuple(inputs), tie_weights=False)
 
 
 def run_scaled(
@@ -132,10 +133,11 @@ def run_scaled(
     parts = gates.numel()
     skeleton, tensors = _narrow(branch, module, range(parts), parts, masked)
     weight, bias = f"{_OUTPUTS[branch]}.weight", f"{_OUTPUTS[branch]}.bias"
-    columns = gates.repeat_interleave(tensors[weight].size(1) // parts)
-    tensors[weight] = tensors[weight] * columns
+    whole = tensors.get(weight, module.get_parameter(weight))
+    columns = gates.repeat_interleave(whole.size(1) // parts)
+    tensors[weight] = whole * columns
     tensors[bias] = module.get_parameter(bias) * gates.amax()
-    return functional_call(skeleton, tensors, tuple(inputs))
+    return functional_call(skeleton, tensors, tuple(inputs), tie_weights=False)
 
 
 def heads_of(attention: torch.nn.Module) -> int:
@@ -189,6 +191,8 @@ def _narrow(
         skeleton._modules = dict(module._modules)
         skeleton.dropout = torch.nn.Dropout(rate)
         skeleton.dropout.train(module.training)
+    if len(kept) == of:  # all that is not masked stays where it is
+        return skeleton, dict(masked.weights)
     tensors = {
         name: select(branch, name, masked.weights.get(name, tensor), kept, of)
         for name, tensor in module.named_parameters()

@@ -1,5 +1,6 @@
 """Schedules: pure functions of the number of updates made so far."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from espnet_omnisparse.errors import UserError
@@ -34,6 +35,59 @@ def resolve_updates(name: str, length: int | float, total: int | None) -> int:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of gradual pruning at whose end the net is kept as a size.
+
+    Attributes:
+        size: The size's name.
+        initial: Sparsity when it begins.
+        final: That of the size.
+        begin: Its first update.
+        still_at: The update from which on the mask stands still, at `final`.
+        end: The update at which the net is kept, the next one's first.
+    """
+
+    size: str
+    initial: float
+    final: float
+    begin: int
+    still_at: int
+    end: int
+
+    def sparsity(self, update: int) -> float:
+        """The sparsity at an update of it, or after it."""
+        ramp = self.still_at - self.begin
+        return cubic_ramp(update - self.begin, ramp, self.initial, self.final)
+
+
+def stages_of(
+    sizes: Mapping[str, float], begin: int, end: int, still: float
+) -> tuple[Stage, ...]:
+    """Equal stages, one for each size, from the densest to the sparsest.
+
+    Args:
+        sizes: Name -> sparsity.
+        begin: The first update of the first one.
+        end: The end of the last.
+        still: Share of each in which the mask stands still.
+
+    >>> [(one.size, one.still_at, one.end)
+    ...  for one in stages_of({"s80": 0.8, "s50": 0.5}, 20, 100, 0.25)]
+    [('s50', 50, 60), ('s80', 90, 100)]
+    """
+    ranked = sorted(sizes.items(), key=lambda item: item[1])
+    length = (end - begin) / len(ranked)
+    stages: list[Stage] = []
+    for number, (name, final) in enumerate(ranked, 1):
+        initial = stages[-1].final if stages else 0.0
+        start = stages[-1].end if stages else begin
+        stop = begin + round(number * length)
+        still_at = stop - round(still * (stop - start))
+        stages.append(Stage(name, initial, final, start, still_at, stop))
+    return tuple(stages)
+
+
+@dataclass(frozen=True)
 class Timeline:
     """The phases of a supernet's training, counted in updates.
 
@@ -43,12 +97,26 @@ class Timeline:
         ramp: Updates in which the sparsity of masked subnets rises.
         settle_at: The update from which on masks on weights stay what they are;
             `None`: they never do.
+        stages: Those at whose ends nets are kept, in order, to the end of the run.
     """
 
     warm: int
     step1: int
     ramp: int = 0
     settle_at: int | None = None
+    stages: tuple[Stage, ...] = ()
+
+    def stage(self, update: int) -> Stage | None:
+        """The stage that an update belongs to; after the run its last one."""
+        begun = [one for one in self.stages if one.begin <= update]
+        return begun[-1] if begun else None
+
+    def masks_stand(self, update: int) -> bool:
+        """Whether the masks on weights do not follow the weights at an update."""
+        if not self.stages:
+            return self.phase(update) == SETTLE
+        stage = self.stage(update)
+        return stage is not None and update >= stage.still_at
 
     @property
     def selected_at(self) -> int:

@@ -17,6 +17,8 @@ from espnet_omnisparse.core.mask import (
     weight_mask,
 )
 
+_REMEMBERED = 12  # masks of each weight, between two refreshes
+
 
 class MaskOrder(torch.nn.Module):
     """The order of the groups of every weight, once and for all, in checkpoints.
@@ -50,6 +52,13 @@ class MaskOrder(torch.nn.Module):
         for name, kept in self.ranks().items():
             kept.copy_(ranks[name])
         self.settled = True
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Lets the masks follow the weights again."""
+        for kept in self.ranks().values():
+            kept.fill_(-1)
+        self.settled = False
 
     def _look(self) -> None:
         self.settled = is_settled(self.ranks())
@@ -125,6 +134,8 @@ class WeightMasks:
         self.order: MaskOrder | None = None
         self._ranks: dict[str, torch.Tensor] = {}
         self._made_from: dict[str, tuple[int, int, float]] = {}
+        # the order that masks are made of, its version, and these by sparsity
+        self._kept: dict[str, tuple[torch.Tensor, int, dict[float, torch.Tensor]]] = {}
 
     def refresh(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Orders the groups anew by the present weights; those unchanged stay."""
@@ -157,5 +168,23 @@ class WeightMasks:
         """
         if sparsity == 0.0:
             return weight
-        mask = weight_mask(self._ranks[name], weight.shape, sparsity, self._pattern)
-        return weight * mask
+        return weight * self.kept(name, weight.shape, sparsity)
+
+    def kept(self, name: str, shape: torch.Size, sparsity: float) -> torch.Tensor:
+        """Which elements of a weight `masked` does not make zero.
+
+        Args:
+            name: As in `refresh`, which must have seen it.
+            shape: Of the weight.
+            sparsity: Share of its groups that is dropped.
+        """
+        ranks = self._ranks[name]
+        of, version, made = self._kept.get(name, (None, 0, {}))
+        if of is not ranks or version != ranks._version:
+            made = {}
+            self._kept[name] = ranks, ranks._version, made
+        if sparsity not in made:
+            if len(made) == _REMEMBERED:
+                del made[next(iter(made))]  # the oldest
+            made[sparsity] = weight_mask(ranks, shape, sparsity, self._pattern)
+        return made[sparsity]

@@ -136,7 +136,12 @@ class Attention(torch.nn.Module):
 
 
 def by_key(scores: torch.Tensor, keys: int) -> torch.Tensor:
-    """Scores by distance `[batch, heads, queries, distances]` as scores by key."""
+    """Scores by distance as scores by key.
+
+    Args:
+        scores: `[batch, heads, queries, distances]`.
+        keys: How many there are.
+    """
     batch, heads, queries, distances = scores.shape
     shifted = pad(scores, (1, 0)).view(batch, heads, distances + 1, queries)
     shifted = shifted[:, :, 1:].reshape(batch, heads, queries, distances)
@@ -311,7 +316,12 @@ def _unpacked(
 
 
 def chunk_hides(chunk: Chunk, frames: int) -> torch.Tensor:
-    """Which frames a frame does not see under a chunk's mask `[1, 1, T, T]`."""
+    """Which frames a frame does not see under a chunk's mask `[1, 1, T, T]`.
+
+    Args:
+        chunk: The chunk.
+        frames: T.
+    """
     at = torch.arange(frames)
     start = torch.div(at, chunk.size, rounding_mode="floor") * chunk.size
     start = start[:, None]

@@ -56,11 +56,12 @@ def require(*packages: str) -> None:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            name = package.replace("_", "-")
-            extra = "onnx" if package.startswith("onnx") else "dev"
+            name = wanted = package.replace("_", "-")
+            if package.startswith("onnx"):
+                wanted = "'espnet-omnisparse[onnx]'"
             raise UserError(
                 f"This export needs {name}, which is not installed: pip install "
-                f"'espnet-omnisparse[{extra}]'."
+                f"{wanted}."
             ) from error
 
 
@@ -105,17 +106,26 @@ def write_graph(path: Path, graph: Graph, dtype: str = "fp32") -> None:
 
 
 def _quantise(path: Path) -> None:
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    graph = onnx.load(path).graph
+    weights = {one.name for one in graph.initializer if len(one.dims) == 2}
+    # the table of a stream's positions is constant as well, and no weight
+    others = [
+        node.name
+        for node in graph.node
+        if node.op_type == "MatMul" and node.input[1] not in weights
+    ]
     logging.disable(logging.WARNING)  # that graphs may be prepared: nothing is fused
     try:
         quantize_dynamic(
             path,
             path,
             op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=others,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            extra_options={"MatMulConstBOnly": True},
         )
     finally:
         logging.disable(logging.NOTSET)

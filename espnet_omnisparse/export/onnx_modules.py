@@ -180,7 +180,12 @@ class Joiner(torch.nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, encoded: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-        """Scores `[batch, tokens]` of two inputs `[batch, joint]`."""
+        """Scores `[batch, tokens]`.
+
+        Args:
+            encoded: `[batch, joint]`.
+            predicted: The same of a predictor.
+        """
         return _product(self.output, self.activation(encoded + predicted)) + self.bias
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.description import describe
+from espnet_omnisparse.export.pack import size_config
 from espnet_omnisparse.extract import experiment as family
 
 
@@ -16,12 +17,14 @@ class Source:
 
     Attributes:
         model: In eval.
+        config: What it was built with.
         description: What `describe` tells of it.
         head: `ctc` or `transducer`.
         chunk: Of its stream; `None`: it has none.
     """
 
     model: Any
+    config: dict[str, Any]
     description: dict[str, Any]
     head: str
     chunk: Chunk | None
@@ -41,12 +44,7 @@ def load_source(args: argparse.Namespace) -> Source:
     Raises:
         UserError: If there is no such size, head or stream.
     """
-    if not (args.size / family.MODEL).exists():
-        raise UserError(
-            f"{args.size} has no {family.MODEL}: name the folder of a size, such as "
-            "exp/asr_x_s80 (run.sh's stage 11, or omnisparse extract, writes it)."
-        )
-    config = family.located(family.read_config(args.size), args.size)
+    config = family.located(size_config(args.size), args.size)
     return source_of(family.load_size(args.size), config, args)
 
 
@@ -76,4 +74,4 @@ def source_of(model: Any, config: dict[str, Any], args: argparse.Namespace) -> S
             "out --chunk, or train with encoder_conf.causal: true (of the task "
             "asr_transducer: main_conf.dynamic_chunk_training: true)."
         )
-    return Source(model, description, head, chunk)
+    return Source(model, config, description, head, chunk)

@@ -10,7 +10,11 @@ from espnet_omnisparse.arguments import (
     add_exp,
     count,
 )
-from espnet_omnisparse.extract.names import CALIBRATION, CHECKPOINT, size_folder
+from espnet_omnisparse.extract.names import (
+    CALIBRATION,
+    CHECKPOINT,
+    size_folder,
+)
 
 
 def add_commands(commands: Commands) -> None:
@@ -35,7 +39,11 @@ def add_commands(commands: Commands) -> None:
 def extract(args: argparse.Namespace) -> None:
     """Writes sizes of a supernet as experiment folders of their own."""
     from espnet_omnisparse.environment import require_writable
-    from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
+    from espnet_omnisparse.extract.experiment import (
+        checkpoint_of,
+        extract_size,
+        wanted_specs,
+    )
 
     specs = wanted_specs(args.exp, args.subnets, args.sizes or ())
     prefix = args.out or str(args.exp)
@@ -44,7 +52,7 @@ def extract(args: argparse.Namespace) -> None:
         require_writable(out / "model.pth")  # before minutes of calibration
         written = extract_size(
             args.exp,
-            args.exp / args.checkpoint,
+            checkpoint_of(args.exp, size, args.checkpoint),
             spec,
             out,
             args.stock,

@@ -38,7 +38,7 @@ from espnet_omnisparse.files import (
     write_yaml,
 )
 from espnet_omnisparse.tasks import task_of
-from espnet_omnisparse.train.journal import SUBNETS, read_specs
+from espnet_omnisparse.train.journal import SNAPSHOTS, SUBNETS, read_specs
 
 MODEL, CONFIG = "model.pth", "config.yaml"
 SPEC, ORIGIN, COST = "subnet.yaml", "origin.yaml", "cost.json"
@@ -180,6 +180,18 @@ def wanted_specs(
     return {size: specs[size] for size in sizes or specs}
 
 
+def checkpoint_of(asr_exp: Path, size: str, checkpoint: str) -> Path:
+    """The file that a size is cut out of.
+
+    Args:
+        asr_exp: The experiment folder.
+        size: The size's name.
+        checkpoint: That of all sizes, unless a training has kept the size's own net.
+    """
+    own = Path(asr_exp) / SNAPSHOTS / f"{size}.pth"
+    return own if own.exists() else Path(asr_exp) / checkpoint
+
+
 def cut(
     config: Mapping[str, Any],
     state: Mapping[str, torch.Tensor],
@@ -233,7 +245,7 @@ def extract_size(
     origin = {
         "version": __version__,
         "supernet": str(source),
-        "checkpoint": Path(checkpoint).name,
+        "checkpoint": _below(Path(checkpoint), Path(source)),
         "sha256": hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest(),
         "form": form.name,
         "calibration": calibration,
@@ -301,8 +313,19 @@ def write_size(
             shutil.copytree(images, folder / "images")
 
 
+def _below(path: Path, folder: Path) -> str:
+    """A file's name as a command on the folder gives it."""
+    inside = path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if inside else path.name
+
+
 def is_current(out: Path, origin: dict[str, Any]) -> bool:
-    """Whether a size's folder is there and comes from where it should."""
+    """Whether a size's folder is there and comes from where it should.
+
+    Args:
+        out: The folder.
+        origin: Where it should come from.
+    """
     path = out / ORIGIN
     return path.exists() and read_yaml(path) == origin
 

@@ -160,6 +160,9 @@ def training_config(
         updates: How many are wanted.
         per_epoch: Updates of an epoch; at least that many are in one of the repair, so
             that an interruption costs no more than it did before.
+
+    Raises:
+        UserError: If the training has no learning rate to go by.
     """
     defaults = task_of(size).get_default_config()
     config = {
@@ -171,7 +174,13 @@ def training_config(
         and not name.startswith(_OF_DATA)
     }
     epochs = max(updates // per_epoch, 1)
-    peak = _PEAK * size["optim_conf"]["lr"]
+    rate = size["optim_conf"].get("lr")
+    if rate is None:
+        raise UserError(
+            "The rate of a repair is half of the training's own, which its "
+            "configuration does not have: add optim_conf.lr to config.yaml."
+        )
+    peak = _PEAK * rate
     return {
         **config,
         "max_epoch": epochs,

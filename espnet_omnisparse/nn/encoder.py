@@ -245,7 +245,10 @@ class PrunableEncoder:
     ) -> torch.Tensor:
         gates = row if isinstance(row, tuple) else (1.0,) * len(block.kept)
         arguments = frames, gates, masked
-        full = functional_call(block, own, arguments) if own else block(*arguments)
+        if own:
+            full = functional_call(block, own, arguments, tie_weights=False)
+        else:
+            full = block(*arguments)
         if isinstance(row, tuple):
             return full
         # the gate of a whole block fades between its input and its output
@@ -282,6 +285,19 @@ class PrunableEncoder:
         """Of each weight that takes a mask the order of its groups, up to date."""
         self.refresh_masks()
         return {} if self._masks is None else self._masks.ranks()
+
+    def kept_weights(self, sparsity: Sequence[float]) -> dict[str, torch.Tensor]:
+        """Which elements of each weight a subnet keeps, by the last refresh.
+
+        Args:
+            sparsity: A sparsity per weight of `self.space`.
+        """
+        return {
+            name: self._masks.kept(name, weight.shape, share)
+            for (name, weight), share in zip(
+                self.maskable().items(), sparsity, strict=True
+            )
+        }
 
     def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
         """Weight -> sparsity, of those that are masked."""

@@ -98,7 +98,11 @@ def run_sizes(run: Run, first: int, last: int) -> None:
     """
     # slow to import, and stages 1-11 do not need it
     from espnet_omnisparse.core.spec import REPAIRED
-    from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
+    from espnet_omnisparse.extract.experiment import (
+        checkpoint_of,
+        extract_size,
+        wanted_specs,
+    )
     from espnet_omnisparse.report import family as report
 
     subnets = Path(run.own["subnets"]) if run.own["subnets"] else None
@@ -107,7 +111,6 @@ def run_sizes(run: Run, first: int, last: int) -> None:
         sizes = _searched(run, sizes, search=first <= FIRST_PER_SIZE)
     specs = wanted_specs(Path(run.asr_exp), subnets, sizes)
     forms = [False, True] if run.own["stock"] == "true" else [False]
-    checkpoint = Path(run.asr_exp) / run["inference_asr_model"]
     jobs = [(size, stock) for size in specs for stock in forms]
     for size, stock in jobs:
         folder = size_folder(run.asr_exp, size, stock)
@@ -115,7 +118,7 @@ def run_sizes(run: Run, first: int, last: int) -> None:
         if first <= FIRST_PER_SIZE:
             written = extract_size(
                 Path(run.asr_exp),
-                checkpoint,
+                checkpoint_of(Path(run.asr_exp), size, run["inference_asr_model"]),
                 specs[size],
                 Path(folder),
                 stock,

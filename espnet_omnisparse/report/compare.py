@@ -98,7 +98,10 @@ def result_lines(comparison: Comparison, name: str, seed: int) -> list[dict[str,
                 "ins": score.ins,
                 "cer": None if characters is None else characters.err,
                 **result.cost,
-                "updates": epochs[-1]["update"],
+                # of all that has made this size
+                "updates": epochs[-1]["update"] + result.repair_updates,
+                "repair_updates": result.repair_updates,
+                "repair_seconds": result.repair_seconds,
                 "train_seconds": round(sum(one["train_seconds"] for one in epochs)),
                 "command": shlex.join(command),
             }

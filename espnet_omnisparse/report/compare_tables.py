@@ -71,7 +71,8 @@ def _table(comparison: Comparison, source: Path) -> Iterator[str]:
     yield ""
     yield (
         f"Seeds: {seeds}. Training time is that of a whole training, which gives all "
-        f"sizes of a supernet at once. Made by `omnisparse compare {source}`; every "
+        "sizes of a supernet at once; updates and time of a repaired size have its "
+        f"repair in them. Made by `omnisparse compare {source}`; every "
         f"result with its command: [{comparison.results}]({comparison.results})."
     )
     yield ""
@@ -103,7 +104,11 @@ def _row(
         pairs = [x["err"] - theirs[x["seed"]] for x in group if x["seed"] in theirs]
         difference = f"{statistics.mean(pairs):+.1f}" if pairs else ""
     # null where a training was suspended, so that its time means nothing
-    times = [line["train_seconds"] for line in group if line["train_seconds"]]
+    times = [
+        line["train_seconds"] + line.get("repair_seconds", 0.0)
+        for line in group
+        if line["train_seconds"]
+    ]
     # null, or not there in lines of earlier versions
     characters = [x["cer"] for x in group if x.get("cer") is not None]
     return [
@@ -142,7 +147,8 @@ def _cell(names: Sequence[str], wanted: Sequence[str], lines: Sequence[Line]) ->
 def _by_title(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
     """A row per title, a column per heading: mean WER, and each seed's."""
     columns = comparison.columns
-    table = Table(["", *columns, "trainings", "training in total (min)"])
+    totals = ("updates in total", "trainings", "training in total (min)")
+    table = Table(["", *columns, *totals])
     titles = _titles(comparison)
     theirs = {
         heading: _cell(titles.get(comparison.against, ()), wanted, lines)
@@ -164,26 +170,50 @@ def _by_title(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
             cells.append(text)
         if not any(cells):
             continue
-        ran = {line["variant"] for line in lines}
-        trained = [n for n in names if n in ran and not comparison.variants[n].of]
-        times = [_minutes(lines, name) for name in trained]
-        known = all(time is not None for time in times) and times
-        cells += [str(len(trained)), f"{sum(times):.1f}" if known else ""]
-        table.rows.append([title, *cells])
+        table.rows.append([title, *cells, *_total_cost(comparison, names, lines)])
     yield from table.markdown()
     yield ""
     relative = f", and relative to {comparison.against}" if comparison.against else ""
     yield f"Mean WER of the seeds, each seed's in brackets{relative}, seeds in pairs."
 
 
-def _minutes(lines: Sequence[Line], name: str) -> float | None:
-    """Mean training time of a variant's seeds, where it was recorded."""
-    seeds = {
-        line["seed"]: line["train_seconds"]
-        for line in lines
-        if line["variant"] == name and line["train_seconds"]
-    }
-    return statistics.mean(seeds.values()) / 60 if seeds else None
+def _total_cost(
+    comparison: Comparison, names: Sequence[str], lines: Sequence[Line]
+) -> list[str]:
+    """Updates, trainings and minutes of a row, those of repairs counted in.
+
+    Sizes cut out of another row's training cost nothing more, unless they are repaired:
+    then that training is counted, too.
+    """
+    rows = [line for line in lines if line["variant"] in names]
+    repairs = [line for line in rows if line.get("repair_updates")]
+    updates, minutes = 0.0, [_mean_sum(repairs, "repair_seconds")]
+    bases = []
+    for name in names:
+        of = comparison.variants[name].of
+        mine = [line for line in rows if line["variant"] == name]
+        repaired = any(line in repairs for line in mine)
+        if mine and (not of or repaired) and (base := of or name) not in bases:
+            bases.append(base)
+            one = {line["seed"]: line for line in mine}.values()
+            made = [x["updates"] - x.get("repair_updates", 0) for x in one]
+            updates += statistics.mean(made)
+            times = [x["train_seconds"] for x in one if x["train_seconds"]]
+            minutes.append(statistics.mean(times) if times else None)
+    if not bases:
+        return ["", "0", ""]
+    updates += _mean_sum(repairs, "repair_updates")
+    sizes = len({(line["variant"], line["size"]) for line in repairs})
+    trainings = str(len(bases)) + (f" + {sizes} repairs" if sizes else "")
+    known = None not in minutes
+    time = f"{sum(minutes) / 60:.1f}" if known else ""
+    return [f"{updates:.0f}", trainings, time]
+
+
+def _mean_sum(lines: Sequence[Line], field: str) -> float:
+    """What the lines of one seed add up to, mean over the seeds."""
+    seeds = {line["seed"] for line in lines}
+    return sum(line[field] for line in lines) / max(len(seeds), 1)
 
 
 def write_figure(comparison: Comparison) -> None:

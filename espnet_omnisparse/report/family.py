@@ -4,7 +4,6 @@ Everything comes from what lies on disk; only the real-time factors are measured
 of all models in turn in one process, and kept in `rtf.json` until a model changes.
 """
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,14 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import SPEC, read_config
 from espnet_omnisparse.extract.forms import FORMS
 from espnet_omnisparse.files import atomic_path, write_text
+from espnet_omnisparse.report.diagnosis import diagnosis_figure
+from espnet_omnisparse.report.gains import gain_table
 from espnet_omnisparse.report.plots import selection_figure, wer_figure
 from espnet_omnisparse.report.provenance import commands
 from espnet_omnisparse.report.results import (
     BASELINES,
     INDIVIDUAL,
+    REPAIRED_SIZES,
     Score,
     Series,
     SizeResult,
@@ -84,6 +86,7 @@ SUMMARY_COLUMNS = (
 NONE = "–"
 PLOTS = ("wer_vs_parameters.png", "wer_vs_rtf.png", "selection.png")
 SPARSE_PLOT = "wer_vs_nonzero.png"
+DIAGNOSIS_PLOT = "masks_and_gradients.png"
 
 
 @dataclass(frozen=True)
@@ -140,25 +143,29 @@ def write_family(
     require_folders([asr_exp, asr_exp / "images"])  # before minutes of measuring
     folders = [size.folder for series in family + others for size in series.sizes]
     timing = time_models(folders, asr_exp / "rtf.json", rtf_rounds)
-    medians = {name: statistics.median(row) for name, row in timing.rtf.items()}
+    medians = timing.medians
     family = tuple(with_rtf(series, medians) for series in family)
     others = tuple(with_rtf(series, medians) for series in others)
 
     # in stock form a size recognises the same words: one curve tells of both
-    curves = (family[0], *others)
+    repaired = [series for series in family if series.name == REPAIRED_SIZES]
+    curves = (family[0], *repaired, *others)
     specs = [read_spec(size.folder / SPEC) for size in family[0].sizes]
+    log = read_log(asr_exp)
     names = _Names([*family, *others])
     figures = {
         PLOTS[0]: wer_figure(curves, names, METRICS["params"]),
         PLOTS[1]: wer_figure(curves, names, METRICS["rtf"]),
-        PLOTS[2]: selection_figure(specs, read_log(asr_exp)),
+        PLOTS[2]: selection_figure(specs, log),
     }
     if any(series.sparse for series in curves):
         figures[SPARSE_PLOT] = wer_figure(curves, names, METRICS["nonzero"])
+    if diagnosis := diagnosis_figure(log):
+        figures[DIAGNOSIS_PLOT] = diagnosis
     for name, figure in figures.items():
         _save(figure, asr_exp / "images" / name)
     tables = _size_tables(family, others, names, timing)
-    lines = _markdown(asr_exp, command, family, others, timing, tables)
+    lines = _markdown(asr_exp, command, family, others, timing, tables, [*figures])
     path = asr_exp / "RESULTS.md"
     write_text(path, "\n".join(lines))
     return Report(path, tables, [asr_exp / "images" / name for name in figures])
@@ -180,6 +187,7 @@ def _markdown(
     baselines: Sequence[Series],
     timing: Timing,
     tables: Mapping[str, Table],
+    plots: Sequence[str],
 ) -> Iterator[str]:
     names = _Names([*family, *baselines])
     sparse = any(series.sparse for series in [*family, *baselines])
@@ -196,12 +204,21 @@ def _markdown(
             yield from _loading_notes(asr_exp, family)
         yield f"## {heading}\n"
         yield from (*table.markdown(), "")
+    yield from _repair_note(family)
     if not baselines:
         yield from _loading_notes(asr_exp, family)
     yield "## Characters\n"
     yield from (*_character_table([*family, *baselines], names).markdown(), "")
+    gains = gain_table(family)
+    if gains is not None:
+        yield "## What search and repair gain\n"
+        yield (
+            "Difference of the word error rates in points, below 0: better, with its "
+            "95 % interval by bootstrap over utterances, which are the same for both.\n"
+        )
+        yield from (*gains.markdown(), "")
     yield "## Plots\n"
-    for name in (*PLOTS, SPARSE_PLOT) if sparse else PLOTS:
+    for name in plots:
         yield f"![{name.removesuffix('.png').replace('_', ' ')}](images/{name})"
     yield "\n## What the columns mean\n"
     more = SPARSE_DEFINITIONS if sparse else ""
@@ -290,6 +307,24 @@ def _character_table(series: Sequence[Series], names: _Names) -> Table:
             for score in _score_rows(size.cer, names):
                 table.rows.append([one.name, size.label, *score])
     return table
+
+
+def _repair_note(family: Sequence[Series]) -> Iterator[str]:
+    """What repairs have cost, beside the supernet's training."""
+    repaired = [s for one in family for s in one.sizes if s.repair_updates]
+    if not repaired:
+        return
+    costs = ", ".join(
+        f"{size.label} {size.repair_updates} updates ({size.repair_seconds:.0f} s)"
+        for size in repaired
+    )
+    updates = sum(size.repair_updates for size in repaired)
+    seconds = sum(size.repair_seconds for size in repaired)
+    yield (
+        "Sizes repaired were trained on by themselves after the supernet, their zeros "
+        f"kept: {costs}; in total {updates} updates, {seconds:.0f} s, which come on "
+        "top of its training.\n"
+    )
 
 
 def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:

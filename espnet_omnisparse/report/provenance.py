@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from espnet_omnisparse.core.spec import REPAIRED
 from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.extract.experiment import SPEC
 from espnet_omnisparse.files import read_yaml
@@ -28,8 +29,13 @@ def commands(asr_exp: Path, command: str, series: Sequence[Series]) -> Iterator[
             if source not in trained:
                 yield from _asr_sh_command(f"training {source}", source / "run.sh")
                 trained.add(source)
-            yield f"# {one.name}, {size.label}: extraction"
-            yield _extraction_command(size, origin, asr_exp)
+            if size.repair_updates:
+                base = size.folder.name.removesuffix(REPAIRED)
+                script = size.folder.with_name(f"{base}_repair") / "run.sh"
+                yield from _asr_sh_command(f"{one.name}, {size.label}: repair", script)
+            else:
+                yield f"# {one.name}, {size.label}: extraction"
+                yield _extraction_command(size, origin, asr_exp)
             for tag in sorted({name.split("/")[0] for name in size.wer}):
                 script = size.folder / tag / "run.sh"
                 yield from _asr_sh_command("decoding and scoring", script)

@@ -7,11 +7,13 @@ from typing import Any
 
 import yaml
 
+from espnet_omnisparse.core.spec import REPAIRED
 from espnet_omnisparse.cost.metrics import METRICS, Metric
 from espnet_omnisparse.errors import UserError
 
 BASELINES = "baselines.yaml"
 INDIVIDUAL = "trained individually"
+REPAIRED_SIZES = "supernet, repaired"
 COSTS = tuple(
     METRICS[name].field
     for name in ("params", "encoder", "nonzero", "macs_10s", "macs_30s", "file")
@@ -195,7 +197,7 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
 
 
 def read_family(asr_exp: Path) -> tuple[Series, ...]:
-    """The extracted sizes of a supernet, then those in stock form, if there are any.
+    """The extracted sizes of a supernet, then those in stock form and those repaired.
 
     Raises:
         UserError: If there is no size at all, or a file is garbled.
@@ -203,7 +205,11 @@ def read_family(asr_exp: Path) -> tuple[Series, ...]:
     asr_exp = Path(asr_exp)
     names = [path.stem for path in sorted((asr_exp / "subnets").glob("*.yaml"))]
     series = []
-    for title, suffix in (("supernet", ""), ("supernet, stock form", "_stock")):
+    for title, suffix in (
+        ("supernet", ""),
+        ("supernet, stock form", "_stock"),
+        (REPAIRED_SIZES, REPAIRED),
+    ):
         folders = [
             asr_exp.with_name(f"{asr_exp.name}_{name}{suffix}") for name in names
         ]

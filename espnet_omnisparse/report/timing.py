@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +31,11 @@ class Timing:
     environment: Mapping[str, str]
     rtf: Mapping[str, list[float]]
 
+    @property
+    def medians(self) -> dict[str, float]:
+        """Folder -> median real-time factor."""
+        return {name: statistics.median(row) for name, row in self.rtf.items()}
+
 
 def time_models(folders: Sequence[Path], cache: Path, rounds: int) -> Timing:
     """The timing of exactly these models: the one kept, or a new one.
@@ -40,7 +46,7 @@ def time_models(folders: Sequence[Path], cache: Path, rounds: int) -> Timing:
         rounds: Timed rounds.
     """
     models = {str(folder): _checksum(folder / MODEL) for folder in folders}
-    kept = _read_timing(cache)
+    kept = read_timing(cache)
     if kept and (kept.models, kept.rounds) == (models, rounds):
         return kept
     rtf = measure_rtf({name: load_size(Path(name)) for name in models}, rounds=rounds)
@@ -49,7 +55,21 @@ def time_models(folders: Sequence[Path], cache: Path, rounds: int) -> Timing:
     return timing
 
 
-def _read_timing(cache: Path) -> Timing | None:
+def same_models(timing: Timing, folders: Sequence[Path]) -> bool:
+    """Whether a timing is of these models as they are now.
+
+    Args:
+        timing: It may be of others too.
+        folders: Of the sizes.
+    """
+    return all(
+        timing.models.get(str(folder)) == _checksum(folder / MODEL)
+        for folder in folders
+    )
+
+
+def read_timing(cache: Path) -> Timing | None:
+    """The timing that a file keeps; `None`: it keeps none."""
     try:
         return Timing(**json.loads(cache.read_text()))
     except (OSError, ValueError, TypeError):

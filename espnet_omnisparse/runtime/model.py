@@ -104,6 +104,16 @@ class Model:
         stream.push(waveform)
         return stream.finish()
 
+    def whole(self, beam: int = 1) -> "Stream":
+        """A new recording that is encoded at once, when it has ended.
+
+        A size with a chunk hears it as its stream does.
+
+        Args:
+            beam: Hypotheses kept; 1: greedy search.
+        """
+        return Stream(self, self._library, Options(whole=1, left=-1, beam=beam))
+
     def log_probs(self, waveform: np.ndarray, rate: int) -> np.ndarray:
         """What the CTC head says of each frame of a recording.
 
@@ -273,4 +283,5 @@ def _checked(samples: np.ndarray) -> np.ndarray:
             f"Samples are floats, of which 1 is full scale, or int16, not "
             f"{samples.dtype}."
         )
+    # the engine itself looks for what is no number, or too loud
     return np.ascontiguousarray(samples, np.float32)

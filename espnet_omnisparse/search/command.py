@@ -41,6 +41,15 @@ def add_commands(commands: Commands) -> None:
         command.add_argument(
             f"--{name}", type=count, default=default, help=f"{text} (%(default)s)"
         )
+    command.add_argument(
+        "--profile",
+        type=int,
+        choices=range(10),
+        metavar="LEVELS",
+        default=2,
+        help="levels at which each weight is masked alone, to start from; 0: none "
+        "(%(default)s)",
+    )
     command.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     add_checkpoint(command, CHECKPOINT)
 
@@ -65,7 +74,12 @@ def search(args: argparse.Namespace) -> None:
     require_folders([args.exp / SUBNETS, args.exp / search_run.FOLDER])
     options = SearchOptions(args.population, args.generations, seed=args.seed)
     found = search_run.run_search(
-        problem, options, args.objective, args.utterances, args.calibration
+        problem,
+        options,
+        args.objective,
+        args.utterances,
+        args.calibration,
+        args.profile,
     )
     if found is not None:
         from espnet_omnisparse.search.report import write_found

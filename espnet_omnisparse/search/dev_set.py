@@ -89,13 +89,20 @@ class DevSet:
                     self._calibration.append(self._heard(*feats))
 
     @torch.no_grad()
-    def score(self, mask: Sequence[bool], sparsity: Sequence[float]) -> float:
+    def score(
+        self,
+        mask: Sequence[bool],
+        sparsity: Sequence[float],
+        objective: str | None = None,
+    ) -> float:
         """The objective of one subnet; less is better.
 
         Args:
             mask: Its units.
             sparsity: Per weight of the space, or empty.
+            objective: Another than that of this set.
         """
+        objective = objective or self._objective
         gates = mask_gates(mask)
         if self._calibration:
             reestimate(
@@ -104,11 +111,13 @@ class DevSet:
                 [self._frames(one, sparsity) for one in self._calibration],
             )
         counted = [
-            self._count(self._frames(heard, sparsity), batch, gates, sparsity)
+            self._count(
+                self._frames(heard, sparsity), batch, gates, sparsity, objective
+            )
             for heard, batch in self._batches
         ]
         wrong, of = (sum(column) for column in zip(*counted, strict=True))
-        return (100.0 if self._objective == "wer" else 1.0) * wrong / max(of, 1)
+        return (100.0 if objective == "wer" else 1.0) * wrong / max(of, 1)
 
     def _front_end(
         self,
@@ -140,11 +149,16 @@ class DevSet:
         return heard, dataclasses.replace(made, feats=made.feats[:, :0].clone())
 
     def _count(
-        self, hidden: Frames, batch: Batch, gates: Any, sparsity: Sequence[float]
+        self,
+        hidden: Frames,
+        batch: Batch,
+        gates: Any,
+        sparsity: Sequence[float],
+        objective: str,
     ) -> tuple[float, int]:
         """Summed loss and utterances, or errors and words."""
         model = self._model
-        if self._objective == "loss":
+        if objective == "loss":
             loss = model.subnet_loss(hidden, batch, gates, sparsity)
             return float(loss) * len(batch), len(batch)
         encoded, lengths = model.encoder.blocks(hidden, gates, sparsity)

@@ -177,6 +177,7 @@ class Search:
         targets: The budgets; each can be met.
         options: How it goes.
         evaluate: Candidates -> their fitness, of which less is better.
+        starts: Budget -> candidates within it to start from beside the uniform ones.
         on_generation: Is told the number of the generation that begins, and the best
             fitness within each budget so far.
     """
@@ -188,6 +189,7 @@ class Search:
         options: SearchOptions,
         evaluate: Callable[[list[Candidate]], list[float]],
         on_generation: Callable[[int, Mapping[str, float]], None] | None = None,
+        starts: Mapping[str, Sequence[Candidate]] | None = None,
     ):
         self._genes = genes
         self._targets = targets
@@ -195,6 +197,7 @@ class Search:
         self._evaluate = evaluate
         self._on_generation = on_generation or (lambda number, best: None)
         self._fitness: dict[Candidate, float] = {}
+        self._starts = starts or {}
         self._uniform = {target.name: self._uniforms(target) for target in targets}
 
     def run(self) -> Found:
@@ -235,8 +238,10 @@ class Search:
         return found
 
     def _best(self) -> dict[str, Candidate]:
-        def order(target: Target, one: Candidate) -> tuple[float, float, Candidate]:
-            return self._fitness[one], target.cost(one), one
+        def order(target: Target, one: Candidate) -> tuple:
+            # of those as good a uniform one: what was searched must be better
+            searched = one not in self._uniform[target.name]
+            return self._fitness[one], searched, target.cost(one), one
 
         return {
             target.name: min(
@@ -258,7 +263,12 @@ class Search:
         wanted = self._options.population
         parents = uniform
         if number == 0:
-            new = [one for one in uniform if one not in children]
+            starts = [
+                self._repaired(one.branches, self._genes.levels(one), target, rng)
+                for one in self._starts.get(target.name, ())
+            ]
+            parents = [*uniform, *starts]
+            new = [one for one in dict.fromkeys(parents) if one not in children]
             children += new
             wanted -= len(new)
         else:

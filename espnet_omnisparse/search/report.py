@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.cost.metrics import METRICS, ZEROS
 from espnet_omnisparse.files import atomic_path, write_text
+from espnet_omnisparse.report.gains import UNIFORM
 from espnet_omnisparse.report.plots import COLOURS
 from espnet_omnisparse.report.tables import Table
 from espnet_omnisparse.search.evolution import Candidate, Found, pareto_front
-from espnet_omnisparse.search.run import FOLDER, UNIFORM, Problem
+from espnet_omnisparse.search.run import FOLDER, Problem
 from espnet_omnisparse.train.journal import SUBNETS, write_specs
 
 _TITLES = {"loss": "dev loss", "wer": "dev WER (%)"}
@@ -49,7 +50,7 @@ def _sizes(problem: Problem, found: Found) -> dict[str, Candidate]:
     return {
         f"{budget.name}{suffix}": chosen[budget.name]
         for budget in problem.budgets
-        for suffix, chosen in (("", found.best), (f"_{UNIFORM}", found.uniform))
+        for suffix, chosen in (("", found.best), (UNIFORM, found.uniform))
     }
 
 

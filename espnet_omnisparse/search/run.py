@@ -5,7 +5,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,16 @@ from espnet_omnisparse.search.evolution import (
     SearchOptions,
     Target,
 )
+from espnet_omnisparse.search.sensitivity import (
+    cheapest_harm,
+    measured_levels,
+    sensitivity,
+)
 from espnet_omnisparse.search.spec_costs import SpecCosts
 from espnet_omnisparse.supernet.sparsity import SparsityConfig
 from espnet_omnisparse.train.journal import SUBNETS, read_specs
 
 FOLDER = "search"
-UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,11 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
             f"{exp} was not trained with masks on its weights, so there is nothing to "
             "search: train it with encoder: omni_sparse_conformer and a section "
             "model_conf.supernet.sparsity."
+        )
+    if plan.get("snapshots"):
+        raise UserError(
+            f"{exp} keeps a net of its own for each size, which shares no weights with "
+            "the others: there is nothing to search."
         )
     mark = fingerprint(state, config["token_list"])
     masks = _trained_masks(exp, mark, space)
@@ -199,6 +208,7 @@ def run_search(
     objective: str,
     utterances: int,
     calibration: int,
+    profile: int = 0,
 ) -> Found | None:
     """Searches, in as many processes as were launched; what is evaluated is kept.
 
@@ -208,6 +218,7 @@ def run_search(
         objective: `loss` or `wer`, on the validation set.
         utterances: How many validation or training utterances.
         calibration: Training utterances for BatchNorm's statistics.
+        profile: Levels of the sensitivity profile to start from; 0: none.
 
     Returns:
         What was found, in the first process; `None` in the others.
@@ -217,12 +228,10 @@ def run_search(
     header = {
         "checkpoint": problem.checkpoint,
         "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
-        "objective": objective,
         "utterances": utterances,
         "calibration": calibration if has_batch_norm(problem.model) else 0,
         "data": problem.config["valid_data_path_and_name_and_type"],
     }
-    digest = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:8]
     dev = DevSet(
         problem.model,
         problem.config,
@@ -232,12 +241,18 @@ def run_search(
         workers.device,
     )
 
-    def fitness(key: Any) -> float:
-        value = dev.score(*key)
-        return value if math.isfinite(value) else float("inf")
+    def evaluations_of(kind: str) -> Evaluations:
+        of = {**header, "objective": kind}
+        digest = hashlib.sha256(json.dumps(of).encode()).hexdigest()[:8]
+        path = problem.exp / FOLDER / f"evaluations_{kind}_{digest}.jsonl"
 
-    path = problem.exp / FOLDER / f"evaluations_{objective}_{digest}.jsonl"
-    evaluations = Evaluations(path, header, fitness, problem.masks, workers)
+        def fitness(key: Any) -> float:
+            value = dev.score(*key, kind)
+            return value if math.isfinite(value) else float("inf")
+
+        return Evaluations(path, of, fitness, problem.masks, workers)
+
+    evaluations = evaluations_of(objective)
     title = ""
 
     def begin(number: int, best: Mapping[str, float]) -> None:
@@ -245,15 +260,43 @@ def run_search(
         title = f"generation {number}/{options.generations}"
         title += "".join(f"  {name} {value:.3f}" for name, value in best.items())
 
-    def evaluate(candidates: list[Candidate]) -> list[float]:
+    def told(of: Evaluations, title: str, candidates: list[Candidate]) -> list[float]:
         if not workers.first:
-            return evaluations.of(candidates)
+            return of.of(candidates)
         with bar(title, len(candidates), "net") as line:
-            return evaluations.of(candidates, line.update)
+            return of.of(candidates, line.update)
 
-    targets = problem.targets()
-    found = Search(problem.genes, targets, options, evaluate, begin).run()
+    def evaluate(candidates: list[Candidate]) -> list[float]:
+        return told(evaluations, title, candidates)
+
+    targets, starts = problem.targets(), {}
+    if profile:
+        # of losses: a word error rate hardly moves when one weight is masked
+        losses = evaluations_of("loss")
+        starts = _starts(
+            problem, targets, profile, lambda ones: told(losses, "profile", ones)
+        )
+    search = Search(problem.genes, targets, options, evaluate, begin, starts)
+    found = search.run()
     return found if workers.first else None
+
+
+def _starts(
+    problem: Problem,
+    targets: Sequence[Target],
+    count: int,
+    evaluate: Callable[[list[Candidate]], list[float]],
+) -> dict[str, list[Candidate]]:
+    """Budget -> what a sensitivity profile of each set of branches suggests."""
+    genes = problem.genes
+    levels = measured_levels(genes.top, count)
+    starts: dict[str, list[Candidate]] = {target.name: [] for target in targets}
+    for branches in range(len(problem.masks)):
+        harms = sensitivity(genes, branches, levels, evaluate)
+        for target in targets:
+            one = cheapest_harm(genes, branches, target, harms)
+            starts[target.name] += [] if one is None else [one]
+    return starts
 
 
 def launch(jobs: int, argv: Sequence[str]) -> None:

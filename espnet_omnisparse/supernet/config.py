@@ -238,6 +238,13 @@ class SupernetConfig(Section):
                 f"supernet.sparsity.sandwich must be {OF_SANDWICH}, not "
                 f"{list(self.sparsity.sandwich)}."
             )
+        if self.sparsity.snapshots and (
+            self.method != "none" or not self.sizes or len(masked) < len(self.sizes)
+        ):
+            raise UserError(
+                "supernet.sparsity.snapshots needs sizes that have a sparsity and keep "
+                "every unit, such as {s50: {sparsity: 0.5}, s90: {sparsity: 0.9}}."
+            )
         if SIZE in self.sparsity.sandwich and not self.sizes:
             raise UserError(
                 "supernet.sparsity.sandwich has size, but supernet.sizes is empty: "

@@ -1,6 +1,6 @@
 """The phases of a run that begins, in updates."""
 
-from espnet_omnisparse.core.schedule import Timeline, resolve_updates
+from espnet_omnisparse.core.schedule import Timeline, resolve_updates, stages_of
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.supernet.config import SupernetConfig
@@ -31,6 +31,8 @@ def phases_of(
         selection.check_length(step1)
     if plan:
         ramp = resolve_updates("supernet.sparsity.ramp", plan.ramp, total)
+    if plan and plan.snapshots:
+        return _staged(config, warm, total)
     if plan and plan.settle:
         settle_at = _settle_at(plan.settle, total)
     timeline = Timeline(warm, step1, ramp, settle_at)
@@ -51,3 +53,21 @@ def _settle_at(length: int | float, total: int | None) -> int:
             "length is unknown: set num_iters_per_epoch."
         )
     return total - resolve_updates("supernet.sparsity.settle", length, total)
+
+
+def _staged(config: SupernetConfig, warm: int, total: int | None) -> Timeline:
+    """The phases of a run that keeps a net at the end of each of its stages."""
+    if total is None:
+        raise UserError(
+            "supernet.sparsity.snapshots divides a run whose length is unknown: set "
+            "num_iters_per_epoch."
+        )
+    sizes = {name: one["sparsity"] for name, one in config.sizes.items()}
+    stages = stages_of(sizes, warm, total, config.sparsity.snapshots)
+    if not all(one.begin < one.still_at < one.end for one in stages):
+        raise UserError(
+            f"supernet.sparsity.snapshots: a run of {total} updates is too short for "
+            f"{len(stages)} stages after a warm start of {warm}: train longer."
+        )
+    settle_at = stages[-1].still_at
+    return Timeline(warm, 0, settle_at - warm, settle_at, stages)

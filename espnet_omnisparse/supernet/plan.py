@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from espnet_omnisparse.core.schedule import Timeline
+from espnet_omnisparse.core.schedule import Stage, Timeline
 from espnet_omnisparse.options import Section
 
 
@@ -32,7 +32,10 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Plan":
         """The inverse of `as_dict`."""
-        timeline = Timeline(**values["timeline"])
+        phases = dict(values["timeline"])
+        # earlier versions had none
+        phases["stages"] = tuple(Stage(**one) for one in phases.get("stages", ()))
+        timeline = Timeline(**phases)
         return cls(values["options"], timeline, values["total"])
 
 

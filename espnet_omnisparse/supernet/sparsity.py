@@ -50,8 +50,8 @@ class SparsityConfig(Section):
         "(so only what is deployed is trained); or the name of one of `sizes`, such as "
         "a full net in a stream, which then has a place of its own and is not drawn. "
         "The first has full regularisation. One named twice has twice the weight, and "
-        "with `split_batch` twice the utterances. `[sparsest]` alone is gradual "
-        "pruning of one model",
+        "with `split_batch` twice the utterances, in one pass. `[sparsest]` alone is "
+        "gradual pruning of one model",
         OF_SANDWICH,
     )
     settle: Length = option(
@@ -62,6 +62,18 @@ class SparsityConfig(Section):
         "[2106.12379](https://arxiv.org/abs/2106.12379); averages under one mask as in "
         "[2306.16788](https://arxiv.org/abs/2306.16788)). Only its checkpoints are "
         "chosen and averaged; extraction and search use its order",
+    )
+    snapshots: Number = option(
+        0.0,
+        "0: off. Above: gradual pruning of one net in equal stages, one for each of "
+        "`sizes`, the densest first; the mask stands still in this share of each, and "
+        "the net at its end, with that mask, is the size: no weights are shared (as "
+        "ZipLM's family, [2302.04089](https://arxiv.org/abs/2302.04089)). The net at "
+        "the end of the warm start is `full`. Takes the place of `ramp` and `settle`; "
+        "with `sandwich: [sparsest]`",
+        "a number of at least 0 and below 1",
+        ge=0,
+        lt=1,
     )
     own: Literal["none", "norms_and_biases"] = option(
         "none",
@@ -78,6 +90,14 @@ class SparsityConfig(Section):
         "updates after which the masks follow the weights again",
         "a number of updates, at least 1",
         ge=1,
+        strict=True,
+    )
+    diagnose: int = option(
+        100,
+        "updates after which gradients are compared for the log, the dense net's with "
+        "each size's, on 8 utterances; 0: never",
+        "a number of updates, or 0",
+        ge=0,
         strict=True,
     )
 
@@ -103,6 +123,13 @@ class SparsityConfig(Section):
             raise UserError(
                 "supernet.sparsity must rise from initial, at least 0, to final, below "
                 f"1, not from {self.initial} to {self.final}."
+            )
+        if self.snapshots and (
+            self.sandwich != (SPARSEST,) or self.settle or self.own != "none"
+        ):
+            raise UserError(
+                "supernet.sparsity.snapshots prunes one net, whose mask stands still "
+                "in each stage: it needs sandwich: [sparsest], without settle and own."
             )
         if not 0.0 < self.step <= self.final:
             raise UserError(

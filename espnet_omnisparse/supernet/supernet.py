@@ -149,7 +149,7 @@ class Supernet(torch.nn.Module):
             vectors: Those that sparsities may have for themselves.
         """
         plan = self.config.sparsity
-        if plan is not None and plan.settle:
+        if plan is not None and (plan.settle or plan.snapshots):
             self.order = MaskOrder(weights, self.space.pattern)
         if plan is not None and plan.own != "none":
             shares = [one.sparsity for one in self.sizes.values() if one.sparsity > 0.0]
@@ -311,6 +311,8 @@ class Supernet(torch.nn.Module):
         if self.config.sparsity is None or self.phase in (WARM, STEP1):
             return 0.0
         timeline = self.timeline
+        if stage := timeline.stage(self.update):
+            return stage.sparsity(self.update)
         time = self.update - timeline.selected_at
         return self.config.sparsity.max_sparsity(time, timeline.ramp)
 

@@ -1,10 +1,12 @@
 """How the utterances of an update are divided among its subnets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from espnet_omnisparse.supernet.sampling import SampledSubnet
+from espnet_omnisparse.supernet.sampling import AdaptiveWeight, SampledSubnet
+from espnet_omnisparse.supernet.sparsity import SUBNETS
 from espnet_omnisparse.train.batch import Batch
 
 Part = tuple[Batch, Sequence[SampledSubnet]]
@@ -43,8 +45,9 @@ class Division:
         if self._update == "per_batch" or len(batch) < len(sampled):
             return [(batch, sampled)]
         parts = torch.randperm(len(batch)).tensor_split(len(sampled))
+        subnets, parts = _joined(sampled, parts)
         batches = batch.split([part.sort().values for part in parts])
-        return [(one, [subnet]) for one, subnet in zip(batches, sampled, strict=True)]
+        return [(one, [subnet]) for one, subnet in zip(batches, subnets, strict=True)]
 
     def stands_for(self, sampled: Sequence[SampledSubnet]) -> float:
         """For how many micro-batches the last one stands, of those of an update."""
@@ -54,3 +57,41 @@ class Division:
         # fewer turns for some, where the subnets do not divide the micro-batches
         turns = len(range(turn, self._micro_batches, len(sampled)))
         return self._micro_batches / turns
+
+
+def _joined(
+    sampled: Sequence[SampledSubnet], parts: Sequence[torch.Tensor]
+) -> tuple[list[SampledSubnet], list[torch.Tensor]]:
+    """One pass for the parts of a net that an update has several times.
+
+    It has the weight of all of them together, which leaves the expected gradient what
+    it was; parts are of one size, or differ by an utterance.
+    """
+    subnets: list[SampledSubnet] = []
+    joined: list[torch.Tensor] = []
+    for subnet, part in zip(sampled, parts, strict=True):
+        same = [n for n, one in enumerate(subnets) if _is_same(one, subnet)]
+        if same:
+            (at,) = same
+            weight, name = subnets[at].weight + subnet.weight, _kind(subnet)
+            subnets[at] = replace(subnets[at], size=name, weight=weight)
+            joined[at] = torch.cat([joined[at], part])
+        else:
+            subnets.append(subnet)
+            joined.append(part)
+    return subnets, joined
+
+
+def _is_same(one: SampledSubnet, other: SampledSubnet) -> bool:
+    if _kind(one) != _kind(other) or one.is_largest or other.is_largest:
+        return False
+    if isinstance(one.weight, AdaptiveWeight):  # of the loss of each on its own
+        return False
+    net = (one.gates, one.sparsity, one.chunk)
+    return net == (other.gates, other.sparsity, other.chunk)
+
+
+def _kind(subnet: SampledSubnet) -> str:
+    """Its name in the sandwich: no size has a number behind such a name."""
+    kind = subnet.size.rstrip("0123456789")
+    return kind if kind in SUBNETS else subnet.size

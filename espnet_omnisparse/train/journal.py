@@ -16,6 +16,8 @@ from espnet_omnisparse.supernet.supernet import Supernet
 
 LOG = "selection_log.jsonl"
 SUBNETS = "subnets"
+#: Where a gradual pruning in stages keeps the net of each size.
+SNAPSHOTS = "snapshots"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -32,6 +34,7 @@ def log_epoch(
     supernet: Supernet,
     seconds: float,
     flip_rates: Mapping[str, float] | None = None,
+    gradients: Mapping[str, Mapping[str, float]] | None = None,
 ) -> None:
     """Appends an epoch's state; lines of a later, interrupted attempt are dropped.
 
@@ -42,6 +45,8 @@ def log_epoch(
         seconds: What the epoch's updates took.
         flip_rates: Size -> how much of its mask has changed in the epoch; none: no
             weights are masked.
+        gradients: Size -> name -> number, as of `diagnosis.compare`; none: nothing was
+            measured.
     """
     scores = supernet.selection.scores_now()
     line = {
@@ -58,6 +63,11 @@ def log_epoch(
     }
     if flip_rates:
         line["flip_rate"] = {name: round(one, 6) for name, one in flip_rates.items()}
+    if gradients:
+        line["gradients"] = {
+            size: {name: float(f"{value:.6g}") for name, value in found.items()}
+            for size, found in gradients.items()
+        }
     lines = [old for old in read_log(folder) if old["epoch"] < epoch] + [line]
     write_text(Path(folder) / LOG, "".join(json.dumps(one) + "\n" for one in lines))
 
@@ -101,7 +111,8 @@ def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]
         for name, mask in reversed(supernet.size_masks().items())
     }
     plan = supernet.config.sparsity
-    if specs and plan is not None and not plan.trains_dense:
+    alone = plan is not None and not plan.trains_dense
+    if specs and alone and not plan.snapshots:
         return specs  # the masked weights of the full net mean nothing
     return {**specs, FULL: SubnetSpec.full(fingerprint, space, supernet.chunks[0])}
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 
-from espnet_omnisparse.core.schedule import SETTLE
 from espnet_omnisparse.core.weight_masks import flip_rate
 from espnet_omnisparse.nn.encoder import PrunableEncoder
 from espnet_omnisparse.supernet.supernet import Supernet
@@ -38,6 +37,10 @@ class MaskUpkeep:
         own = self._supernet.own
         if own is not None and not own.is_begun and self._supernet.max_sparsity > 0.0:
             own.begin(self._encoder.vectors())
+        order = self._supernet.order
+        if order is not None and order.settled and not self._stand:
+            order.forget()  # the next stage of a gradual pruning
+            self.forget()
         last = self._refreshed_at
         due = last is None or now - last >= plan.refresh or self._settles
         if training and not due:
@@ -74,4 +77,9 @@ class MaskUpkeep:
         """Whether it is time to, and not yet done."""
         order = self._supernet.order
         wanted = order is not None and not order.settled
-        return wanted and self._supernet.phase == SETTLE
+        return wanted and self._stand
+
+    @property
+    def _stand(self) -> bool:
+        """Whether masks stand still at the present update."""
+        return self._supernet.timeline.masks_stand(self._supernet.update)

@@ -106,7 +106,10 @@ def _tied_options(model: SupernetModel) -> dict[str, Any]:
     config, space = model.supernet.config, model.encoder.space
     options = {f"supernet.{name}": getattr(config, name) for name in _TIED}
     sparsity = plain(config.sparsity) or {}
-    sparsity.pop("refresh", None)  # how often masks follow may change at any time
+    for name in ("refresh", "diagnose"):  # how often may change at any time
+        sparsity.pop(name, None)
+    if not sparsity.get("snapshots"):
+        sparsity.pop("snapshots", None)  # not known to earlier versions
     options["supernet.sparsity"] = sparsity or None
     options["encoder's width"] = model.encoder.width
     options |= {f"encoder's {name}": value for name, value in plain(space).items()}

@@ -30,6 +30,7 @@ from espnet_omnisparse.train.journal import (
 )
 from espnet_omnisparse.train.learning_rate import PiecewiseLinearLR
 from espnet_omnisparse.train.resume import CHECKPOINT, PLAN, plan_of
+from espnet_omnisparse.train.snapshots import keep_snapshots
 from espnet_omnisparse.train.update import NOT_SELECTED, SupernetModel
 
 
@@ -56,6 +57,9 @@ class OmniTrainer(Trainer):
                 scheduler.set_run_length(per_epoch and per_epoch * epochs)
         if isinstance(model, SupernetModel):
             _plan(model, per_epoch, trainer_options)
+            if _is_first():
+                (optimizer,) = kwargs["optimizers"]
+                keep_snapshots(model, optimizer, Path(trainer_options.output_dir))
             model.supernet.attach(
                 TrainedNet(model, kwargs["valid_iter_factory"], trainer_options.ngpu)
             )
@@ -105,6 +109,7 @@ class OmniTrainer(Trainer):
         inner = getattr(model, "module", model)
         if isinstance(inner, SupernetModel):
             inner.accumulate(options.accum_grad)
+            inner.diagnosis.begin_epoch()
         supernet = inner.supernet if isinstance(inner, SupernetModel) else None
         before = supernet.update if supernet else 0
         distributed = kwargs["distributed_option"]
@@ -133,7 +138,8 @@ class OmniTrainer(Trainer):
         if first:
             folder, epoch = Path(options.output_dir), reporter.get_epoch()
             flips = inner.mask_upkeep.flip_rates(ranks) if ranks else None
-            log_epoch(folder, epoch, supernet, seconds, flips)
+            gradients = inner.diagnosis.means()
+            log_epoch(folder, epoch, supernet, seconds, flips, gradients)
             _show_scores(supernet, epoch, summary_writer)
             if supernet.settled:
                 name = fingerprint(inner.state_dict(), inner.token_list)
@@ -193,6 +199,12 @@ class TrainedNet:
         """Root mean square of the weight matrices of each unit `[units]`."""
         encoder = self._model.encoder
         return unit_magnitudes(encoder.state_dict(), encoder.space)
+
+
+def _is_first() -> bool:
+    """Whether this process writes the files."""
+    together = torch.distributed.is_initialized()
+    return not together or torch.distributed.get_rank() == 0
 
 
 def _counted(optimizer: torch.optim.Optimizer) -> Iterator[int]:

@@ -25,6 +25,7 @@ from espnet_omnisparse.supernet.config import ADAPTIVE, SupernetConfig
 from espnet_omnisparse.supernet.sampling import AdaptiveWeight, SampledSubnet
 from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.batch import Batch
+from espnet_omnisparse.train.diagnosis import GradientDiagnosis
 from espnet_omnisparse.train.division import Division
 from espnet_omnisparse.train.front_ends import FrontEnds
 from espnet_omnisparse.train.gradients import GradientAccumulator, in_float16
@@ -43,11 +44,13 @@ class SupernetModel:
         supernet: The plan.
         loss_normalization: See `plan_supernet`.
         mask_upkeep: What keeps the masks on weights up to date.
+        diagnosis: What the log says of gradients.
     """
 
     supernet: Supernet
     loss_normalization: str
     mask_upkeep: MaskUpkeep
+    diagnosis: GradientDiagnosis
 
     def plan_supernet(
         self, options: Mapping[str, Any] | None, loss_normalization: str
@@ -81,6 +84,7 @@ class SupernetModel:
         self.supernet.equip(encoder.maskable(), encoder.vectors())
         encoder.attach(self.supernet.order, self.supernet.own)
         self.mask_upkeep = MaskUpkeep(self.supernet, encoder)
+        self.diagnosis = GradientDiagnosis(self.supernet, encoder, self.subnet_loss)
         sizes = self.supernet.sizes.values()
         chunks = [*self.supernet.chunks, *(size.chunk for size in sizes)]
         if any(chunks) and not encoder.causal:
@@ -162,6 +166,7 @@ class SupernetModel:
             self.parameters(), keep_graphs=in_float16(batch.feats)
         )
         if self.training:
+            self.diagnosis.before_update(batch)
             sampled = supernet.sample_subnets()
             sampled = [_with_shared_gates(subnet, gradients) for subnet in sampled]
             parts = self._division.divide(batch, sampled)

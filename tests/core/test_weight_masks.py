@@ -14,7 +14,7 @@ from espnet_omnisparse.core.components import Masked, run_narrowed
 from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.core.layout import ASR_LAYOUT
 from espnet_omnisparse.core.mask import Pattern, group_ranks, weight_mask
-from espnet_omnisparse.core.weight_masks import WeightMasks
+from espnet_omnisparse.core.weight_masks import MaskOrder, WeightMasks
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.conformer import OmniSparseConformerEncoder
 
@@ -384,3 +384,32 @@ def test_the_defaults_of_the_pattern():
     assert sparse().space.pattern == Pattern(rows=8)
     assert sparse(pattern_norm="l2").space.pattern == Pattern(rows=8, norm="l2")
     assert ASR_LAYOUT.parts.keys() == {w.split(".")[1] for w in sparse().space.weights}
+
+
+def test_remembered_masks_are_those_of_the_present_order():
+    pattern, weight = Pattern(rows=2), torch.randn(8, 6)
+    masks = WeightMasks(pattern)
+    masks.refresh({"w": weight})
+    shares = [0.05 * step for step in range(1, 19)]  # more than are remembered
+    for _ in range(2):
+        for share in shares:
+            expected = weight_mask(
+                group_ranks(weight, pattern), weight.shape, share, pattern
+            )
+            assert torch.equal(masks.kept("w", weight.shape, share), expected)
+    assert masks.kept("w", weight.shape, 0.9) is masks.kept("w", weight.shape, 0.9)
+    old = masks.kept("w", weight.shape, 0.5)
+    weight.copy_(weight.flipud().clone())
+    masks.refresh({"w": weight})
+    assert not torch.equal(masks.kept("w", weight.shape, 0.5), old)
+    # an order that is settled, and overwritten by a checkpoint's
+    masks.order = MaskOrder({"w": weight}, pattern)
+    masks.order.settle(masks.ranks())
+    masks.refresh({"w": weight})
+    first = masks.kept("w", weight.shape, 0.5)
+    other = group_ranks(torch.randn(8, 6), pattern)
+    masks.order.load_state_dict({"w": other.int()})
+    masks.refresh({"w": weight})
+    found = masks.kept("w", weight.shape, 0.5)
+    assert torch.equal(found, weight_mask(other, weight.shape, 0.5, pattern))
+    assert not torch.equal(found, first)

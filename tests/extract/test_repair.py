@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from helpers.tiny import changed
+from helpers.tiny import changed, transducer_config
 from helpers.trained import assert_same_tensors, load
 from helpers.training import CONFIG, Corpus, train, write_corpus
 
@@ -15,10 +16,11 @@ from espnet_omnisparse.extract.experiment import (
     read_config,
     selected_specs,
 )
-from espnet_omnisparse.extract.repair import Repair, repair_of
+from espnet_omnisparse.extract.repair import Repair, repair_of, training_config
 from espnet_omnisparse.recipe.options import length_of
 from espnet_omnisparse.report.results import read_size
 from espnet_omnisparse.supernet.config import SupernetConfig
+from espnet_omnisparse.tasks import OmniASRTransducerTask
 from espnet_omnisparse.train.journal import read_log
 from espnet_omnisparse.train.kept_zeros import keep_zeros, zeros_of
 
@@ -156,6 +158,19 @@ def test_another_length_is_another_training(supernet, tmp_path):
     written = yaml.safe_load(config.read_text())
     assert (written["max_epoch"], written["num_iters_per_epoch"]) == (4, 5)
     assert written["scheduler_conf"]["warmup_lr_list"] == [0.0, 0.001, 0.0]
+
+
+def test_either_task_reads_its_configuration(tmp_path):
+    config = json.loads(json.dumps(transducer_config()))
+    with pytest.raises(UserError, match="optim_conf.lr"):
+        training_config(config, 50, 20)
+    made = training_config({**config, "optim_conf": {"lr": 0.002}}, 50, 20)
+    path = tmp_path / "repair.yaml"
+    path.write_text(yaml.safe_dump(made))
+    parser = OmniASRTransducerTask.get_parser()
+    read = parser.parse_args(["--config", str(path), "--output_dir", "unused"])
+    assert read.keep_zeros and read.encoder_conf == config["encoder_conf"]
+    assert (read.max_epoch, read.num_iters_per_epoch) == (2, 25)
 
 
 def test_zeros_hold_whatever_moves_the_weights(tmp_path):

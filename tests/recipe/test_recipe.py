@@ -149,6 +149,7 @@ def test_help_names_every_own_option(asr1):
         (["--download_model", "a/b", "--sizes", "small"], "--download_model"),
         (["--stock", "yes"], "--stock"),
         (["--calibration", "many"], "--calibration"),
+        (["--repair", "1.5"], "--repair"),
         ([*UPLOAD], "--hf_repo"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,
@@ -475,3 +476,16 @@ def test_the_unmodified_asr_sh_makes_decodes_packs_and_uploads_each_size(tmp_pat
         assert cost["packed_bytes"] < cost["file_bytes"]
     assert cost["nonzero_parameters"] <= 14_000
     assert "packed (MB)" in (asr1 / "exp" / "asr_sparse" / "RESULTS.md").read_text()
+
+    # repaired, with ESPnet's own stage 11; RESULTS.md tells both apart
+    repair = (
+        *("--asr_config", "conf/sparse.yaml", "--asr_tag", "sparse", *STAGE_12[:2]),
+        *("--stop_stage", "13", "--sizes", "s50", "--repair", "0.5"),
+    )
+    assert "already repaired" not in recipe_run(*repair)
+    folder = asr1 / "exp" / "asr_sparse_s50-repaired"
+    assert len(result_rows(folder / "RESULTS.md")) >= 2
+    text = (asr1 / "exp" / "asr_sparse" / "RESULTS.md").read_text()
+    assert "| s50 |" in text and "| s50-repaired |" in text
+    assert "## Sizes: supernet, repaired" in text and "come on top" in text
+    assert "already repaired" in recipe_run(*repair)

@@ -127,7 +127,7 @@ def test_a_heading_may_name_a_size_of_one_variant(file):
     write_yaml(file, values)
     compare(file, [3], 2)
     rows = [r.split(" | ") for r in Path("README.md").read_text().splitlines()]
-    by_title = {row[0]: row for row in reversed(rows) if len(row) == 5}
+    by_title = {row[0]: row for row in reversed(rows) if len(row) == 6}
     assert by_title["| supernet"][1:3] == ["3.0", "3.0"]
     assert by_title["| alone"][1:3] == ["", "2.0"]
 
@@ -202,7 +202,8 @@ def test_titles_are_rows_and_lines_of_a_figure(file):
     assert row.split(" | ")[1:3] == cells
     (row,) = [row for row in page if row.startswith("| alone | **")]
     assert row.split(" | ")[1:3] == ["**0.50** (0.0 / 1.0)", ""]
-    assert row.endswith("| 1 | 1.5 |")  # a training, of one and of two minutes
+    # of 100 updates: a training, of one and of two minutes
+    assert row.endswith("| 100 | 1 | 1.5 |")
     assert "![WER against non-zero parameters](results/tiny.png)" in page
     assert Path("results/tiny.png").read_bytes().startswith(b"\x89PNG")
 
@@ -220,6 +221,34 @@ def test_sizes_of_another_training_are_cut_without_training(file):
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--stage"] == "12" and options["--asr_tag"] == "supernet_seed3"
     assert options["--sizes"] == "50%" and options["--subnets"] == "exp/seed3"
+
+
+def test_repairs_are_told_apart_and_counted(file):
+    """Sizes of one supernet with and without: one table row and line each."""
+    compare(file, [1, 2], 1, only=["supernet"])
+    for seed in (1, 2):
+        exp = Path(f"exp/asr_supernet_seed{seed}")
+        shutil.copytree(f"{exp}_small", f"{exp}_small-repaired")
+        repair = {"updates": 10, "seconds": 30.0 * seed}
+        write_yaml(f"{exp}_small-repaired/repair.yaml", repair)
+    values = yaml.safe_load(file.read_text())
+    values["columns"] = {"small": ["small", "small-repaired"]}
+    values["variants"]["repaired"] = {
+        "asr_config": "a.yaml",
+        "sizes": ["small-repaired"],
+        "of": "supernet",
+        "run_args": "--repair 10",
+    }
+    write_yaml(file, values)
+    Path("recipe.py").write_text("#!/bin/sh\n")  # what it would leave is there
+    compare(file, [1, 2], 1, only=["repaired"])
+    rows = [r.split(" | ") for r in Path("README.md").read_text().splitlines()]
+    totals = {row[0]: row[2:] for row in rows if len(row) == 5}
+    assert totals["| supernet"] == ["100", "1", "1.5 |"]
+    assert totals["| repaired"] == ["110", "1 + 1 repairs", "2.2 |"]
+    sizes = {tuple(row[:2]): row[6:8] for row in rows if len(row) > 6}
+    assert sizes["| supernet", "small"] == ["100", "1.5"]
+    assert sizes["| repaired", "small-repaired"] == ["110", "2.2"]
 
 
 # a recipe that says when each run begins and ends; trainings take their time

@@ -319,6 +319,22 @@ def test_timing_is_reused_until_a_model_changes(make_exp, extract):
     assert time_models([small, full], cache, 1).rtf != second.rtf
 
 
+def test_repaired_sizes_have_a_table_of_their_own(make_exp, extract):
+    small, *_ = extract(make_exp(sparsity=SPARSITY))
+    repaired = small.with_name(f"{small.name}-repaired")
+    shutil.copytree(small, repaired)
+    write_yaml(repaired / "repair.yaml", {"updates": 30, "seconds": 12.2})
+    spec = (small / "subnet.yaml").read_text()
+    text = spec.replace("name: small", "name: small-repaired")
+    (repaired / "subnet.yaml").write_text(text)
+    report.write_family(EXP, COMMAND, rtf_rounds=1)
+    text = (EXP / "RESULTS.md").read_text()
+    assert "## Sizes: supernet, repaired\n\n| size |" in text
+    names = [row[0] for row in rows(EXP / "RESULTS.md")]
+    assert names == [*KEPT, "small-repaired"]
+    assert "small-repaired 30 updates (12 s); in total 30 updates, 12 s" in text
+
+
 def test_stock_forms_and_unscored_sizes(make_exp, extract):
     make_exp(conv_norm="batch_norm")
     extract(sizes=("small", "full"), sets=("clean", "other"))

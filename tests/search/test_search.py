@@ -22,6 +22,11 @@ from espnet_omnisparse.search.evolution import (
     Target,
     pareto_front,
 )
+from espnet_omnisparse.search.sensitivity import (
+    cheapest_harm,
+    measured_levels,
+    sensitivity,
+)
 
 GRID = (0.0, 0.25, 0.5, 0.75)
 # how much a weight has, and how much its zeros hurt
@@ -490,8 +495,12 @@ def test_a_run_goes_on_and_another_objective_has_its_own_file(experiment, monkey
     assert not calls
     run(folder, "--objective", "loss")
     assert calls
-    names = [path.name.split("_")[1] for path in (folder / "search").glob("*.jsonl")]
-    assert sorted(names) == ["loss", "wer"]
+
+    def kinds():
+        paths = (folder / "search").glob("*.jsonl")
+        return sorted(path.name.split("_")[1] for path in paths)
+
+    assert kinds() == ["loss", "wer"]  # the profile's losses are a search's, too
     calls.clear()
     checkpoint = folder / "valid.loss_sizes.ave.pth"
     state = load_tensors(checkpoint)
@@ -499,7 +508,7 @@ def test_a_run_goes_on_and_another_objective_has_its_own_file(experiment, monkey
     save_tensors(checkpoint, state)
     run(folder)
     assert calls  # another checkpoint's
-    assert len(list((folder / "search").glob("*.jsonl"))) == 3
+    assert kinds() == ["loss", "loss", "wer", "wer"]
 
 
 def _worker(folder, number, port, out):
@@ -622,3 +631,95 @@ def test_sets_of_branches_are_those_trained_whatever_was_searched(experiment):
     assert again.masks == problem.masks
     assert problem.genes.grid == (0.0, 0.2, 0.4, 0.6, 0.8)
     assert [sum(row) for row in problem.genes.alive] == [22, 12]
+
+
+# --- a sensitivity profile ------------------------------------------------------------
+
+
+def additive(ones):
+    """The toy without its interactions, of which it has none; the dense net has 7."""
+    return [7.0 + toy(one) for one in ones]
+
+
+def test_a_profile_has_the_harm_of_each_weight_alone():
+    levels = measured_levels(3, 3)
+    rows = sensitivity(GENES, 0, levels, additive)
+    expected = [[h * share**2 for share in GRID] for h in HARM]
+    assert [pytest.approx(row) for row in expected] == rows
+    # of one level measured the others lie on a line
+    row = sensitivity(GENES, 0, measured_levels(3, 1), additive)[0]
+    assert row == pytest.approx([9 * 0.75**2 * n / 3 for n in range(4)])
+    # a set has nothing of the weights that it has not
+    rows = sensitivity(GENES, 1, levels, additive)
+    assert [any(row) for row in rows] == list(ALIVE[1])
+
+
+def test_a_profile_never_says_that_zeros_help():
+    noise = random.Random(0)
+    rows = sensitivity(GENES, 0, [1, 2, 3], lambda ones: [noise.random() for _ in ones])
+    assert all(row == sorted(row) and row[0] == 0.0 for row in rows)
+
+
+def test_the_profile_begins_near_the_optimum_that_can_be_enumerated():
+    rows = sensitivity(GENES, 0, [1, 2, 3], additive)
+    for target in TARGETS:
+        one = cheapest_harm(GENES, 0, target, rows)
+        assert target.met_by(one)
+        every = [c for c in every_candidate() if c.branches == 0 and target.met_by(c)]
+        uniform = toy(GENES.uniform(0, 1.0 - target.limit / sum(SIZES)))
+        best = min(map(toy, every))
+        assert best <= toy(one) < best + 0.3 * (uniform - best)
+    assert cheapest_harm(GENES, 0, Target("none", cost, 1.0), rows) is None
+
+
+def test_what_it_suggests_is_evaluated_first():
+    rows = sensitivity(GENES, 0, [1, 2, 3], additive)
+    starts = {t.name: [cheapest_harm(GENES, 0, t, rows)] for t in TARGETS}
+    options = SearchOptions(population=4, generations=0)
+    evaluate = lambda ones: [toy(one) for one in ones]  # noqa: E731
+    with_starts = Search(GENES, TARGETS, options, evaluate, starts=starts).run()
+    without = Search(GENES, TARGETS, options, evaluate).run()
+    for target in TARGETS:
+        name = target.name
+        assert toy(with_starts.best[name]) <= toy(starts[name][0])
+        assert toy(with_starts.best[name]) < toy(without.best[name])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_worse_than_uniform_is_ever_returned(seed):
+    """Whatever the evaluations say, ties included, and whatever a start is worth."""
+    values = random.Random(seed)
+    fitness = {}
+
+    def evaluate(ones):
+        for one in ones:
+            fitness[one] = values.choice([1.0, 2.0, 3.0, float("inf")])
+        return [fitness[one] for one in ones]
+
+    bad = {target.name: [GENES.candidate(0, [3] * 6)] for target in TARGETS}
+    options = SearchOptions(population=2, generations=2, seed=seed)
+    found = Search(GENES, TARGETS, options, evaluate, starts=bad).run()
+    for target in TARGETS:
+        best, uniform = found.best[target.name], found.uniform[target.name]
+        assert target.met_by(best) and target.met_by(uniform)
+        assert uniform in found.fitness
+        assert fitness[best] < fitness[uniform] or best == uniform
+
+
+def test_a_profile_is_kept_and_made_once(experiment):
+    folder = experiment()
+    run(folder, "--profile", "1")
+    losses = [
+        path
+        for path in (folder / "search").glob("evaluations_loss_*.jsonl")
+        if '"objective": "loss"' in path.read_text().splitlines()[0]
+    ]
+    (path,) = losses
+    lines = path.read_text().splitlines()
+    model_weights = len(json.loads(lines[1])["sparsity"])
+    # each weight of both sets of branches alone, and both dense nets
+    assert len(lines) - 1 > model_weights
+    assert max(sum(map(bool, json.loads(x)["sparsity"])) for x in lines[1:]) == 1
+    before = path.read_bytes()
+    run(folder, "--profile", "1")
+    assert path.read_bytes() == before

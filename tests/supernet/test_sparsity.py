@@ -345,7 +345,7 @@ def test_named_twice_the_sparsest_has_half_of_a_split_batch(sparse_model, batch)
     model = sparse_model(sparsity={"sandwich": sandwich}, **conf).train()
     torch.manual_seed(3)
     loss, stats, _ = model(**batch)
-    assert {"loss_sparsest1", "loss_sparsest2"} < stats.keys()
+    assert "loss_sparsest" in stats  # in one pass
     torch.manual_seed(3)
     parts = torch.randperm(4).tensor_split(4)
     total = model.encoder(batch["speech"], batch["speech_lengths"])[1].sum()

@@ -29,8 +29,10 @@ bool guarded(const Call& call) {
     return true;
   } catch (const std::bad_alloc&) {
     last_error = "There is not enough memory.";
-  } catch (const std::exception& error) {
+  } catch (const Error& error) {
     last_error = error.what();
+  } catch (const std::exception& error) {
+    last_error = std::string("The model file is damaged (") + error.what() + ").";
   }
   return false;
 }

@@ -14,44 +14,6 @@ constexpr int kRoom = 64;  // floats that a vector may read beyond a row
 
 int up(int x, int to) { return (x + to - 1) / to * to; }
 
-Norm read_norm(const Container& file, const std::string& prefix, float epsilon, size_t size = 0) {
-  Norm norm{file.floats(prefix + ".weight", size), file.floats(prefix + ".bias", size), epsilon};
-  if (norm.gamma.size() != norm.beta.size()) throw Error("The norm " + prefix + " is damaged.");
-  return norm;
-}
-
-Linear read_linear(const Container& file, const std::string& prefix, size_t rows, size_t columns,
-                   bool gated = false) {
-  const WeightView weight = file.matrix(prefix + ".weight", rows, columns);
-  std::vector<float> bias;
-  if (file.has(prefix + ".bias")) bias = file.floats(prefix + ".bias", weight.rows);
-  return Linear({weight}, {bias.empty() ? nullptr : bias.data()}, gated);
-}
-
-Activation activation_of(const std::string& name) {
-  if (name == "swish") return Activation::kSwish;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "tanh") return Activation::kTanh;
-  if (name == "gelu") return Activation::kGelu;
-  throw Error("The model has the activation " + name +
-              ", which this program has not: install a newer one.");
-}
-
-Epilogue epilogue_of(Activation activation) {
-  switch (activation) {
-    case Activation::kRelu:
-      return Epilogue::kRelu;
-    case Activation::kTanh:
-      return Epilogue::kTanh;
-    case Activation::kGelu:
-      return Epilogue::kGelu;
-    case Activation::kNone:
-      return Epilogue::kStore;
-    default:
-      return Epilogue::kSwish;
-  }
-}
-
 }  // namespace
 
 Encoder::Encoder(const Container& file) {
@@ -87,8 +49,9 @@ Branch Encoder::read(const Container& file, const Json& told, float epsilon) con
   if (kind == "ffn") {
     branch.kind = Branch::Kind::kFeedForward;
     branch.activation = activation_of(told.at("activation").string());
-    branch.in = read_linear(file, module + "w_1", 0, width_);
-    branch.out = read_linear(file, module + "w_2", width_, branch.in.outputs());
+    branch.in = read_linear(file, module + "w_1.weight", module + "w_1.bias", 0, width_);
+    branch.out = read_linear(file, module + "w_2.weight", module + "w_2.bias", width_,
+                             branch.in.outputs());
   } else if (kind == "mhsa") {
     branch.kind = Branch::Kind::kAttention;
     branch.heads = told.bounded("heads", 1, 1024);
@@ -101,9 +64,10 @@ Branch Encoder::read(const Container& file, const Json& told, float epsilon) con
       biases.push_back(file.floats(module + name + ".bias", size));
     }
     branch.in = Linear(weights, {biases[0].data(), biases[1].data(), biases[2].data()});
-    branch.out = read_linear(file, module + "linear_out", width_, size);
+    branch.out = read_linear(file, module + "linear_out.weight", module + "linear_out.bias",
+                             width_, size);
     if (relative_) {
-      branch.position = read_linear(file, module + "linear_pos", size, width_);
+      branch.position = read_linear(file, module + "linear_pos.weight", "", size, width_);
       branch.bias_u = file.floats(module + "pos_bias_u", size);
       branch.bias_v = file.floats(module + "pos_bias_v", size);
     }
@@ -111,9 +75,11 @@ Branch Encoder::read(const Container& file, const Json& told, float epsilon) con
     branch.kind = Branch::Kind::kConvolution;
     branch.kernel = told.bounded("kernel", 1, 1024);
     branch.activation = activation_of(told.at("activation").string());
-    branch.in = read_linear(file, module + "pointwise_conv1", 0, width_, true);
+    branch.in = read_linear(file, module + "pointwise_conv1.weight",
+                            module + "pointwise_conv1.bias", 0, width_, true);
     const int channels = branch.in.outputs();
-    branch.out = read_linear(file, module + "pointwise_conv2", width_, channels);
+    branch.out = read_linear(file, module + "pointwise_conv2.weight",
+                             module + "pointwise_conv2.bias", width_, channels);
     branch.weight = file.floats(module + "depthwise_conv.weight",
                                 static_cast<size_t>(channels) * branch.kernel);
     branch.bias.assign(channels, 0.0f);
@@ -259,6 +225,8 @@ void EncoderStream::attention(const Branch& branch, size_t block, const Tiles& x
   const Tiles inside = new_tiles(x.channels, x.frames, x.width, context);
   const Tiles qkv = new_tiles(branch.in.outputs(), x.frames, x.width, context);
   const Tiles seen = new_tiles(branch.heads * branch.head_width, x.frames, x.width, context);
+  // lanes beyond the last frame are numbers too
+  std::fill_n(seen.tile(seen.count() - 1), static_cast<size_t>(seen.channels) * seen.width, 0.0f);
   branch.norm.run(x, inside, context);
   branch.in.run(inside, qkv, Epilogue::kStore, 0.0f, context);
   if (whole_) {

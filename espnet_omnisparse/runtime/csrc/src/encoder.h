@@ -6,21 +6,13 @@
 #include <string>
 #include <vector>
 
-#include "container.h"
+#include "layers.h"
 
 namespace omnisparse {
 
 struct Chunk {
   int size = 0;  // frames encoded together; 0: the whole recording
   int left = 0;  // frames before them that they see
-};
-
-struct Norm {
-  std::vector<float> gamma, beta;
-  float epsilon = 0.0f;
-  void run(const Tiles& x, const Tiles& y, Context& context) const {
-    layer_norm(x, gamma.data(), beta.data(), epsilon, y, context);
-  }
 };
 
 // Projected distances of one attention: rows [head][width of a head][stride], distance 0 in

@@ -1,4 +1,4 @@
-// Features of audio: log-mel energies of ESPnet's default frontend, as they come.
+// Features of audio as it comes: log-mel energies of ESPnet's default frontend, or Kaldi's.
 #pragma once
 
 #include <memory>
@@ -27,17 +27,29 @@ class Fourier {
 // What all streams of a model share.
 struct FeatureConfig {
   int sample_rate = 16000;
-  int window = 0;      // samples of a frame, the transform's size
-  int hop = 0;
-  int reflected = 0;   // samples mirrored at each end
+  int transform = 0;  // points of the Fourier transform
+  int length = 0;     // samples of a frame
+  int hop = 0;        // from a frame to the next
+  // Samples mirrored at the ends, and whether about the sample at the end, or with it.
+  int before = 0, behind = 0;
+  bool about = true;
+  int shortest = 1;   // samples that it takes to mirror the start
+  bool centred = false;  // the mean of a frame is subtracted
+  float emphasis = 0.0f; // the part of the sample before that is subtracted from each
   int mels = 0;
   float floor = 0.0f;
   float log_scale = 1.0f;
-  std::vector<float> weight;           // of each sample of the window
+  std::vector<float> weight;           // of each sample of a frame
   std::vector<int> begin, end, offset; // bins of each mel, and where its weights are
   std::vector<float> mel;
 
   explicit FeatureConfig(const Container& file);
+
+ private:
+  void read_stft(const Container& file, const Json& told);
+  void read_kaldi(const Json& told);
+  // matrix: [transform / 2 + 1][mels]
+  void set_filters(const std::vector<float>& matrix);
 };
 
 // The frames of one recording, exactly those of the whole, however its samples are divided.
@@ -51,6 +63,8 @@ class FeatureStream {
 
  private:
   void complete(std::vector<float>& frames);
+  std::vector<float> mirrored_whole() const;
+  void window(const float* samples, int lane);
   void compute(const float* const* starts, int count, float* out);
 
   std::shared_ptr<const FeatureConfig> config_;

@@ -1,6 +1,7 @@
 #include "front_end.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "error.h"
 
@@ -9,6 +10,9 @@ namespace omnisparse {
 namespace {
 
 int up8(int x) { return (x + 7) / 8 * 8; }
+
+// Eight floats; of a constant size, so that it is two instructions and no call.
+inline void copy8(const float* from, float* to) { std::memcpy(to, from, 8 * sizeof(float)); }
 
 // Times of one remainder among `frames`, of so many remainders.
 int per_phase(int frames, int phases) { return (frames + phases - 1) / phases; }
@@ -77,6 +81,24 @@ void FrontEnd::run(const float* rows, int count, const Tiles& out, Context& cont
 void FrontEnd::strip(const float* rows, int count, int frames, const Tiles& out, int tile,
                      Context& context) const {
   Scope scope(*context.scratch);
+  const Conv& last = convs_.back();
+  const Tiles x = new_tiles(last.channels * last.bins, frames, out.width, context);
+  std::fill_n(x.data, x.size(), 0.0f);
+  // eight frames at a time: what lies between two convolutions stays in the cache
+  for (int first = 0; first < frames; first += 8) {
+    const int some = std::min(8, frames - first);
+    eight(rows + static_cast<size_t>(first) * stride_ * features_,
+          std::min(count - first * stride_, (some - 1) * stride_ + field_), x, first, context);
+  }
+  const Tiles y{out.tile(tile), out.channels, frames, out.width};
+  output_.run(x, y, Epilogue::kStore, 0.0f, context);
+  if (scale_ != 1.0f)
+    for (size_t i = 0; i < y.size(); ++i) y.data[i] *= scale_;
+}
+
+void FrontEnd::eight(const float* rows, int count, const Tiles& x, int lane,
+                     Context& context) const {
+  Scope scope(*context.scratch);
   // feature frames as a plane of one channel; what is beyond the last is zero
   Plane plane{nullptr, features_, stride_, length_for(count, stride_)};
   const size_t size = static_cast<size_t>(features_) * stride_ * plane.length;
@@ -86,27 +108,28 @@ void FrontEnd::strip(const float* rows, int count, int frames, const Tiles& out,
     for (int f = 0; f < features_; ++f)
       plane.at(0, f, t % stride_)[t / stride_] = rows[static_cast<size_t>(t) * features_ + f];
   int times = count;
-  for (const Conv& conv : convs_) {
+  for (size_t i = 0; i < convs_.size(); ++i) {
+    const Conv& conv = convs_[i];
     times = (times - conv.kernel[0]) / conv.stride[0] + 1;
     Plane next{nullptr, conv.bins, conv.phase_stride, length_for(times, conv.phase_stride)};
     next.data = context.scratch->take<float>(static_cast<size_t>(conv.channels) * next.bins *
                                              next.phases * next.length);
     convolve(conv, plane, times, next, context);
+    // what the lanes beyond the last frame see of the next eight times, which are not computed
+    const int computed = next.length - 8;
+    if (i + 1 < convs_.size()) {
+      const Conv& later = convs_[i + 1];
+      const int then = (times - later.kernel[0]) / later.stride[0] + 1;
+      const int reach = up8(per_phase(then, later.phase_stride)) + later.kernel[0] / next.phases;
+      const int rows = conv.channels * next.bins * next.phases;
+      for (int row = 0; reach > computed && row < rows; ++row)
+        std::fill_n(next.data + static_cast<size_t>(row) * next.length + computed, 8, 0.0f);
+    }
     plane = next;
   }
-  const Conv& last = convs_.back();
-  Tiles x = new_tiles(last.channels * last.bins, frames, out.width, context);
-  for (int c = 0; c < last.channels; ++c)
-    for (int f = 0; f < last.bins; ++f) {
-      float* to = x.data + (static_cast<size_t>(c) * last.bins + f) * x.width;
-      const int have = std::min(x.width, plane.length);
-      std::copy_n(plane.at(c, f, 0), have, to);
-      std::fill(to + have, to + x.width, 0.0f);
-    }
-  const Tiles y{out.tile(tile), out.channels, frames, out.width};
-  output_.run(x, y, Epilogue::kStore, 0.0f, context);
-  if (scale_ != 1.0f)
-    for (size_t i = 0; i < y.size(); ++i) y.data[i] *= scale_;
+  for (int row = 0; row < x.channels; ++row)  // a channel's bins one after the other
+    copy8(plane.data + static_cast<size_t>(row) * plane.length,
+          x.data + static_cast<size_t>(row) * x.width + lane);
 }
 
 void FrontEnd::convolve(const Conv& conv, const Plane& in, int frames, const Plane& out,
@@ -141,7 +164,7 @@ void FrontEnd::convolve(const Conv& conv, const Plane& in, int frames, const Pla
             const int time = conv.stride[0] * group[g].phase + kt;
             const float* from = in.at(c, conv.stride[1] * group[g].bin + kf, time % in.phases) +
                                 time / in.phases + group[g].first;
-            std::copy_n(from, 8, to + 8 * g);
+            copy8(from, to + 8 * g);
           }
           if (some == 3) std::fill_n(to + 24, 8, 0.0f);
         }
@@ -150,8 +173,8 @@ void FrontEnd::convolve(const Conv& conv, const Plane& in, int frames, const Pla
     conv.linear.run(x, y, Epilogue::kRelu, 0.0f, context);
     for (int c = 0; c < conv.channels; ++c)
       for (int g = 0; g < some; ++g)
-        std::copy_n(y.data + static_cast<size_t>(c) * width + 8 * g, 8,
-                    out.at(c, group[g].bin, group[g].phase) + group[g].first);
+        copy8(y.data + static_cast<size_t>(c) * width + 8 * g,
+              out.at(c, group[g].bin, group[g].phase) + group[g].first);
   }
 }
 

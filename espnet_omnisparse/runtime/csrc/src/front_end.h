@@ -41,6 +41,7 @@ class FrontEnd {
 
   void strip(const float* rows, int count, int frames, const Tiles& out, int tile,
              Context& context) const;
+  void eight(const float* rows, int count, const Tiles& x, int lane, Context& context) const;
   void convolve(const Conv& conv, const Plane& in, int frames, const Plane& out,
                 Context& context) const;
 

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <cmath>
 
+#include "ctc_search.h"
 #include "error.h"
 
 namespace omnisparse {
 
 namespace {
+
+constexpr int kLargestBeam = 1024;
 
 // The description as it was, without what only unpacking needs.
 void write(const Json& value, std::string& out);
@@ -177,16 +180,15 @@ Model::Model(const std::string& path, int threads) : pool_(threads) {
   if (front_end_->width() != encoder_->width())
     throw Error("The model's front end and its encoder do not fit together.");
   spelling_ = std::make_unique<Spelling>(told);
-  blank_ = told.bounded("blank", 0, spelling_->size() - 1);
+  const size_t tokens = static_cast<size_t>(spelling_->size());
+  if (told.at("blank").whole() != kBlank || tokens < 2)
+    throw Error("The model's blank is not its first token: export it again.");
   const Json& head = told.at("head");
   if (!head.is_null()) {
-    const WeightView weight =
-        file.matrix(head.at("weight").string(), spelling_->size(), encoder_->width());
-    std::vector<float> bias;
-    if (!head.at("bias").is_null()) bias = file.floats(head.at("bias").string(), weight.rows);
-    head_ = std::make_unique<Linear>(
-        Linear({weight}, {bias.empty() ? nullptr : bias.data()}));
+    head_ = std::make_unique<Linear>(read_linear(file, head, tokens, encoder_->width()));
   }
+  if (!told.at("transducer").is_null())
+    transducer_ = std::make_shared<Transducer>(file, spelling_->size(), encoder_->width());
 }
 
 bool Model::can_stream() const {
@@ -194,9 +196,16 @@ bool Model::can_stream() const {
 }
 
 std::unique_ptr<Search> Model::search(int beam) const {
-  if (beam != 1) throw Error("Only a greedy search, a beam of 1, is there for this model.");
+  if (beam < 1 || beam > kLargestBeam)
+    throw Error("A beam has 1 to " + std::to_string(kLargestBeam) + " hypotheses, not " +
+                std::to_string(beam) + ".");
+  if (transducer_ != nullptr) {
+    if (beam == 1) return std::make_unique<GreedyTransducer>(transducer_);
+    return std::make_unique<BeamTransducer>(transducer_, beam);
+  }
   if (head_ == nullptr) throw Error("This model has no CTC head to recognise with.");
-  return std::make_unique<GreedyCtc>(blank_);
+  if (beam == 1) return std::make_unique<GreedyCtc>();
+  return std::make_unique<PrefixBeamCtc>(beam);
 }
 
 }  // namespace omnisparse

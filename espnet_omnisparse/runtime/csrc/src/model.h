@@ -10,6 +10,7 @@
 #include "features.h"
 #include "front_end.h"
 #include "search.h"
+#include "transducer.h"
 
 namespace omnisparse {
 
@@ -47,7 +48,6 @@ class Model {
   const std::string& info() const { return info_; }
   int sample_rate() const { return features_->sample_rate; }
   const Spelling& spelling() const { return *spelling_; }
-  int blank() const { return blank_; }
   ThreadPool& pool() { return pool_; }
   bool can_stream() const;
 
@@ -56,18 +56,19 @@ class Model {
   const FrontEnd& front_end() const { return *front_end_; }
   std::shared_ptr<const Encoder> encoder() const { return encoder_; }
   const Linear* head() const { return head_.get(); }
+  bool is_transducer() const { return transducer_ != nullptr; }
   // A search of its own for each stream.
   std::unique_ptr<Search> search(int beam) const;
 
  private:
   ThreadPool pool_;
   std::string info_;
-  int blank_ = 0;
   std::shared_ptr<FeatureConfig> features_;
   Normalisation normalisation_;
   std::unique_ptr<FrontEnd> front_end_;
   std::shared_ptr<Encoder> encoder_;
   std::unique_ptr<Linear> head_;
+  std::shared_ptr<Transducer> transducer_;
   std::unique_ptr<Spelling> spelling_;
 };
 

@@ -7,6 +7,17 @@
 
 namespace omnisparse {
 
+namespace {
+
+// Also of the lanes beyond the last frame, which are numbers.
+bool all_finite(const Tiles& x) {
+  float sum = 0.0f;
+  for (size_t i = 0; i < x.size(); ++i) sum += 0.0f * x.data[i];
+  return sum == 0.0f;
+}
+
+}  // namespace
+
 Stream::Stream(std::shared_ptr<Model> model, Chunk chunk, int beam, bool keep)
     : model_(std::move(model)),
       context_{&model_->pool(), &scratch_},
@@ -85,15 +96,18 @@ void Stream::encode(int frames) {
     const Tiles x = new_tiles(front.width(), frames, width_for(frames), context_);
     front.run(rows_.data(), static_cast<int>(rows_.size() / mels), x, context_);
     encoder_.run(x, context_);
+    // a search would go on with it, and find nothing any more
+    if (!all_finite(x))
+      throw Error("The encoder's output is not finite: the model's weights are damaged.");
     if (keep_) keep(Kind::kEncoder, x);
-    if (const Linear* head = model_->head()) {
+    if (model_->is_transducer()) search_->push(x, context_);
+    const Linear* head = model_->head();
+    if (head != nullptr && (keep_ || !model_->is_transducer())) {
       const Tiles y = new_tiles(head->outputs(), frames, x.width, context_);
       head->run(x, y, Epilogue::kStore, 0.0f, context_);
       log_softmax(y, context_);
       if (keep_) keep(Kind::kLogProbabilities, y);
-      search_->push(y, context_);
-    } else {
-      search_->push(x, context_);
+      if (!model_->is_transducer()) search_->push(y, context_);
     }
   }
   scratch_.reset();

@@ -57,7 +57,7 @@ template <>
 struct Whole<Narrow> {
   using Sum = __m256i;
   using Operand = __m256i;
-  static Sum zero() { return _mm256_setzero_si256(); }
+  static Sum set(int32_t x) { return _mm256_set1_epi32(x); }
   template <int kVectors, bool kIndexed>
   static void operands(const Number* x, const uint16_t* columns, int k, int width, int lane,
                        Operand* out) {
@@ -78,9 +78,6 @@ struct Whole<Narrow> {
     return _mm256_set1_epi32(four);
   }
   static Sum dot(Sum sum, Operand x, __m256i w) { return _mm256_dpbusd_epi32(sum, x, w); }
-  static Sum subtract(Sum sum, int32_t x) {
-    return _mm256_sub_epi32(sum, _mm256_set1_epi32(x));
-  }
   static Narrow to_float(Sum sum) { return {_mm256_cvtepi32_ps(sum)}; }
 };
 
@@ -88,7 +85,7 @@ template <>
 struct Whole<Wide> {
   using Sum = __m512i;
   using Operand = __m512i;
-  static Sum zero() { return _mm512_setzero_si512(); }
+  static Sum set(int32_t x) { return _mm512_set1_epi32(x); }
   template <int kVectors, bool kIndexed>
   static void operands(const Number* x, const uint16_t* columns, int k, int width, int lane,
                        Operand* out) {
@@ -121,9 +118,6 @@ struct Whole<Wide> {
     return _mm512_set1_epi32(four);
   }
   static Sum dot(Sum sum, Operand x, __m512i w) { return _mm512_dpbusd_epi32(sum, x, w); }
-  static Sum subtract(Sum sum, int32_t x) {
-    return _mm512_sub_epi32(sum, _mm512_set1_epi32(x));
-  }
   static Wide to_float(Sum sum) { return {_mm512_cvtepi32_ps(sum)}; }
 };
 

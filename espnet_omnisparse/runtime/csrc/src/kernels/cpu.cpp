@@ -21,6 +21,8 @@ bool supported(const char* name) {
   if (std::strcmp(name, "avx512") == 0) return avx512;
   if (std::strcmp(name, "avx512vnni") == 0)
     return avx512 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+#else
+  (void)name;
 #endif
   return true;
 }

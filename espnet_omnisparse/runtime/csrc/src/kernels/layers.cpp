@@ -21,7 +21,11 @@ void copy_row(const Tiles& tiles, int channel, int first, int count, float* to) 
     const int part = std::min(count, tiles.width - lane);
     const float* from =
         tiles.tile(first / tiles.width) + static_cast<size_t>(channel) * tiles.width + lane;
-    std::copy_n(from, part, to);
+    if (part % 8 == 0) {  // of a constant size: two instructions instead of a call
+      for (int i = 0; i < part; i += 8) std::memcpy(to + i, from + i, 8 * sizeof(float));
+    } else {
+      std::copy_n(from, part, to);
+    }
     to += part;
     first += part;
     count -= part;
@@ -99,7 +103,7 @@ namespace {
 struct AttentionScratch {
   float* content;   // [8][padded keys]
   float* place;     // [8][padded keys + 8]
-  float* queries;   // [head's width][8]
+  float* queries;   // [head's width][8], twice: with either bias
   float* values;    // [padded keys][padded head's width]: frame after frame
   float* seen;      // [8][padded head's width]
 };
@@ -120,7 +124,7 @@ void attend(const Tiles& qkv, int first, int frames, const KeyValues& kv,
     Arena& arena = *context.scratch;
     return AttentionScratch{arena.take<float>(static_cast<size_t>(kQueries) * padded),
                             arena.take<float>(kQueries * band),
-                            arena.take<float>(static_cast<size_t>(width) * kQueries),
+                            arena.take<float>(2 * static_cast<size_t>(width) * kQueries),
                             arena.take<float>(static_cast<size_t>(padded) * lanes),
                             arena.take<float>(static_cast<size_t>(kQueries) * lanes)};
   };
@@ -154,39 +158,50 @@ void attend(const Tiles& qkv, int first, int frames, const KeyValues& kv,
         std::fill_n(s.values + static_cast<size_t>(j) * lanes, lanes, 0.0f);
       for (int q = 0; q < frames; q += kQueries) {
         const int count = std::min(kQueries, frames - q);
-        const auto load = [&](const float* bias) {
-          for (int d = 0; d < width; ++d) {
-            float* to = s.queries + static_cast<size_t>(d) * kQueries;
-            copy_row(qkv, head * width + d, first + q, count, to);
-            std::fill(to + count, to + kQueries, 0.0f);
-            if (bias == nullptr) continue;
-            for (int i = 0; i < count; ++i) to[i] += bias[head * width + d];
+        float* place_queries = s.queries + static_cast<size_t>(width) * kQueries;
+        for (int d = 0; d < width; ++d) {
+          alignas(32) float lanes8[kQueries] = {};
+          copy_row(qkv, head * width + d, first + q, count, lanes8);
+          float* to = s.queries + static_cast<size_t>(d) * kQueries;
+          float* also = place_queries + static_cast<size_t>(d) * kQueries;
+          const float u = bias_u != nullptr ? bias_u[head * width + d] : 0.0f;
+          const float v = bias_v != nullptr ? bias_v[head * width + d] : 0.0f;
+          for (int i = 0; i < kQueries; ++i) {
+            to[i] = lanes8[i] + u;
+            also[i] = lanes8[i] + v;
           }
-        };
-        load(bias_u);
+        }
         table.rows8(s.queries, 1, kQueries, width, key, kv.capacity,
                     std::min(padded, kv.capacity), s.content, padded);
         if (positions != nullptr) {
-          load(bias_v);
           // key j is keys - frames + q + i - j frames before query i: of the band of all
           // queries' distances, query i needs what begins 7 - i columns in
           const long farthest = static_cast<long>(keys) - frames + q + kQueries - 1;
           const float* from =
               positions + static_cast<size_t>(head) * width * stride + zero - farthest;
-          table.rows8(s.queries, 1, kQueries, width, from, stride, up(keys + kQueries - 1, 8),
+          table.rows8(place_queries, 1, kQueries, width, from, stride, up(keys + kQueries - 1, 8),
                       s.place, static_cast<long>(band));
         }
         for (int i = 0; i < count; ++i) {
           float* row = s.content + static_cast<size_t>(i) * padded;
           if (positions != nullptr) {
             const float* place = s.place + band * i + (kQueries - 1 - i);
-            for (int j = 0; j < keys; ++j) row[j] += place[j];
+            table.add(row, place, keys);
           }
           table.softmax(row, keys, padded, factor);
         }
         table.rows8(s.content, padded, 1, keys, s.values, lanes, lanes, s.seen, lanes);
+        const int begin = first + q;
+        if (begin % 8 == 0 && lanes == width) {  // eight lanes of one tile
+          float* to = out.tile(begin / out.width) + begin % out.width +
+                      static_cast<size_t>(head) * width * out.width;
+          for (int d = 0; d < width; d += 8)
+            table.transpose8(s.seen + d, lanes, to + static_cast<size_t>(d) * out.width,
+                             out.width);
+          continue;
+        }
         for (int i = 0; i < count; ++i) {
-          const int t = first + q + i;
+          const int t = begin + i;
           float* to = out.tile(t / out.width) + t % out.width;
           for (int d = 0; d < width; ++d)
             to[static_cast<size_t>(head * width + d) * out.width] =

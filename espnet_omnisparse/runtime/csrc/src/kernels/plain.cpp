@@ -53,6 +53,9 @@ struct Floats {
   static Floats round(const Floats& a) {
     return each([&](int i) { return std::nearbyint(a.lane[i]); });
   }
+  static Floats reciprocal(const Floats& a) {
+    return each([&](int i) { return 1.0f / a.lane[i]; });
+  }
   static Floats nan() { return from_bits(bits_of(0x7fc00000)); }
   static Floats select_below(const Floats& a, const Floats& limit, const Floats& yes,
                              const Floats& no) {
@@ -126,14 +129,18 @@ struct Floats {
     return out;
   }
   static void store_bits(Number* x, const Bits& a) { std::memcpy(x, a.lane, sizeof(a.lane)); }
-  // rounded, in the low bits of each lane
-  static Bits number(const Floats& a) {
+  // a * scale, rounded, in the low bits of each lane
+  static Bits number(const Floats& a, const Floats& scale) {
     Bits out;
     for (int i = 0; i < kLanes; ++i) {
-      const float x = a.lane[i] == a.lane[i] ? a.lane[i] : 0.0f;
-      out.lane[i] = static_cast<int32_t>(std::nearbyint(x)) & 0xffff;
+      const float x = a.lane[i] * scale.lane[i];
+      out.lane[i] = x == x ? static_cast<int32_t>(std::nearbyint(x)) : 0;
     }
     return out;
+  }
+  static Bits low(Bits a) {
+    for (int i = 0; i < kLanes; ++i) a.lane[i] &= 0xffff;
+    return a;
   }
   static void store_numbers(Number* x, const Bits& a) {
     for (int i = 0; i < kLanes; ++i) x[i] = static_cast<Number>(a.lane[i]);
@@ -165,7 +172,11 @@ struct Whole {
   struct Operand {
     int16_t lane[8][2];
   };
-  static Sum zero() { return Sum{}; }
+  static Sum set(int32_t x) {
+    Sum sum;
+    for (int i = 0; i < 8; ++i) sum.lane[i] = x;
+    return sum;
+  }
   template <int kVectors, bool kIndexed>
   static void operands(const Number* x, const uint16_t* columns, int k, int width, int lane,
                        Operand* out) {
@@ -181,10 +192,6 @@ struct Whole {
   static const Weight* weights(const Weight* w) { return w; }
   static Sum dot(Sum sum, const Operand& x, const Weight* w) {
     for (int i = 0; i < 8; ++i) sum.lane[i] += x.lane[i][0] * w[0] + x.lane[i][1] * w[1];
-    return sum;
-  }
-  static Sum subtract(Sum sum, int32_t x) {
-    for (int i = 0; i < 8; ++i) sum.lane[i] -= x;
     return sum;
   }
   static V to_float(const Sum& sum) {

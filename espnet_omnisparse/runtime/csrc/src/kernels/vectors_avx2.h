@@ -19,6 +19,11 @@ struct Narrow {
   static Narrow round(Narrow a) {
     return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
   }
+  // of a finite a; one step of Newton's on the approximation
+  static Narrow reciprocal(Narrow a) {
+    const Narrow r = {_mm256_rcp_ps(a.v)};
+    return r * (set(2.0f) - a * r);
+  }
   static Narrow nan() { return {_mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000))}; }
   static Narrow select_below(Narrow a, Narrow limit, Narrow yes, Narrow no) {
     return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, limit.v, _CMP_LT_OQ))};
@@ -55,13 +60,18 @@ struct Narrow {
   static void store_bits(void* x, Bits a) {
     _mm256_storeu_si256(static_cast<__m256i*>(x), a);
   }
-  static Bits number(Narrow a) {
-    constexpr int kMask = sizeof(Number) == 1 ? 0xff : 0xffff;
-    const __m256i whole = _mm256_cvtps_epi32(a.v);
-    return _mm256_and_si256(_mm256_add_epi32(whole, _mm256_set1_epi32(kOffset ? 128 : 0)),
-                            _mm256_set1_epi32(kMask));
+  // a * scale, rounded, and 128 more if numbers have an offset, in the low bits of each lane:
+  // of 1.5 * 2^23 and what is near it the last bits are whole numbers
+  static Bits number(Narrow a, Narrow scale) {
+    const Narrow magic = set(12582912.0f + (kOffset ? 128.0f : 0.0f));
+    return _mm256_castps_si256(fma(a, scale, magic).v);
   }
-  static void store_numbers(Number* x, Bits a) {
+  static Bits low(Bits a) {
+    constexpr int kMask = sizeof(Number) == 1 ? 0xff : 0xffff;
+    return _mm256_and_si256(a, _mm256_set1_epi32(kMask));
+  }
+  static void store_numbers(Number* x, Bits whole) {
+    const Bits a = low(whole);
     const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(a),
                                            _mm256_extracti128_si256(a, 1));
     if (sizeof(Number) == 2)

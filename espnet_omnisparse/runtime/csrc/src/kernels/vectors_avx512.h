@@ -14,6 +14,11 @@ struct Wide {
   static Wide abs(Wide a) { return {_mm512_abs_ps(a.v)}; }
   static Wide sqrt(Wide a) { return {_mm512_sqrt_ps(a.v)}; }
   static Wide round(Wide a) { return {_mm512_roundscale_ps(a.v, 0)}; }
+  // of a finite a; one step of Newton's on the approximation
+  static Wide reciprocal(Wide a) {
+    const Wide r = {_mm512_rcp14_ps(a.v)};
+    return r * (set(2.0f) - a * r);
+  }
   static Wide nan() { return {_mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000))}; }
   static Wide select_below(Wide a, Wide limit, Wide yes, Wide no) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, limit.v, _CMP_LT_OQ), no.v, yes.v)};
@@ -34,11 +39,15 @@ struct Wide {
   }
   static Wide from_bits(Bits a) { return {_mm512_castsi512_ps(a)}; }
   static void store_bits(void* x, Bits a) { _mm512_storeu_si512(x, a); }
-  static Bits number(Wide a) {
+  // a * scale, rounded, and 128 more if numbers have an offset, in the low bits of each lane:
+  // of 1.5 * 2^23 and what is near it the last bits are whole numbers
+  static Bits number(Wide a, Wide scale) {
+    const Wide magic = set(12582912.0f + (kOffset ? 128.0f : 0.0f));
+    return _mm512_castps_si512(fma(a, scale, magic).v);
+  }
+  static Bits low(Bits a) {
     constexpr int kMask = sizeof(Number) == 1 ? 0xff : 0xffff;
-    const __m512i whole = _mm512_cvtps_epi32(a.v);
-    return _mm512_and_si512(_mm512_add_epi32(whole, _mm512_set1_epi32(kOffset ? 128 : 0)),
-                            _mm512_set1_epi32(kMask));
+    return _mm512_and_si512(a, _mm512_set1_epi32(kMask));
   }
   static void store_numbers(Number* x, Bits a) {
     if (sizeof(Number) == 2)

@@ -4,7 +4,7 @@ template <class V>
 struct Whole {
   using Sum = __m256i;
   using Operand = __m256i;
-  static Sum zero() { return _mm256_setzero_si256(); }
+  static Sum set(int32_t x) { return _mm256_set1_epi32(x); }
   template <int kVectors, bool kIndexed>
   static void operands(const Number* x, const uint16_t* columns, int k, int width, int lane,
                        Operand* out) {
@@ -30,9 +30,6 @@ struct Whole {
   }
   static Sum dot(Sum sum, Operand x, __m256i w) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
-  }
-  static Sum subtract(Sum sum, int32_t x) {
-    return _mm256_sub_epi32(sum, _mm256_set1_epi32(x));
   }
   static Narrow to_float(Sum sum) { return {_mm256_cvtepi32_ps(sum)}; }
 };

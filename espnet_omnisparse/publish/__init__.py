@@ -1,0 +1,1 @@
+"""A family on the Hugging Face Hub: a repository per size, and one of the supernet."""

@@ -1,0 +1,1 @@
+"""Recordings as text, with the times of their words."""
