@@ -33,9 +33,10 @@ lint: setup ## ruff, black and, where present, shellcheck
 	        | xargs shellcheck --severity=warning; \
 	else echo "shellcheck is not installed: the shell scripts were not checked"; fi
 
-bench: setup ## paired times: supernet, stock Conformer and each size
+bench: setup ## paired times: supernet, stock Conformer, each size, and run times
 	$(run) python -m espnet_omnisparse.bench
 	$(run) python -m espnet_omnisparse.bench.memory
+	$(run) omnisparse bench --random 12x256 --chunks 8
 
 clean: ## remove caches and build leftovers; environment and experiments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

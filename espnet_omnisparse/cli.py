@@ -15,6 +15,7 @@ from pathlib import Path
 
 import espnet_omnisparse
 from espnet_omnisparse.arguments import add_command
+from espnet_omnisparse.bench import command as bench
 from espnet_omnisparse.errors import one_sentence
 from espnet_omnisparse.export import command as export
 from espnet_omnisparse.extract import command as extract
@@ -60,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="omnisparse", description=__doc__.splitlines()[0]
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    packages = (extract, export, search, streaming, transcribe, report, publish, recipe)
+    packages = (extract, export, search, streaming, transcribe, bench, report)
+    packages += (publish, recipe)
     for package in packages:
         package.add_commands(commands)
     add_command(commands, info)

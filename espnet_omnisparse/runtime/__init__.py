@@ -12,6 +12,6 @@ Examples:
 """
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.runtime.model import Model, Stream, Token, load
+from espnet_omnisparse.runtime.model import Model, Stream, Token, instruction_set, load
 
-__all__ = ["Model", "Stream", "Token", "UserError", "load"]
+__all__ = ["Model", "Stream", "Token", "UserError", "instruction_set", "load"]

@@ -9,10 +9,14 @@ namespace omnisparse {
 
 namespace {
 
-// Also of the lanes beyond the last frame, which are numbers.
 bool all_finite(const Tiles& x) {
   float sum = 0.0f;
-  for (size_t i = 0; i < x.size(); ++i) sum += 0.0f * x.data[i];
+  for (int t = 0; t < x.frames; t += x.width) {
+    const int lanes = std::min(x.width, x.frames - t);
+    const float* row = x.tile(t / x.width);
+    for (int c = 0; c < x.channels; ++c, row += x.width)
+      for (int lane = 0; lane < lanes; ++lane) sum += 0.0f * row[lane];
+  }
   return sum == 0.0f;
 }
 
