@@ -121,7 +121,7 @@ def test_a_model_tells_what_it_is(streaming):
 
 MISTAKES = {
     "samples per second": (noise(1), 8000),
-    "not finite": (np.array([0.0, np.nan], np.float32), RATE),
+    "no numbers": (np.array([0.0, np.nan], np.float32), RATE),
     "one channel": (np.zeros((2, 100), np.float32), RATE),
     "are floats": (np.zeros(100, np.int32), RATE),
     "full scale": (np.full(100, 1e4), RATE),
