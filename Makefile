@@ -8,7 +8,7 @@ export VENV
 run := PATH="$(abspath $(VENV))/bin:$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench clean
+.PHONY: help setup demo test test-all lint engine bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ lint: setup ## ruff, black and, where present, shellcheck
 	    git ls-files -co --exclude-standard '*.sh' .ci/run espnet_omnisparse/recipe/bin \
 	        | xargs shellcheck --severity=warning; \
 	else echo "shellcheck is not installed: the shell scripts were not checked"; fi
+
+engine: setup ## the engine of packed files again, after a change of its sources
+	$(run) python setup.py -q build_ext --inplace
 
 bench: setup ## paired times: supernet, stock Conformer, each size, and run times
 	$(run) python -m espnet_omnisparse.bench

@@ -28,7 +28,7 @@ WOMEN = (
 ).split()
 NOISE_DB = (15.0, 35.0)  # the ratio of speech to noise
 #: What a word takes to say, in seconds (measured): hours become a number of phrases.
-WORD_SECONDS = 0.38
+WORD_SECONDS = 0.46
 PHRASE = (1, 5)  # words: short ones are aligned soonest
 HELD_OUT = {"voices-dev": 200, "voices-test": 600}
 PART = "voices-train"

@@ -120,20 +120,19 @@ def test_a_model_tells_what_it_is(streaming):
 
 
 MISTAKES = {
-    "another rate": (noise(1), 8000),
+    "samples per second": (noise(1), 8000),
     "no numbers": (np.array([0.0, np.nan], np.float32), RATE),
     "one channel": (np.zeros((2, 100), np.float32), RATE),
     "are floats": (np.zeros(100, np.int32), RATE),
     "full scale": (np.full(100, 1e4), RATE),
+    "beyond full scale": (np.full(100, 9.0), RATE),
 }
 
 
 @pytest.mark.parametrize("told", MISTAKES)
 def test_wrong_audio_is_told_in_a_sentence(streaming, told):
-    samples, rate = MISTAKES[told]
-    told = "samples per second" if told == "another rate" else told
     with pytest.raises(UserError, match=told):
-        runtime.load(streaming[2]).recognize(samples, rate)
+        runtime.load(streaming[2]).recognize(*MISTAKES[told])
 
 
 def test_wrong_streams_are_told_in_a_sentence(streaming):
