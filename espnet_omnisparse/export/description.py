@@ -325,6 +325,10 @@ def _activation(activation: Any) -> str:
             f"The activation {name} cannot be exported: train with one of "
             f"{', '.join(sorted(set(ACTIVATIONS.values())))}."
         )
+    if isinstance(beta := getattr(activation, "beta", 1.0), float) and beta > 1.0:
+        raise UserError(
+            f"A swish with a beta of {beta:g} cannot be exported: train with 1."
+        )
     return ACTIVATIONS[name]
 
 

@@ -122,3 +122,15 @@ def test_damaged_files_are_told_of(tmp_path):
     path.write_bytes(whole.replace(b'"version":"1"', b'"version":"2"'))
     with pytest.raises(UserError, match="install a newer"):
         read_packed(path)
+
+
+def test_another_swish_is_refused():
+    config = transducer_config()
+    config["encoder_conf"]["main_conf"] = {
+        **config["encoder_conf"]["main_conf"],
+        "swish_beta": 2.0,
+        "conv_mod_act_type": "swish",
+    }
+    config |= AUDIO
+    with pytest.raises(UserError, match="a beta of 2"):
+        describe(build(config), config)

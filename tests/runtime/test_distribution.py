@@ -14,8 +14,10 @@ from helpers import REPOSITORY
 from helpers.engine import CSRC, compiler
 from helpers.tiny import asr_config, build
 
+import espnet_omnisparse
 from espnet_omnisparse.export.description import describe
 from espnet_omnisparse.export.packed import write_packed
+from espnet_omnisparse.runtime.library import Library
 
 IMPORTS = """
 import sys
@@ -67,6 +69,10 @@ def test_the_binding_needs_numpy_alone():
     )
     others, ours = done.stdout.splitlines()
     assert others == "" and set(ours.split()) <= {"errors", "moved", "runtime"}
+
+
+def test_the_engine_is_of_the_packages_version(engine_library):
+    assert Library(engine_library).version().decode() == espnet_omnisparse.__version__
 
 
 @pytest.mark.slow

@@ -72,3 +72,19 @@ omnisparse report "${exp}/asr_supernet" \
     --baseline "without supernet training, small=${exp}/asr_plain_small" \
     --baseline "without supernet training, medium=${exp}/asr_plain_medium" \
     --baseline "without supernet training, full=${exp}/asr_plain_full"
+
+echo "== on a device: packed files, and the smallest of them at work"
+if ! python3 -c "from espnet_omnisparse import runtime; runtime.instruction_set()" 2> /dev/null; then
+    echo "The engine is not built, for want of a C++ compiler: see docs/devices.md."
+    exit
+fi
+packed=()
+for size in small medium full; do
+    omnisparse export "${exp}/asr_supernet_${size}" --to packed --dtype int8 \
+        --out "${exp}/${size}_int8.omni"
+    packed+=("${exp}/${size}_int8.omni")
+done
+omnisparse bench "${packed[@]}" "${exp}/asr_supernet_full" --seconds 5
+audio=$(find "${corpus}/demo-test" -name '*.flac' | sort | head -n 1)
+echo "${audio}: $(grep "$(basename "${audio}" .flac)" "$(dirname "${audio}")"/*.trans.txt)"
+omnisparse transcribe "${packed[0]}" "${audio}"
