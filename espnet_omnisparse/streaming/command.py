@@ -12,7 +12,11 @@ def add_commands(commands: Commands) -> None:
     command = add_command(commands, stream)
     command.add_argument("audio", metavar="FILE|-", help="audio; - for PCM on stdin")
     command.add_argument(
-        "--model", type=Path, required=True, metavar="SIZE", help="a size's folder"
+        "--model",
+        type=Path,
+        required=True,
+        metavar="SIZE",
+        help="a size's folder, or a packed file",
     )
     command.add_argument(
         "--chunk", type=count, metavar="FRAMES", help="of the encoder (as trained)"
@@ -34,6 +38,7 @@ def stream(args: argparse.Namespace) -> None:
 
     from espnet_omnisparse.core.chunk import Chunk
     from espnet_omnisparse.streaming import live
+    from espnet_omnisparse.streaming.packed import PackedRecogniser
     from espnet_omnisparse.streaming.recogniser import Recogniser
 
     torch.set_num_threads(1)
@@ -43,4 +48,5 @@ def stream(args: argparse.Namespace) -> None:
         chunk = Chunk(args.chunk, left)
     elif args.left is not None:
         raise UserError("--left needs --chunk beside it.")
-    live.run(Recogniser.load(args.model, chunk, args.beam), args.audio, args.json)
+    load = PackedRecogniser if args.model.is_file() else Recogniser.load
+    live.run(load(args.model, chunk, args.beam), args.audio, args.json)

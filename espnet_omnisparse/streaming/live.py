@@ -14,6 +14,7 @@ import torch
 from espnet_omnisparse.data.audio_blocks import file_blocks
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.streaming.audio import pcm_blocks
+from espnet_omnisparse.streaming.packed import PackedRecogniser
 from espnet_omnisparse.streaming.recogniser import Recogniser
 
 
@@ -61,7 +62,9 @@ class Latency:
 
 
 def recognise(
-    recogniser: Recogniser, blocks: Iterable[torch.Tensor], out: TextIO | None = None
+    recogniser: Recogniser | PackedRecogniser,
+    blocks: Iterable[torch.Tensor],
+    out: TextIO | None = None,
 ) -> tuple[str, Latency]:
     """Recognises audio block by block.
 
@@ -144,7 +147,9 @@ def _until_ctrl_c(blocks: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         signal.signal(signal.SIGINT, before)
 
 
-def run(recogniser: Recogniser, source: str, as_json: bool = False) -> None:
+def run(
+    recogniser: Recogniser | PackedRecogniser, source: str, as_json: bool = False
+) -> None:
     """Recognises a file, or raw PCM on stdin, and prints words and latency.
 
     Args:

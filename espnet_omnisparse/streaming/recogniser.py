@@ -14,7 +14,7 @@ from espnet_omnisparse.streaming.audio import checked
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.streaming.features import FeatureStream
 from espnet_omnisparse.streaming.search import Search, beam_search, greedy_search
-from espnet_omnisparse.streaming.text import tokenizer_of
+from espnet_omnisparse.streaming.text import settled_text, tokenizer_of
 
 
 class Recogniser:
@@ -170,16 +170,8 @@ class Stream:
 
     @property
     def likely_text(self) -> str:
-        """The text so far without what the next chunks may well change.
-
-        Of a greedy search all of it; of a beam what comes before the last word, or,
-        where nothing tells words apart, before the last two characters.
-        """
-        text = " ".join(self.text.split())
-        if not self._search.revises:
-            return text
-        before, space, _ = text.rpartition(" ")
-        return before if space else text[:-2]
+        """The text so far without what the next chunks may well change."""
+        return settled_text(self.text, self._search.revises)
 
     @property
     def text(self) -> str:

@@ -25,3 +25,23 @@ def tokenizer_of(config: Mapping[str, Any]) -> AbsTokenizer:
             "restore it."
         )
     return build_tokenizer(token_type=options.token_type, bpemodel=bpe)
+
+
+def settled_text(text: str, revises: bool) -> str:
+    """A text without what the next chunks may well change.
+
+    Of a greedy search all of it; of a beam what comes before the last word, or, where
+    nothing tells words apart, before the last two characters.
+
+    Args:
+        text: So far.
+        revises: Whether the search may change what it once found.
+
+    >>> settled_text("one two thr", True), settled_text("one two thr", False)
+    ('one two', 'one two thr')
+    """
+    text = " ".join(text.split())
+    if not revises:
+        return text
+    before, space, _ = text.rpartition(" ")
+    return before if space else text[:-2]
