@@ -1,4 +1,4 @@
-"""`omnisparse stream` with a packed file: the words and latency of the size's folder."""
+"""`omnisparse stream` with a packed file: words and latency as of the folder."""
 
 import json
 
