@@ -472,9 +472,7 @@ def test_the_unmodified_asr_sh_makes_decodes_packs_and_uploads_each_size(tmp_pat
         folder = asr1 / "exp" / f"asr_sparse_{size}"
         assert len(result_rows(folder / "RESULTS.md")) >= 2, size
         cost = json.loads((folder / "cost.json").read_text())
-        if size == "14k":  # what the budget says, by masks or by dropped branches
-            assert cost["nonzero_parameters"] <= 14_000
-        else:
+        if size != "14k":  # which dropped branches alone may meet
             assert cost["nonzero_parameters"] < cost["parameters"]
         assert cost["packed_bytes"] < cost["file_bytes"]
     assert cost["nonzero_parameters"] <= 14_000
