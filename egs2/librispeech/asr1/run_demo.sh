@@ -78,13 +78,16 @@ if ! python3 -c "from espnet_omnisparse import runtime; runtime.instruction_set(
     echo "The engine is not built, for want of a C++ compiler: see docs/devices.md."
     exit
 fi
+quietly() {
+    "$@" 2>> "${exp}/device.log" || { tail -n 5 "${exp}/device.log" >&2; exit 1; }
+}
 packed=()
 for size in small medium full; do
-    omnisparse export "${exp}/asr_supernet_${size}" --to packed --dtype int8 \
+    quietly omnisparse export "${exp}/asr_supernet_${size}" --to packed --dtype int8 \
         --out "${exp}/${size}_int8.omni"
     packed+=("${exp}/${size}_int8.omni")
 done
-omnisparse bench "${packed[@]}" "${exp}/asr_supernet_full" --seconds 5
-audio=$(find "${corpus}/demo-test" -name '*.flac' | sort | head -n 1)
+quietly omnisparse bench "${packed[@]}" "${exp}/asr_supernet_full" --seconds 5
+audio=$(find "${corpus}/demo-test" -name '*.flac' | sort | sed -n 1p)  # all is read: no broken pipe
 echo "${audio}: $(grep "$(basename "${audio}" .flac)" "$(dirname "${audio}")"/*.trans.txt)"
-omnisparse transcribe "${packed[0]}" "${audio}"
+quietly omnisparse transcribe "${packed[0]}" "${audio}"
