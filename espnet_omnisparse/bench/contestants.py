@@ -97,11 +97,7 @@ class Engine:
     def chunk(self, chunk: Chunk) -> Iterator[None]:
         """See `Contestant`."""
         stream = self._model.stream(chunk.size, chunk.left)
-        front, hop = self._model.info["front_end"], self._model.info["features"]
-        stride = int(np.prod([conv["stride"][0] for conv in front["convs"]]))
-        samples = noise(
-            chunk.size * stride * (hop.get("hop_length") or hop["frame_shift"])
-        )
+        samples = noise(chunk.size * self._model.frame_samples)
         while True:
             stream.push(samples)
             yield

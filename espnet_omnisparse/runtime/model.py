@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import json
+import math
 import os
 import weakref
 from dataclasses import dataclass
@@ -82,6 +83,13 @@ class Model:
     def tokens(self) -> list[str]:
         """Its vocabulary, by id."""
         return self.info["tokens"]
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples from an encoder frame to the next."""
+        features = self.info["features"]
+        hop = features["hop_length" if features["kind"] == "stft" else "frame_shift"]
+        return math.prod(c["stride"][0] for c in self.info["front_end"]["convs"]) * hop
 
     @property
     def can_stream(self) -> bool:

@@ -36,7 +36,7 @@ class PackedRecogniser:
             stride *= conv["stride"][0]
         hop, lookahead = _window(told["features"])
         #: Duration of a chunk, in seconds.
-        self.chunk_seconds = size * stride * hop / self.sample_rate
+        self.chunk_seconds = size * self._model.frame_samples / self.sample_rate
         beyond = (field - 1 - stride) * hop + lookahead
         #: Audio after a chunk's end that its features need, in seconds.
         self.lookahead_seconds = beyond / self.sample_rate

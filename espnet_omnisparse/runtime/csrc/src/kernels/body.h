@@ -170,29 +170,26 @@ void quantise(const float* x, int inputs, int width, bool dense, const Quantised
   for (; lane < width; lane += 8) quantise_lanes<Narrow>(x, inputs, width, lane, dense, q);
 }
 
+template <class V>
+inline void rows8_lanes(const float* a, long step_row, long step, int terms, const float* x,
+                        long stride, float* out, long out_stride) {
+  V sum[8];
+  for (int r = 0; r < 8; ++r) sum[r] = V::set(0.0f);
+  for (int k = 0; k < terms; ++k) {
+    const V lanes = V::load(x + k * stride);
+    for (int r = 0; r < 8; ++r)
+      sum[r] = V::fma(V::set(a[r * step_row + k * step]), lanes, sum[r]);
+  }
+  for (int r = 0; r < 8; ++r) V::store(out + r * out_stride, sum[r]);
+}
+
 void rows8(const float* a, long step_row, long step, int terms, const float* x, long stride,
            int count, float* out, long out_stride) {
   int n = 0;
-  for (; n + Wide::kLanes <= count; n += Wide::kLanes) {
-    Wide sum[8];
-    for (int r = 0; r < 8; ++r) sum[r] = Wide::set(0.0f);
-    for (int k = 0; k < terms; ++k) {
-      const Wide lanes = Wide::load(x + k * stride + n);
-      for (int r = 0; r < 8; ++r)
-        sum[r] = Wide::fma(Wide::set(a[r * step_row + k * step]), lanes, sum[r]);
-    }
-    for (int r = 0; r < 8; ++r) Wide::store(out + r * out_stride + n, sum[r]);
-  }
-  for (; n < count; n += 8) {
-    Narrow sum[8];
-    for (int r = 0; r < 8; ++r) sum[r] = Narrow::set(0.0f);
-    for (int k = 0; k < terms; ++k) {
-      const Narrow lanes = Narrow::load(x + k * stride + n);
-      for (int r = 0; r < 8; ++r)
-        sum[r] = Narrow::fma(Narrow::set(a[r * step_row + k * step]), lanes, sum[r]);
-    }
-    for (int r = 0; r < 8; ++r) Narrow::store(out + r * out_stride + n, sum[r]);
-  }
+  for (; n + Wide::kLanes <= count; n += Wide::kLanes)
+    rows8_lanes<Wide>(a, step_row, step, terms, x + n, stride, out + n, out_stride);
+  for (; n < count; n += 8)
+    rows8_lanes<Narrow>(a, step_row, step, terms, x + n, stride, out + n, out_stride);
 }
 
 // ---- what becomes of a product ----------------------------------------------------------
