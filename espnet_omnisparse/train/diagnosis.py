@@ -110,26 +110,33 @@ class GradientDiagnosis:
     def _of(
         self, dense: SampledSubnet, sizes: Sequence[SampledSubnet], batch: Batch
     ) -> dict[str, dict[str, float]]:
-        device = batch.feats.device
-        with _same_random_numbers(device), torch.no_grad():
-            hidden = self._encoder.front_end(batch.feats, batch.feats_lengths)
-        reference = self._gradients(dense, hidden, batch)
+        # one for all nets, unless it takes masks too
+        shared = None if self._encoder.space.front_end else self._hidden(dense, batch)
+        reference = self._gradients(dense, shared, batch)
         return {
             size.size: compare(
                 reference,
-                self._gradients(size, hidden, batch),
+                self._gradients(size, shared, batch),
                 self._encoder.kept_weights(size.sparsity),
             )
             for size in sizes
         }
 
+    def _hidden(self, subnet: SampledSubnet, batch: Batch) -> Frames:
+        """A net's front end; it has gradients where its weights take masks."""
+        trained = bool(self._encoder.space.front_end)
+        with _same_random_numbers(batch.feats.device), torch.set_grad_enabled(trained):
+            return self._encoder.front_end(
+                batch.feats, batch.feats_lengths, subnet.sparsity
+            )
+
     def _gradients(
-        self, subnet: SampledSubnet, hidden: Frames, batch: Batch
+        self, subnet: SampledSubnet, hidden: Frames | None, batch: Batch
     ) -> dict[str, torch.Tensor]:
         """Of the mean loss over the utterances, with respect to what takes masks."""
         device = batch.feats.device
         weights = {n: w for n, w in self._encoder.maskable().items() if w.requires_grad}
-        hidden = hidden.with_chunk_mask(subnet.chunk)
+        hidden = (hidden or self._hidden(subnet, batch)).with_chunk_mask(subnet.chunk)
         with (
             _same_random_numbers(device),
             torch.autocast(device.type, enabled=False),

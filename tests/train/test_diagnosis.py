@@ -74,8 +74,9 @@ def slowly(model, share, batch):
     }
 
 
-def test_it_is_what_separate_backward_passes_give(masked, batch):
-    model = masked()
+@pytest.mark.parametrize("front", (False, True))
+def test_it_is_what_separate_backward_passes_give(masked, batch, front):
+    model = masked(mask_front_end=front)
     model(**batch)
     found = model.diagnosis.means()
     assert found.keys() == {"s40", "s80"}
