@@ -6,6 +6,7 @@ pytest.register_assert_rewrite("helpers")
 
 from helpers import tiny  # noqa: E402
 from helpers.engine import engine_library  # noqa: E402, F401
+from helpers.training import corpus, uninterrupted  # noqa: E402, F401
 
 # ESPnet's optional parts look for models on the net when they are imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

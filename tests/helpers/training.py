@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import yaml
 
@@ -208,6 +209,22 @@ def launch(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 def train(command: Sequence[str], log: Path, **options: Any) -> Outcome:
     """Runs a training in a process of its own, to its end."""
     return start(command, log, **options).wait()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    """A small corpus, written once for a file of tests."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(request, corpus, tmp_path_factory) -> Path:
+    """Experiment folder of the file's `TRAINING`, run from its beginning to its end."""
+    exp = tmp_path_factory.mktemp("uninterrupted") / "exp"
+    command = corpus.command(exp, **request.module.TRAINING)
+    outcome = train(command, exp.with_name("log"))
+    assert outcome.code == 0, outcome.output
+    return exp
 
 
 def two_processes(command: list[str], folder: Path) -> list[Outcome]:

@@ -12,7 +12,7 @@ from helpers.gradients import assert_same_gradients, gradients, utterance_losses
 from helpers.tiny import FEATURES, asr_config, changed, transducer_config
 from helpers.tiny import build as build_model
 from helpers.trained import assert_same_training, load
-from helpers.training import train, write_corpus
+from helpers.training import train
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -433,19 +433,6 @@ TRAINING = {
         }
     },
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(corpus, tmp_path_factory):
-    exp = tmp_path_factory.mktemp("uninterrupted") / "exp"
-    outcome = train(corpus.command(exp, **TRAINING), exp.with_name("log"))
-    assert outcome.code == 0, outcome.output
-    return exp
 
 
 @pytest.mark.parametrize("update", [7, 17])

@@ -10,7 +10,7 @@ from helpers.gradients import gradients, optimizer_of, utterance_losses
 from helpers.tiny import build as build_model
 from helpers.tiny import changed, transducer_config
 from helpers.trained import assert_same_tensors, assert_same_training, load
-from helpers.training import checksums, train, two_processes, write_corpus
+from helpers.training import checksums, train, two_processes
 from helpers.transducers import encode, features
 
 from espnet_omnisparse.core.own_parameters import OwnParameters, nearest
@@ -356,19 +356,6 @@ TRAINING = {
         }
     },
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(corpus, tmp_path_factory):
-    exp = tmp_path_factory.mktemp("uninterrupted") / "exp"
-    outcome = train(corpus.command(exp, **TRAINING), exp.with_name("log"))
-    assert outcome.code == 0, outcome.output
-    return exp
 
 
 @pytest.mark.parametrize("update", [1, 7, 13, 17])

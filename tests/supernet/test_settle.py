@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.tiny import changed
 from helpers.trained import assert_same_tensors, assert_same_training, load
-from helpers.training import train, write_corpus
+from helpers.training import train
 
 from espnet_omnisparse.core.layout import ASR_LAYOUT
 from espnet_omnisparse.core.schedule import Timeline
@@ -206,19 +206,6 @@ TRAINING = {
         }
     },
 }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(corpus, tmp_path_factory):
-    exp = tmp_path_factory.mktemp("uninterrupted") / "exp"
-    outcome = train(corpus.command(exp, **TRAINING), exp.with_name("log"))
-    assert outcome.code == 0, outcome.output
-    return exp
 
 
 def orders(state):

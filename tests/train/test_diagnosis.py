@@ -7,7 +7,7 @@ import torch
 from helpers.gradients import gradients, rows
 from helpers.tiny import changed
 from helpers.trained import assert_same_tensors, assert_same_training, load
-from helpers.training import train, write_corpus
+from helpers.training import train
 
 from espnet_omnisparse.report.diagnosis import diagnosis_figure
 from espnet_omnisparse.supernet.config import SupernetConfig
@@ -165,19 +165,6 @@ TRAINING = {
     },
 }
 OFF = {"model_conf": {"supernet": {"sparsity": {"diagnose": 0}}}}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(corpus, tmp_path_factory):
-    exp = tmp_path_factory.mktemp("uninterrupted") / "exp"
-    outcome = train(corpus.command(exp, **TRAINING), exp.with_name("log"))
-    assert outcome.code == 0, outcome.output
-    return exp
 
 
 def test_the_log_of_a_resumed_training_says_the_same(corpus, uninterrupted, tmp_path):
