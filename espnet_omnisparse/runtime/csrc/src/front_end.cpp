@@ -4,10 +4,13 @@
 #include <cstring>
 
 #include "error.h"
+#include "kernels/table.h"
 
 namespace omnisparse {
 
 namespace {
+
+constexpr int kGroups = 4;  // of eight lanes: as many as a tile has
 
 int up8(int x) { return (x + 7) / 8 * 8; }
 
@@ -135,48 +138,57 @@ void FrontEnd::eight(const float* rows, int count, const Tiles& x, int lane,
 
 void FrontEnd::convolve(const Conv& conv, const Plane& in, int frames, const Plane& out,
                         Context& context) const {
-  // groups of eight frames of one feature bin and one remainder, four to a tile
-  struct Group {
-    int bin, phase, first;
-  };
-  constexpr int kGroups = 4;
   const int eights = up8(per_phase(frames, out.phases)) / 8;
-  const int groups = conv.bins * out.phases * eights;
   const int inputs = conv.linear.inputs();
   const int channels = inputs / (conv.kernel[0] * conv.kernel[1]);
   Scope scope(*context.scratch);
-  for (int begin = 0; begin < groups; begin += kGroups) {
-    Scope one(*context.scratch);
-    const int some = std::min(kGroups, groups - begin);
-    const int width = some == 1 ? 8 : some == 2 ? 16 : 32;
-    const Tiles x = new_tiles(inputs, width, width, context);
-    const Tiles y = new_tiles(conv.channels, width, width, context);
-    Group group[kGroups];
-    for (int g = 0; g < some; ++g) {
-      const int number = begin + g;
-      group[g] = {number / eights / out.phases, number / eights % out.phases,
-                  number % eights * 8};
-    }
-    float* to = x.data;
-    for (int c = 0; c < channels; ++c) {
-      for (int kt = 0; kt < conv.kernel[0]; ++kt) {
-        for (int kf = 0; kf < conv.kernel[1]; ++kf, to += width) {
-          for (int g = 0; g < some; ++g) {
-            const int time = conv.stride[0] * group[g].phase + kt;
-            const float* from = in.at(c, conv.stride[1] * group[g].bin + kf, time % in.phases) +
-                                time / in.phases + group[g].first;
-            copy8(from, to + 8 * g);
-          }
-          if (some == 3) std::fill_n(to + 24, 8, 0.0f);
-        }
+  const float* largest = conv.linear.int8() ? largest_of(in, channels, context) : nullptr;
+  int32_t* offsets = context.scratch->take<int32_t>(inputs);
+  for (int phase = 0; phase < out.phases; ++phase) {
+    // where a window's inputs lie, from the place of its first bin and time on
+    const auto at = [&](int kt) {
+      const int time = conv.stride[0] * phase + kt;
+      return time % in.phases * in.length + time / in.phases;
+    };
+    int32_t* offset = offsets;
+    for (int c = 0; c < channels; ++c)
+      for (int kt = 0; kt < conv.kernel[0]; ++kt)
+        for (int kf = 0; kf < conv.kernel[1]; ++kf)
+          *offset++ = (c * in.bins + kf) * in.phases * in.length + at(kt);
+    // groups of eight frames of one bin, four to a tile
+    const int groups = conv.bins * eights;
+    for (int begin = 0; begin < groups; begin += kGroups) {
+      Scope one(*context.scratch);
+      const int some = std::min(kGroups, groups - begin);
+      const int width = some == 1 ? 8 : some == 2 ? 16 : 32;
+      const Tiles y = new_tiles(conv.channels, width, width, context);
+      alignas(64) float most[8 * kGroups] = {};
+      Window window{{}, offsets, most};
+      for (int g = 0; g < kGroups; ++g) {  // the last one again where there are no more
+        const int number = std::min(begin + g, groups - 1);
+        const int place = conv.stride[1] * (number / eights) * in.phases * in.length +
+                          number % eights * 8;
+        window.eights[g] = in.data + place;
+        for (int kt = 0; largest != nullptr && kt < conv.kernel[0]; ++kt)
+          kernels().largest(largest + place + at(kt), conv.kernel[1],
+                            static_cast<long>(in.phases) * in.length, 8, most + 8 * g);
       }
+      conv.linear.run(window, y, Epilogue::kRelu, 0.0f, context);
+      for (int c = 0; c < conv.channels; ++c)
+        for (int g = 0; g < some; ++g)
+          copy8(y.data + static_cast<size_t>(c) * width + 8 * g,
+                out.at(c, (begin + g) / eights, phase) + (begin + g) % eights * 8);
     }
-    conv.linear.run(x, y, Epilogue::kRelu, 0.0f, context);
-    for (int c = 0; c < conv.channels; ++c)
-      for (int g = 0; g < some; ++g)
-        copy8(y.data + static_cast<size_t>(c) * width + 8 * g,
-              out.at(c, group[g].bin, group[g].phase) + group[g].first);
   }
+}
+
+const float* FrontEnd::largest_of(const Plane& in, int channels, Context& context) const {
+  const int size = in.bins * in.phases * in.length;
+  float* largest = context.scratch->take<float>(size);
+  std::fill_n(largest, size, 0.0f);
+  for (int c = 0; c < channels; ++c)
+    kernels().largest(in.data + static_cast<size_t>(c) * size, 1, 0, size, largest);
+  return largest;
 }
 
 }  // namespace omnisparse

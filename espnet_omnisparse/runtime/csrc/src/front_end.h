@@ -44,6 +44,8 @@ class FrontEnd {
   void eight(const float* rows, int count, const Tiles& x, int lane, Context& context) const;
   void convolve(const Conv& conv, const Plane& in, int frames, const Plane& out,
                 Context& context) const;
+  // The greatest absolute value among the channels, for every bin and time of a plane.
+  const float* largest_of(const Plane& in, int channels, Context& context) const;
 
   std::vector<Conv> convs_;
   Linear output_;

@@ -14,9 +14,27 @@ namespace {
 
 // ---- products -------------------------------------------------------------------------
 
-template <int kRows, int kVectors, int kChains, bool kIndexed, class V>
-inline void product_rows(const float* w, const uint16_t* columns, int count, const float* x,
-                         long stride, float* out, long out_stride) {
+// Where the inputs of a product are: in a tile, or in windows.
+struct InTile {
+  const float* x;
+  long stride;
+  template <class V>
+  V load(long column, int lane) const {
+    return V::load(x + column * stride + lane);
+  }
+};
+
+struct InWindow {
+  const Window& x;
+  template <class V>
+  V load(long column, int lane) const {
+    return V::load_eights(x.eights + lane / 8, x.offset[column]);
+  }
+};
+
+template <int kRows, int kVectors, int kChains, bool kIndexed, class V, class Inputs>
+inline void product_rows(const float* w, const uint16_t* columns, int count,
+                         const Inputs& inputs, int lane, float* out, long out_stride) {
   V sum[kChains][kRows][kVectors];
   for (int u = 0; u < kChains; ++u)
     for (int r = 0; r < kRows; ++r)
@@ -24,10 +42,11 @@ inline void product_rows(const float* w, const uint16_t* columns, int count, con
   int k = 0;
   for (; k + kChains <= count; k += kChains) {
     for (int u = 0; u < kChains; ++u) {
-      const float* from = x + (kIndexed ? columns[k + u] : k + u) * stride;
+      const long column = kIndexed ? columns[k + u] : k + u;
       const float* weights = w + static_cast<long>(k + u) * kRows;
       V lanes[kVectors];
-      for (int v = 0; v < kVectors; ++v) lanes[v] = V::load(from + v * V::kLanes);
+      for (int v = 0; v < kVectors; ++v)
+        lanes[v] = inputs.template load<V>(column, lane + v * V::kLanes);
       for (int r = 0; r < kRows; ++r) {
         const V weight = V::set(weights[r]);
         for (int v = 0; v < kVectors; ++v)
@@ -36,47 +55,58 @@ inline void product_rows(const float* w, const uint16_t* columns, int count, con
     }
   }
   for (; k < count; ++k) {
-    const float* from = x + (kIndexed ? columns[k] : k) * stride;
+    const long column = kIndexed ? columns[k] : k;
     for (int r = 0; r < kRows; ++r)
       for (int v = 0; v < kVectors; ++v)
-        sum[0][r][v] = V::fma(V::set(w[static_cast<long>(k) * kRows + r]),
-                              V::load(from + v * V::kLanes), sum[0][r][v]);
+        sum[0][r][v] =
+            V::fma(V::set(w[static_cast<long>(k) * kRows + r]),
+                   inputs.template load<V>(column, lane + v * V::kLanes), sum[0][r][v]);
   }
   for (int r = 0; r < kRows; ++r)
     for (int v = 0; v < kVectors; ++v) {
       V total = sum[0][r][v];
       for (int u = 1; u < kChains; ++u) total = total + sum[u][r][v];
-      V::store(out + r * out_stride + v * V::kLanes, total);
+      V::store(out + r * out_stride + lane + v * V::kLanes, total);
     }
 }
 
-template <int kVectors, class V>
-inline void product_lanes(const RowBlock& block, const float* x, long stride, float* out) {
+template <int kVectors, class V, class Inputs>
+inline void product_lanes(const RowBlock& block, const Inputs& x, int lane, int width,
+                          float* out) {
   const float* w = static_cast<const float*>(block.weights);
   const uint16_t* columns = block.columns;
   const int count = block.count;
   if (columns == nullptr) {  // only blocks of 8 rows are dense
-    product_rows<8, kVectors, 1, false, V>(w, nullptr, count, x, stride, out, stride);
+    product_rows<8, kVectors, 1, false, V>(w, nullptr, count, x, lane, out, width);
   } else if (block.rows == 8) {
-    product_rows<8, kVectors, 1, true, V>(w, columns, count, x, stride, out, stride);
+    product_rows<8, kVectors, 1, true, V>(w, columns, count, x, lane, out, width);
   } else if (block.rows == 4) {
-    product_rows<4, kVectors, kVectors == 1 ? 2 : 1, true, V>(w, columns, count, x, stride, out,
-                                                              stride);
+    product_rows<4, kVectors, kVectors == 1 ? 2 : 1, true, V>(w, columns, count, x, lane, out,
+                                                              width);
   } else {
-    product_rows<1, kVectors, 4, true, V>(w, columns, count, x, stride, out, stride);
+    product_rows<1, kVectors, 4, true, V>(w, columns, count, x, lane, out, width);
+  }
+}
+
+template <class Inputs>
+inline void product_of(const RowBlock& block, const Inputs& x, int width, float* out) {
+  constexpr int kWide = Wide::kLanes;
+  if (width == 8) {
+    product_lanes<1, Narrow>(block, x, 0, 8, out);
+  } else if (kWide == 16 && width == 32) {
+    product_lanes<2, Wide>(block, x, 0, 32, out);
+  } else {
+    for (int lane = 0; lane < width; lane += kWide)
+      product_lanes<1, Wide>(block, x, lane, width, out);
   }
 }
 
 void product(const RowBlock& block, const float* x, int width, float* out) {
-  constexpr int kWide = Wide::kLanes;
-  if (width == 8) {
-    product_lanes<1, Narrow>(block, x, 8, out);
-  } else if (kWide == 16 && width == 32) {
-    product_lanes<2, Wide>(block, x, 32, out);
-  } else {
-    for (int lane = 0; lane < width; lane += kWide)
-      product_lanes<1, Wide>(block, x + lane, width, out + lane);
-  }
+  product_of(block, InTile{x, width}, width, out);
+}
+
+void product_window(const RowBlock& block, const Window& x, int width, float* out) {
+  product_of(block, InWindow{x}, width, out);
 }
 
 template <int kRows, int kVectors, bool kIndexed, class V>
@@ -132,12 +162,25 @@ void product8(const RowBlock& block, const Quantised& x, int width, const int32_
 }
 
 template <class V>
-inline void quantise_lanes(const float* x, int inputs, int width, int lane, bool dense,
-                           const Quantised& q) {
+inline void largest_lanes(const float* x, int channels, long apart, float* most) {
   // by the bits: NaN is above infinity, and both stay
-  typename V::Bits largest = V::zero_bits();
-  for (int k = 0; k < inputs; ++k)
-    largest = V::max_bits(largest, V::abs_bits(V::load(x + static_cast<long>(k) * width + lane)));
+  typename V::Bits largest = V::abs_bits(V::load(most));
+  for (int c = 0; c < channels; ++c)
+    largest = V::max_bits(largest, V::abs_bits(V::load(x + c * apart)));
+  V::store(most, V::from_bits(largest));
+}
+
+void largest_of(const float* x, int channels, long apart, int lanes, float* most) {
+  int lane = 0;
+  for (; lane + Wide::kLanes <= lanes; lane += Wide::kLanes)
+    largest_lanes<Wide>(x + lane, channels, apart, most + lane);
+  for (; lane < lanes; lane += 8)
+    largest_lanes<Narrow>(x + lane, channels, apart, most + lane);
+}
+
+template <class V, class Inputs>
+inline void quantise_lanes(const Inputs& x, int inputs, int width, int lane, bool dense,
+                           typename V::Bits largest, const Quantised& q) {
   const V most = V::max(V::from_bits(largest), V::set(1e-30f));
   const V safe = V::select_finite(V::from_bits(largest), most, V::set(1.0f));
   const V scale = safe * V::set(1.0f / 127.0f);
@@ -146,7 +189,7 @@ inline void quantise_lanes(const float* x, int inputs, int width, int lane, bool
   Number* data = static_cast<Number*>(q.data);
   if (!dense) {
     for (int k = 0; k < inputs; ++k) {
-      const V value = V::load(x + static_cast<long>(k) * width + lane);
+      const V value = x.template load<V>(k, lane);
       V::store_numbers(data + static_cast<long>(k) * width + lane, V::number(value, inverse));
     }
     return;
@@ -156,18 +199,33 @@ inline void quantise_lanes(const float* x, int inputs, int width, int lane, bool
     for (int j = kGroup - 1; j >= 0; --j) {
       typename V::Bits one = V::zero_bits();
       if (k + j < inputs)
-        one = V::low(V::number(V::load(x + static_cast<long>(k + j) * width + lane), inverse));
+        one = V::low(V::number(x.template load<V>(k + j, lane), inverse));
       word = V::or_bits(V::template shift_left<8 * sizeof(Number)>(word), one);
     }
     V::store_bits(data + (static_cast<long>(k) * width + lane * kGroup), word);
   }
 }
 
-void quantise(const float* x, int inputs, int width, bool dense, const Quantised& q) {
+template <class Inputs>
+inline void quantise_of(const Inputs& x, int inputs, int width, bool dense,
+                        const float* largest, const Quantised& q) {
   int lane = 0;
   for (; lane + Wide::kLanes <= width; lane += Wide::kLanes)
-    quantise_lanes<Wide>(x, inputs, width, lane, dense, q);
-  for (; lane < width; lane += 8) quantise_lanes<Narrow>(x, inputs, width, lane, dense, q);
+    quantise_lanes<Wide>(x, inputs, width, lane, dense,
+                         Wide::abs_bits(Wide::load(largest + lane)), q);
+  for (; lane < width; lane += 8)
+    quantise_lanes<Narrow>(x, inputs, width, lane, dense,
+                           Narrow::abs_bits(Narrow::load(largest + lane)), q);
+}
+
+void quantise(const float* x, int inputs, int width, bool dense, const Quantised& q) {
+  alignas(64) float largest[32] = {};
+  largest_of(x, inputs, width, width, largest);
+  quantise_of(InTile{x, width}, inputs, width, dense, largest, q);
+}
+
+void quantise_window(const Window& x, int inputs, int width, bool dense, const Quantised& q) {
+  quantise_of(InWindow{x}, inputs, width, dense, x.largest, q);
 }
 
 template <class V>
@@ -369,12 +427,13 @@ void log_floor_all(float* x, size_t count, float floor) {
 }
 
 const KernelTable kTable = {
-    kName,    kGroup,     static_cast<int>(sizeof(Number)),
-    kOffset,  product,    product8,
-    quantise, finish,     gate,
-    norm,     activate_all, convolve,
-    rows8,    softmax,    log_softmax_all,
-    transpose8, log_floor_all, add,
+    kName,           kGroup,       static_cast<int>(sizeof(Number)),
+    kOffset,         product,      product_window,
+    product8,        quantise,     quantise_window,
+    largest_of,      finish,       gate,
+    norm,            activate_all, convolve,
+    rows8,           softmax,      log_softmax_all,
+    transpose8,      log_floor_all, add,
 };
 
 }  // namespace

@@ -175,11 +175,32 @@ size_t Linear::bytes() const {
          (scale_.size() + bias_.size()) * 4;
 }
 
+// The inputs of one tile: floats, in it or in windows, or what they are quantised to.
+struct Inputs {
+  const float* tile = nullptr;
+  const Window* window = nullptr;
+  Quantised quantised{};
+};
+
 // What `run` does to a part of the blocks of rows of one tile.
 struct LinearParts {
   const Linear& layer;
   const KernelTable& table;
   int width;
+
+  size_t quantised_size() const {
+    const int group = table.group;
+    return static_cast<size_t>((layer.inputs_ + group - 1) / group) * group * width *
+           table.quantised_bytes;
+  }
+
+  void quantise(const Inputs& x) const {
+    if (!layer.int8_) return;
+    if (x.window != nullptr)
+      table.quantise_window(*x.window, layer.inputs_, width, !layer.indexed_, x.quantised);
+    else
+      table.quantise(x.tile, layer.inputs_, width, !layer.indexed_, x.quantised);
+  }
 
   // A block of rows as the kernels take it.
   RowBlock block(size_t number) const {
@@ -195,30 +216,33 @@ struct LinearParts {
   }
 
   // [8][width] outputs, without bias
-  void product(size_t eight, const float* x, const Quantised& q, float* out) const {
+  void product(size_t eight, const Inputs& x, float* out) const {
     const size_t per = 8 / layer.block_;
     for (size_t i = 0; i < per; ++i) {
       const size_t number = eight * per + i, row = number * layer.block_;
       float* to = out + i * layer.block_ * width;
       if (layer.int8_)
-        table.product8(block(number), q, width, &layer.sum_[row], &layer.scale_[row], to);
+        table.product8(block(number), x.quantised, width, &layer.sum_[row], &layer.scale_[row],
+                       to);
+      else if (x.window != nullptr)
+        table.product_window(block(number), *x.window, width, to);
       else
-        table.product(block(number), x, width, to);
+        table.product(block(number), x.tile, width, to);
     }
   }
 
-  void run(size_t first, size_t last, const float* x, const Quantised& q, Epilogue epilogue,
-           float factor, float* y) const {
+  void run(size_t first, size_t last, const Inputs& x, Epilogue epilogue, float factor,
+           float* y) const {
     alignas(64) float out[2][8 * 32];
     const int step = layer.gated_ ? 2 : 1;
     for (size_t eight = first * step; eight < last * step; eight += step) {
-      product(eight, x, q, out[0]);
+      product(eight, x, out[0]);
       const int row = layer.order_[eight * 8];
       const int rows = std::min(8, layer.outputs() - row);
       float* to = y + static_cast<size_t>(row) * width;
       const float* bias = &layer.bias_[eight * 8];
       if (layer.gated_) {
-        product(eight + 1, x, q, out[1]);
+        product(eight + 1, x, out[1]);
         table.gate(out[0], out[1], bias, bias + 8, rows, width, to);
       } else {
         table.finish(epilogue, out[0], bias, rows, width, factor, to);
@@ -227,6 +251,17 @@ struct LinearParts {
   }
 
   size_t count() const { return layer.order_.size() / (layer.gated_ ? 16 : 8); }
+
+  // All blocks of one tile, a share for each thread.
+  void share(const Inputs& x, Epilogue epilogue, float factor, float* y, ThreadPool& pool) const {
+    quantise(x);
+    const int threads = pool.threads();
+    const size_t each = (count() + threads - 1) / threads;
+    pool.each(threads, [&](int thread) {
+      const size_t first = std::min(count(), thread * each);
+      run(first, std::min(count(), first + each), x, epilogue, factor, y);
+    });
+  }
 };
 
 void Linear::run(const Tiles& x, const Tiles& y, Epilogue epilogue, float factor,
@@ -238,35 +273,41 @@ void Linear::run(const Tiles& x, const Tiles& y, Epilogue epilogue, float factor
   const KernelTable& table = *table_;
   const LinearParts parts{*this, table, x.width};
   const int tiles = x.count(), threads = context.pool->threads();
-  const size_t numbers = static_cast<size_t>((inputs_ + table.group - 1) / table.group) *
-                         table.group * x.width * table.quantised_bytes;
   const int at_once = int8_ ? std::min(tiles, threads) : 0;
-  unsigned char* data = context.scratch->take<unsigned char>(numbers * at_once);
+  const size_t size = parts.quantised_size();
+  unsigned char* data = context.scratch->take<unsigned char>(size * at_once);
   float* scale = context.scratch->take<float>(static_cast<size_t>(32) * at_once);
-  const auto quantised = [&](int slot) {
-    return Quantised{data + numbers * slot, scale + static_cast<size_t>(32) * slot};
+  const auto inputs = [&](int tile, int slot) {
+    Inputs in{x.tile(tile)};
+    if (int8_) in.quantised = {data + size * slot, scale + static_cast<size_t>(32) * slot};
+    return in;
   };
-  if (tiles >= threads) {  // a share of the tiles each
-    const int share = (tiles + threads - 1) / threads;
-    context.pool->each(threads, [&](int thread) {
-      const Quantised q = int8_ ? quantised(std::min(thread, at_once - 1)) : Quantised{};
-      for (int t = thread * share; t < std::min(tiles, (thread + 1) * share); ++t) {
-        if (int8_) table.quantise(x.tile(t), inputs_, x.width, !indexed_, q);
-        parts.run(0, parts.count(), x.tile(t), q, epilogue, factor, y.tile(t));
-      }
-    });
+  if (tiles < threads) {  // a share of the rows each
+    for (int t = 0; t < tiles; ++t)
+      parts.share(inputs(t, 0), epilogue, factor, y.tile(t), *context.pool);
     return;
   }
-  for (int t = 0; t < tiles; ++t) {  // a share of the rows each
-    const Quantised q = int8_ ? quantised(0) : Quantised{};
-    if (int8_) table.quantise(x.tile(t), inputs_, x.width, !indexed_, q);
-    const size_t share = (parts.count() + threads - 1) / threads;
-    context.pool->each(threads, [&](int thread) {
-      const size_t first = std::min(parts.count(), thread * share);
-      const size_t last = std::min(parts.count(), first + share);
-      parts.run(first, last, x.tile(t), q, epilogue, factor, y.tile(t));
-    });
-  }
+  const int share = (tiles + threads - 1) / threads;  // of the tiles
+  context.pool->each(threads, [&](int thread) {
+    for (int t = thread * share; t < std::min(tiles, (thread + 1) * share); ++t) {
+      const Inputs in = inputs(t, std::min(thread, at_once - 1));
+      parts.quantise(in);
+      parts.run(0, parts.count(), in, epilogue, factor, y.tile(t));
+    }
+  });
+}
+
+void Linear::run(const Window& x, const Tiles& y, Epilogue epilogue, float factor,
+                 Context& context) const {
+  if (y.count() != 1 || y.channels != outputs() || (epilogue == Epilogue::kGate) != gated_)
+    throw std::invalid_argument("a linear layer was run on a window of another shape");
+  Scope scope(*context.scratch);
+  const LinearParts parts{*this, *table_, y.width};
+  Inputs in{nullptr, &x};
+  if (int8_)
+    in.quantised = {context.scratch->take<unsigned char>(parts.quantised_size()),
+                    context.scratch->take<float>(32)};
+  parts.share(in, epilogue, factor, y.data, *context.pool);
 }
 
 }  // namespace omnisparse

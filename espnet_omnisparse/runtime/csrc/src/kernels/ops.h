@@ -59,6 +59,14 @@ struct WeightView {
   const float* scale = nullptr;            // of each row of an int8 matrix
 };
 
+// Inputs of one tile that lie elsewhere: those of lanes 8 i .. 8 i + 7, column c, at
+// eights[i] + offset[c]. A convolution's windows need no copy that way.
+struct Window {
+  const float* eights[4];
+  const int32_t* offset;
+  const float* largest;  // absolute value of each lane, of int8 products alone
+};
+
 enum class Epilogue {
   kStore,
   kRelu,
@@ -81,7 +89,11 @@ class Linear {
   int inputs() const { return inputs_; }
   int outputs() const { return gated_ ? rows_ / 2 : rows_; }
   size_t bytes() const;
+  bool int8() const { return int8_; }
   void run(const Tiles& x, const Tiles& y, Epilogue epilogue, float factor,
+           Context& context) const;
+  // The same of windows; y is one tile.
+  void run(const Window& x, const Tiles& y, Epilogue epilogue, float factor,
            Context& context) const;
 
  private:

@@ -34,6 +34,7 @@ struct Floats {
     std::memcpy(out.lane, x, sizeof(out.lane));
     return out;
   }
+  static Floats load_eights(const float* const* x, long at) { return load(x[0] + at); }
   static void store(float* x, const Floats& a) { std::memcpy(x, a.lane, sizeof(a.lane)); }
   static Floats fma(const Floats& a, const Floats& b, const Floats& c) {
     return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });

@@ -30,10 +30,16 @@ struct KernelTable {
 
   // out[rows][width] = W x, x: [inputs][width]
   void (*product)(const RowBlock& block, const float* x, int width, float* out);
+  void (*product_window)(const RowBlock& block, const Window& x, int width, float* out);
   // the same of quantised numbers, scaled by lane alone
   void (*product8)(const RowBlock& block, const Quantised& x, int width, const int32_t* sum,
                    const float* scale, float* out);
   void (*quantise)(const float* x, int inputs, int width, bool dense, const Quantised& q);
+  void (*quantise_window)(const Window& x, int inputs, int width, bool dense,
+                          const Quantised& q);
+  // most[lane] <- the greater of it and the absolute values in x [channels], `apart` floats
+  // from channel to channel; by their bits, of which NaN's are the greatest. A multiple of 8.
+  void (*largest)(const float* x, int channels, long apart, int lanes, float* most);
   // out[rows][width] + bias, through an epilogue, into y [rows][width]
   void (*finish)(Epilogue epilogue, const float* out, const float* bias, int rows, int width,
                  float factor, float* y);

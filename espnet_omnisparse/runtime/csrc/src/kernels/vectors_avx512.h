@@ -7,6 +7,10 @@ struct Wide {
 
   static Wide set(float x) { return {_mm512_set1_ps(x)}; }
   static Wide load(const float* x) { return {_mm512_loadu_ps(x)}; }
+  static Wide load_eights(const float* const* x, long at) {
+    return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(x[0] + at)),
+                               _mm256_loadu_ps(x[1] + at), 1)};
+  }
   static void store(float* x, Wide a) { _mm512_storeu_ps(x, a.v); }
   static Wide fma(Wide a, Wide b, Wide c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   static Wide max(Wide a, Wide b) { return {_mm512_max_ps(a.v, b.v)}; }

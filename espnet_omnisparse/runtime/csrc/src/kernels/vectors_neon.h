@@ -9,6 +9,7 @@ struct Narrow {
 
   static Narrow set(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x)}; }
   static Narrow load(const float* x) { return {vld1q_f32(x), vld1q_f32(x + 4)}; }
+  static Narrow load_eights(const float* const* x, long at) { return load(x[0] + at); }
   static void store(float* x, Narrow a) {
     vst1q_f32(x, a.first);
     vst1q_f32(x + 4, a.second);
