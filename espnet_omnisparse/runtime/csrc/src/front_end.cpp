@@ -14,14 +14,8 @@ constexpr int kGroups = 4;  // of eight lanes: as many as a tile has
 
 int up8(int x) { return (x + 7) / 8 * 8; }
 
-// Eight floats; of a constant size, so that it is two instructions and no call.
-inline void copy8(const float* from, float* to) { std::memcpy(to, from, 8 * sizeof(float)); }
-
-// Times of one remainder among `frames`, of so many remainders.
-int per_phase(int frames, int phases) { return (frames + phases - 1) / phases; }
-
-// Eight frames more than the times: a tap begins up to so many later.
-int length_for(int frames, int phases) { return up8(per_phase(frames, phases)) + 8; }
+// Times of one remainder among `times`, of so many remainders.
+int of_phase(int times, int phase, int phases) { return (times - phase + phases - 1) / phases; }
 
 }  // namespace
 
@@ -58,9 +52,13 @@ FrontEnd::FrontEnd(const Container& file, int features) : features_(features) {
   }
   if (stride_ > 64) throw Error("The model's front end has strides that are impossible.");
   int later = 1;
+  int times = 8;  // as many encoder frames are computed together
   for (size_t i = convs_.size(); i-- > 0;) {
-    convs_[i].phase_stride = later;
-    later *= convs_[i].stride[0];
+    Conv& conv = convs_[i];
+    conv.phases = later;
+    conv.times = times;
+    later *= conv.stride[0];
+    times = (times - 1) * conv.stride[0] + conv.kernel[0];
   }
   const Json& output = told.at("output");
   if (output.is_null())
@@ -87,7 +85,7 @@ void FrontEnd::strip(const float* rows, int count, int frames, const Tiles& out,
   Scope scope(*context.scratch);
   const Conv& last = convs_.back();
   const Tiles x = new_tiles(last.channels * last.bins, frames, out.width, context);
-  std::fill_n(x.data, x.size(), 0.0f);
+  if (up8(frames) < x.width) std::fill_n(x.data, x.size(), 0.0f);
   // eight frames at a time: what lies between two convolutions stays in the cache
   for (int first = 0; first < frames; first += 8) {
     const int some = std::min(8, frames - first);
@@ -100,47 +98,61 @@ void FrontEnd::strip(const float* rows, int count, int frames, const Tiles& out,
     for (size_t i = 0; i < y.size(); ++i) y.data[i] *= scale_;
 }
 
+int FrontEnd::lanes(const Conv& conv, int phase) {
+  return up8(of_phase(conv.times, phase, conv.phases));
+}
+
+int FrontEnd::reach(const Conv& conv, int phases, int phase) {
+  int far = 0;
+  for (int of = 0; of < conv.phases; ++of)
+    for (int kt = 0; kt < conv.kernel[0]; ++kt) {
+      const int time = conv.stride[0] * of + kt;
+      if (time % phases == phase) far = std::max(far, lanes(conv, of) + time / phases);
+    }
+  return far;
+}
+
 void FrontEnd::eight(const float* rows, int count, const Tiles& x, int lane,
                      Context& context) const {
   Scope scope(*context.scratch);
   // feature frames as a plane of one channel; what is beyond the last is zero
-  Plane plane{nullptr, features_, stride_, length_for(count, stride_)};
+  int length = 0;
+  for (int phase = 0; phase < stride_; ++phase)
+    length = std::max({length, reach(convs_[0], stride_, phase), of_phase(count, phase, stride_)});
+  Plane plane{nullptr, features_, stride_, up8(length)};
   const size_t size = static_cast<size_t>(features_) * stride_ * plane.length;
   plane.data = context.scratch->take<float>(size);
   std::fill_n(plane.data, size, 0.0f);
   for (int t = 0; t < count; ++t)
     for (int f = 0; f < features_; ++f)
       plane.at(0, f, t % stride_)[t / stride_] = rows[static_cast<size_t>(t) * features_ + f];
-  int times = count;
-  for (size_t i = 0; i < convs_.size(); ++i) {
-    const Conv& conv = convs_[i];
-    times = (times - conv.kernel[0]) / conv.stride[0] + 1;
-    Plane next{nullptr, conv.bins, conv.phase_stride, length_for(times, conv.phase_stride)};
+  for (size_t i = 0; i + 1 < convs_.size(); ++i) {
+    const Conv &conv = convs_[i], &later = convs_[i + 1];
+    length = 0;
+    for (int phase = 0; phase < conv.phases; ++phase)
+      length = std::max({length, lanes(conv, phase), reach(later, conv.phases, phase)});
+    Plane next{nullptr, conv.bins, conv.phases, up8(length)};
     next.data = context.scratch->take<float>(static_cast<size_t>(conv.channels) * next.bins *
                                              next.phases * next.length);
-    convolve(conv, plane, times, next, context);
-    // what the lanes beyond the last frame see of the next eight times, which are not computed
-    const int computed = next.length - 8;
-    if (i + 1 < convs_.size()) {
-      const Conv& later = convs_[i + 1];
-      const int then = (times - later.kernel[0]) / later.stride[0] + 1;
-      const int reach = up8(per_phase(then, later.phase_stride)) + later.kernel[0] / next.phases;
-      const int rows = conv.channels * next.bins * next.phases;
-      for (int row = 0; reach > computed && row < rows; ++row)
-        std::fill_n(next.data + static_cast<size_t>(row) * next.length + computed, 8, 0.0f);
+    convolve(conv, plane, next, context);
+    // later lanes, of no frame, see what is not computed
+    for (int phase = 0; phase < conv.phases; ++phase) {
+      const int from = lanes(conv, phase), to = reach(later, conv.phases, phase);
+      for (int c = 0; from < to && c < conv.channels; ++c)
+        for (int bin = 0; bin < conv.bins; ++bin)
+          std::fill(next.at(c, bin, phase) + from, next.at(c, bin, phase) + to, 0.0f);
     }
     plane = next;
   }
-  for (int row = 0; row < x.channels; ++row)  // a channel's bins one after the other
-    copy8(plane.data + static_cast<size_t>(row) * plane.length,
-          x.data + static_cast<size_t>(row) * x.width + lane);
+  // a channel's bins one after the other
+  convolve(convs_.back(), plane, {x.data + lane, convs_.back().bins, 1, x.width}, context);
 }
 
-void FrontEnd::convolve(const Conv& conv, const Plane& in, int frames, const Plane& out,
+void FrontEnd::convolve(const Conv& conv, const Plane& in, const Plane& out,
                         Context& context) const {
-  const int eights = up8(per_phase(frames, out.phases)) / 8;
   const int inputs = conv.linear.inputs();
   const int channels = inputs / (conv.kernel[0] * conv.kernel[1]);
+  const int row = in.phases * in.length;  // from bin to bin
   Scope scope(*context.scratch);
   const float* largest = conv.linear.int8() ? largest_of(in, channels, context) : nullptr;
   int32_t* offsets = context.scratch->take<int32_t>(inputs);
@@ -154,30 +166,24 @@ void FrontEnd::convolve(const Conv& conv, const Plane& in, int frames, const Pla
     for (int c = 0; c < channels; ++c)
       for (int kt = 0; kt < conv.kernel[0]; ++kt)
         for (int kf = 0; kf < conv.kernel[1]; ++kf)
-          *offset++ = (c * in.bins + kf) * in.phases * in.length + at(kt);
-    // groups of eight frames of one bin, four to a tile
-    const int groups = conv.bins * eights;
+          *offset++ = (c * in.bins + kf) * row + at(kt);
+    // groups of eight times of one bin, four to a tile
+    const int eights = lanes(conv, phase) / 8, groups = conv.bins * eights;
     for (int begin = 0; begin < groups; begin += kGroups) {
-      Scope one(*context.scratch);
-      const int some = std::min(kGroups, groups - begin);
-      const int width = some == 1 ? 8 : some == 2 ? 16 : 32;
-      const Tiles y = new_tiles(conv.channels, width, width, context);
       alignas(64) float most[8 * kGroups] = {};
       Window window{{}, offsets, most};
+      Places places{{}, std::min(kGroups, groups - begin),
+                    static_cast<long>(out.bins) * out.phases * out.length};
       for (int g = 0; g < kGroups; ++g) {  // the last one again where there are no more
         const int number = std::min(begin + g, groups - 1);
-        const int place = conv.stride[1] * (number / eights) * in.phases * in.length +
-                          number % eights * 8;
+        const int bin = number / eights, first = number % eights * 8;
+        const int place = conv.stride[1] * bin * row + first;
         window.eights[g] = in.data + place;
+        places.eights[g] = out.at(0, bin, phase) + first;
         for (int kt = 0; largest != nullptr && kt < conv.kernel[0]; ++kt)
-          kernels().largest(largest + place + at(kt), conv.kernel[1],
-                            static_cast<long>(in.phases) * in.length, 8, most + 8 * g);
+          kernels().largest(largest + place + at(kt), conv.kernel[1], row, 8, most + 8 * g);
       }
-      conv.linear.run(window, y, Epilogue::kRelu, 0.0f, context);
-      for (int c = 0; c < conv.channels; ++c)
-        for (int g = 0; g < some; ++g)
-          copy8(y.data + static_cast<size_t>(c) * width + 8 * g,
-                out.at(c, (begin + g) / eights, phase) + (begin + g) % eights * 8);
+      conv.linear.run(window, places, Epilogue::kRelu, context);
     }
   }
 }

@@ -27,7 +27,8 @@ class FrontEnd {
   struct Conv {
     Linear linear;
     int kernel[2], stride[2];  // along time, along the features
-    int phase_stride;          // of the times of its output: the product of later strides
+    int phases;                // of the times of its output: the product of later strides
+    int times;                 // of its output that eight encoder frames need
     int channels, bins;        // of its output
   };
   // Values by channel, feature bin, and time; times of one remainder side by side.
@@ -42,8 +43,11 @@ class FrontEnd {
   void strip(const float* rows, int count, int frames, const Tiles& out, int tile,
              Context& context) const;
   void eight(const float* rows, int count, const Tiles& x, int lane, Context& context) const;
-  void convolve(const Conv& conv, const Plane& in, int frames, const Plane& out,
-                Context& context) const;
+  void convolve(const Conv& conv, const Plane& in, const Plane& out, Context& context) const;
+  // Lanes that are computed of the times of one remainder.
+  static int lanes(const Conv& conv, int phase);
+  // How far a convolution reads into the times of one remainder, of so many, of its input.
+  static int reach(const Conv& conv, int phases, int phase);
   // The greatest absolute value among the channels, for every bin and time of a plane.
   const float* largest_of(const Plane& in, int channels, Context& context) const;
 

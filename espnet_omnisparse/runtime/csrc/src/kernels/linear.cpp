@@ -182,6 +182,11 @@ struct Inputs {
   Quantised quantised{};
 };
 
+struct Outputs {
+  float* tile = nullptr;
+  const Places* places = nullptr;
+};
+
 // What `run` does to a part of the blocks of rows of one tile.
 struct LinearParts {
   const Linear& layer;
@@ -232,14 +237,14 @@ struct LinearParts {
   }
 
   void run(size_t first, size_t last, const Inputs& x, Epilogue epilogue, float factor,
-           float* y) const {
-    alignas(64) float out[2][8 * 32];
+           const Outputs& y) const {
+    alignas(64) float out[2][8 * 32], finished[8 * 32];
     const int step = layer.gated_ ? 2 : 1;
     for (size_t eight = first * step; eight < last * step; eight += step) {
       product(eight, x, out[0]);
       const int row = layer.order_[eight * 8];
       const int rows = std::min(8, layer.outputs() - row);
-      float* to = y + static_cast<size_t>(row) * width;
+      float* to = y.places ? finished : y.tile + static_cast<size_t>(row) * width;
       const float* bias = &layer.bias_[eight * 8];
       if (layer.gated_) {
         product(eight + 1, x, out[1]);
@@ -247,13 +252,18 @@ struct LinearParts {
       } else {
         table.finish(epilogue, out[0], bias, rows, width, factor, to);
       }
+      for (int r = 0; y.places != nullptr && r < rows; ++r)
+        for (int i = 0; i < y.places->count; ++i)
+          std::memcpy(y.places->eights[i] + (row + r) * y.places->apart,
+                      finished + r * width + 8 * i, 8 * sizeof(float));
     }
   }
 
   size_t count() const { return layer.order_.size() / (layer.gated_ ? 16 : 8); }
 
   // All blocks of one tile, a share for each thread.
-  void share(const Inputs& x, Epilogue epilogue, float factor, float* y, ThreadPool& pool) const {
+  void share(const Inputs& x, Epilogue epilogue, float factor, const Outputs& y,
+             ThreadPool& pool) const {
     quantise(x);
     const int threads = pool.threads();
     const size_t each = (count() + threads - 1) / threads;
@@ -284,7 +294,7 @@ void Linear::run(const Tiles& x, const Tiles& y, Epilogue epilogue, float factor
   };
   if (tiles < threads) {  // a share of the rows each
     for (int t = 0; t < tiles; ++t)
-      parts.share(inputs(t, 0), epilogue, factor, y.tile(t), *context.pool);
+      parts.share(inputs(t, 0), epilogue, factor, {y.tile(t)}, *context.pool);
     return;
   }
   const int share = (tiles + threads - 1) / threads;  // of the tiles
@@ -292,22 +302,22 @@ void Linear::run(const Tiles& x, const Tiles& y, Epilogue epilogue, float factor
     for (int t = thread * share; t < std::min(tiles, (thread + 1) * share); ++t) {
       const Inputs in = inputs(t, std::min(thread, at_once - 1));
       parts.quantise(in);
-      parts.run(0, parts.count(), in, epilogue, factor, y.tile(t));
+      parts.run(0, parts.count(), in, epilogue, factor, {y.tile(t)});
     }
   });
 }
 
-void Linear::run(const Window& x, const Tiles& y, Epilogue epilogue, float factor,
-                 Context& context) const {
-  if (y.count() != 1 || y.channels != outputs() || (epilogue == Epilogue::kGate) != gated_)
-    throw std::invalid_argument("a linear layer was run on a window of another shape");
+void Linear::run(const Window& x, const Places& y, Epilogue epilogue, Context& context) const {
+  if (y.count < 1 || y.count > 4 || epilogue == Epilogue::kAdd ||
+      (epilogue == Epilogue::kGate) != gated_)
+    throw std::invalid_argument("a linear layer was run on windows that it cannot take");
   Scope scope(*context.scratch);
-  const LinearParts parts{*this, *table_, y.width};
+  const LinearParts parts{*this, *table_, width_for(8 * y.count)};
   Inputs in{nullptr, &x};
   if (int8_)
     in.quantised = {context.scratch->take<unsigned char>(parts.quantised_size()),
                     context.scratch->take<float>(32)};
-  parts.share(in, epilogue, factor, y.data, *context.pool);
+  parts.share(in, epilogue, 0.0f, {nullptr, &y}, *context.pool);
 }
 
 }  // namespace omnisparse

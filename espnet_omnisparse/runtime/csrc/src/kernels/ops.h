@@ -67,6 +67,14 @@ struct Window {
   const float* largest;  // absolute value of each lane, of int8 products alone
 };
 
+// Where the outputs of a window go: those of lanes 8 i .. 8 i + 7, row r, to
+// eights[i] + r * apart.
+struct Places {
+  float* eights[4];
+  int count;  // of eights
+  long apart;
+};
+
 enum class Epilogue {
   kStore,
   kRelu,
@@ -92,9 +100,8 @@ class Linear {
   bool int8() const { return int8_; }
   void run(const Tiles& x, const Tiles& y, Epilogue epilogue, float factor,
            Context& context) const;
-  // The same of windows; y is one tile.
-  void run(const Window& x, const Tiles& y, Epilogue epilogue, float factor,
-           Context& context) const;
+  // The same of windows, of as many lanes as `y` has places; of no kAdd.
+  void run(const Window& x, const Places& y, Epilogue epilogue, Context& context) const;
 
  private:
   friend struct LinearParts;
