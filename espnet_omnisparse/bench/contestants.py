@@ -1,38 +1,99 @@
 """The run times of one model that a benchmark sets against each other."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-import torch
 
 from espnet_omnisparse import runtime
-from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.runtime import Token
+from espnet_omnisparse.transcribe.words import as_text, words_of
+
+RATE = 16000
+LEFT = 32  # frames that a stream sees before its chunk
 
 
 class Contestant(Protocol):
     """A model in a run time.
 
     Attributes:
-        name: What a table calls it.
+        LIBRARIES: Modules that it needs.
         bytes: Of its file.
     """
 
-    name: str
+    LIBRARIES: ClassVar[tuple[str, ...]]
     bytes: int
 
-    def whole(self, samples: np.ndarray) -> None:
-        """Waveform `[n]` to log-probabilities."""
+    def whole(self, samples: np.ndarray) -> Any:
+        """Computes a whole recording, samples `[n]`."""
 
-    def chunk(self, chunk: Chunk) -> Iterator[None]:
+    def text(self, samples: np.ndarray) -> str:
+        """What it recognises in one, the best token of each frame."""
+
+    def chunks(self, size: int) -> Iterator[None]:
         """A stream: each step takes one more chunk of audio and computes it.
+
+        Args:
+            size: Of a chunk, in encoder frames.
 
         Raises:
             UserError: If it has no such stream.
         """
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model in a run time, not yet opened.
+
+    Attributes:
+        model: Its name.
+        run_time: What computes it.
+        kind: Of contestant.
+        given: What that is made of.
+        macs: Multiplications with weights for 10 s of the dense form.
+    """
+
+    model: str
+    run_time: str
+    kind: Callable[..., Contestant]
+    given: tuple[Any, ...]
+    macs: int | None = None
+
+    def open(self, threads: int = 1) -> Contestant:
+        """Opens it, in this process or in another.
+
+        Args:
+            threads: That it has.
+        """
+        return self.kind(*self.given, threads=threads)
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a CTC model's tokens become text.
+
+    Attributes:
+        told: The model's description, as a packed file has it.
+    """
+
+    told: dict[str, Any]
+
+    def text(self, log_probs: np.ndarray) -> str:
+        """The text of the best tokens.
+
+        Args:
+            log_probs: `[frames, tokens]`.
+        """
+        best = log_probs.argmax(-1)
+        kept = best[
+            np.append(True, best[1:] != best[:-1]) & (best != self.told["blank"])
+        ]
+        spelt = [Token(self.told["tokens"][n], int(n), 0.0) for n in kept]
+        shown = [token for token in spelt if token.text not in self.told["silent"]]
+        return as_text(list(words_of(shown, self.told["text"])))
 
 
 class PyTorch:
@@ -41,36 +102,55 @@ class PyTorch:
     Args:
         folder: Of the size.
         quantised: Whether its linear layers are quantised dynamically.
+        spelling: Of the model.
+        threads: Of all of PyTorch.
     """
 
-    def __init__(self, folder: Path, quantised: bool = False):
-        self.name = "PyTorch int8" if quantised else "PyTorch"
-        self._model = family.load_size(folder)
+    LIBRARIES = ("espnet_omnisparse.tasks", "espnet_omnisparse.extract.experiment")
+
+    def __init__(
+        self, folder: Path, quantised: bool, spelling: Spelling, threads: int = 1
+    ):
+        import torch
+
+        from espnet_omnisparse.extract import experiment as family
+
+        torch.set_num_threads(threads)
+        self._spelling, self._model = spelling, family.load_size(folder)
         if quantised:
             linear = {torch.nn.Linear}
             self._model = torch.ao.quantization.quantize_dynamic(self._model, linear)
         self.bytes = (folder / family.MODEL).stat().st_size
 
-    @torch.no_grad()
-    def whole(self, samples: np.ndarray) -> None:
+    def whole(self, samples: np.ndarray) -> np.ndarray:
         """See `Contestant`."""
-        speech = torch.from_numpy(samples)[None]
-        encoded, _ = self._model.encode(speech, torch.tensor([len(samples)]))
-        self._model.ctc.log_softmax(encoded)
+        import torch
 
-    @torch.no_grad()
-    def chunk(self, chunk: Chunk) -> Iterator[None]:
+        with torch.no_grad():
+            speech = torch.from_numpy(samples)[None]
+            encoded, _ = self._model.encode(speech, torch.tensor([len(samples)]))
+            return self._model.ctc.log_softmax(encoded)[0].numpy()
+
+    def text(self, samples: np.ndarray) -> str:
         """See `Contestant`."""
+        return self._spelling.text(self.whole(samples))
+
+    def chunks(self, size: int) -> Iterator[None]:
+        """See `Contestant`."""
+        import torch
+
+        from espnet_omnisparse.core.chunk import Chunk
         from espnet_omnisparse.streaming.encoder import EncoderStream
         from espnet_omnisparse.streaming.features import FeatureStream
 
         features = FeatureStream(self._model.frontend, self._model.normalize)
-        encoder = EncoderStream(self._model.encoder, chunk)
-        step = chunk.size * encoder.subsampling.stride * features.hop
+        encoder = EncoderStream(self._model.encoder, Chunk(size, LEFT))
+        step = size * encoder.subsampling.stride * features.hop
         samples = torch.from_numpy(noise(step))
         while True:
-            encoded = encoder.push(features.push(samples))
-            self._model.ctc.log_softmax(encoded[None])
+            with torch.no_grad():
+                encoded = encoder.push(features.push(samples))
+                self._model.ctc.log_softmax(encoded[None])
             yield
 
 
@@ -82,10 +162,11 @@ class Engine:
         threads: Of each computation.
     """
 
+    LIBRARIES = ()
+
     def __init__(self, path: Path, threads: int = 1):
         self._model = runtime.load(path, threads)
         self._whole = self._model.whole()
-        self.name = f"engine {self._model.info['dtype']}"
         self.bytes = path.stat().st_size
 
     def whole(self, samples: np.ndarray) -> None:
@@ -94,54 +175,66 @@ class Engine:
         self._whole.push(samples)
         self._whole.finish()
 
-    def chunk(self, chunk: Chunk) -> Iterator[None]:
+    def text(self, samples: np.ndarray) -> str:
         """See `Contestant`."""
-        stream = self._model.stream(chunk.size, chunk.left)
-        samples = noise(chunk.size * self._model.frame_samples)
+        return self._model.recognize(samples, RATE)
+
+    def chunks(self, size: int) -> Iterator[None]:
+        """See `Contestant`."""
+        stream = self._model.stream(size, LEFT)
+        samples = noise(size * self._model.frame_samples)
         while True:
             stream.push(samples)
             yield
 
 
 class OnnxRuntime:
-    """A folder that `omnisparse export --to onnx` wrote.
+    """Folders that `omnisparse export --to onnx` wrote.
 
     Args:
-        folder: It.
-        name: What a table calls it.
+        folders: Of one model, each with its own chunk.
+        spelling: Of the model; `None`: it has no text.
         threads: Of each computation.
     """
 
-    def __init__(self, folder: Path, name: str, threads: int = 1):
+    LIBRARIES = ("onnxruntime",)
+
+    def __init__(
+        self, folders: list[Path], spelling: Spelling | None, threads: int = 1
+    ):
         from espnet_omnisparse.export.onnx_file import require
 
-        require("onnxruntime")
-        self.name, self._folder, self._threads = name, folder, threads
-        self._whole = self._session("ctc.onnx")
-        self.bytes = (folder / "ctc.onnx").stat().st_size
+        require(*self.LIBRARIES)
+        self._folders, self._spelling, self._threads = folders, spelling, threads
+        self._whole = self._session(folders[0] / "ctc.onnx")
+        self.bytes = (folders[0] / "ctc.onnx").stat().st_size
 
-    def _session(self, name: str) -> Any:
+    def _session(self, file: Path) -> Any:
         import onnxruntime
 
-        if not (self._folder / name).is_file():
-            raise UserError(f"{self._folder} has no {name}: export it with a chunk.")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         return onnxruntime.InferenceSession(
-            self._folder / name, options, providers=["CPUExecutionProvider"]
+            file, options, providers=["CPUExecutionProvider"]
         )
 
-    def whole(self, samples: np.ndarray) -> None:
+    def whole(self, samples: np.ndarray) -> np.ndarray:
         """See `Contestant`."""
-        self._whole.run(["log_probs"], {"samples": samples[None]})
+        return self._whole.run(["log_probs"], {"samples": samples[None]})[0][0]
 
-    def chunk(self, chunk: Chunk) -> Iterator[None]:
+    def text(self, samples: np.ndarray) -> str:
         """See `Contestant`."""
-        session = self._session("ctc_stream.onnx")
-        told = session.get_modelmeta().custom_metadata_map
-        if (int(told["chunk"]), int(told["left"])) != (chunk.size, chunk.left):
-            raise UserError(f"{self._folder} was exported with another chunk.")
+        if self._spelling is None:
+            raise UserError(
+                f"{self._folders[0]} does not say how its tokens are spelt: name the "
+                "size's folder that it was exported from."
+            )
+        return self._spelling.text(self.whole(samples))
+
+    def chunks(self, size: int) -> Iterator[None]:
+        """See `Contestant`."""
+        session, told = self._stream(size)
         samples = noise(int(told["window_samples"]))[None]
         state = {
             one.name: np.zeros(one.shape, "int64" if "int64" in one.type else "float32")
@@ -150,6 +243,61 @@ class OnnxRuntime:
         while True:
             _, *kept = session.run(None, {"samples": samples, **state})
             state = dict(zip(state, kept, strict=True))
+            yield
+
+    def _stream(self, size: int) -> tuple[Any, dict[str, str]]:
+        for folder in self._folders:
+            if (folder / "ctc_stream.onnx").is_file():
+                session = self._session(folder / "ctc_stream.onnx")
+                told = session.get_modelmeta().custom_metadata_map
+                if (int(told["chunk"]), int(told["left"])) == (size, LEFT):
+                    return session, told
+        raise UserError(
+            f"{self._folders[0]} has no stream of {size} frames after "
+            f"{LEFT}: export it with --chunk {size} --left {LEFT}."
+        )
+
+
+class Sherpa:
+    """Folders that `omnisparse export --to sherpa` wrote: features to text.
+
+    Args:
+        folders: By the size of their chunk; the first has whole recordings, too.
+        threads: Of each computation.
+    """
+
+    LIBRARIES = ("sherpa_onnx",)
+
+    def __init__(self, folders: dict[int | None, Path], threads: int = 1):
+        from espnet_omnisparse.export.sherpa_run import load
+
+        self._folders, self._threads = folders, threads
+        whole = next(iter(folders.values()))
+        self._whole, self._tail = load(whole, threads)
+        self.bytes = sum(file.stat().st_size for file in whole.glob("*.onnx"))
+
+    def whole(self, samples: np.ndarray) -> str:
+        """See `Contestant`."""
+        from espnet_omnisparse.export.sherpa_run import recognise
+
+        return recognise(self._whole, samples, RATE, self._tail)
+
+    def text(self, samples: np.ndarray) -> str:
+        """See `Contestant`."""
+        return self.whole(samples)
+
+    def chunks(self, size: int) -> Iterator[None]:
+        """See `Contestant`."""
+        from espnet_omnisparse.export.sherpa_run import load
+
+        recogniser, _ = load(self._folders[size], self._threads)
+        stream = recogniser.create_stream()
+        samples = noise(4 * size * RATE // 100)  # 10 ms, subsampled by 4
+        while True:
+            # what is ready is computed, a chunk once there is enough for the first
+            stream.accept_waveform(RATE, samples)
+            while recogniser.is_ready(stream):
+                recogniser.decode_stream(stream)
             yield
 
 

@@ -1,10 +1,12 @@
 """A Conformer of a given size with random weights: for speed alone."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.mask import Pattern, group_ranks, weight_mask
 from espnet_omnisparse.export.packed import matrices_of
@@ -12,33 +14,68 @@ from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import save_tensors, write_yaml
 
 TOKENS = 500
+FEATURES: dict[str, dict[str, int]] = {
+    "default": {"n_fft": 512, "hop_length": 160, "n_mels": 80},
+    "kaldi_fbank": {"n_mels": 80},
+}
 
 
-def write_size(folder: Path, blocks: int, width: int, chunk: Chunk | None) -> None:
-    """Writes a streaming CTC Conformer with random weights as a size's folder.
+@dataclass(frozen=True)
+class Net:
+    """A streaming CTC Conformer, of 80 mels and 500 tokens.
 
-    FFNs are four times as wide, heads 64 channels; kernel 15, 80 mels, 500 tokens.
+    FFNs are four times as wide as the encoder, heads 64 channels, the kernel 15.
+
+    Attributes:
+        blocks: How many.
+        width: Of the encoder.
+        kept: Share of the branches, evenly spread.
+        features: Of its front end, `default` or `kaldi_fbank`.
+    """
+
+    blocks: int
+    width: int
+    kept: float = 1.0
+    features: str = "default"
+
+    def branches(self) -> list[list[str]]:
+        """What each block keeps.
+
+        >>> Net(2, 64, 0.5).branches()
+        [['mhsa', 'ffn2'], ['mhsa', 'ffn2']]
+        """
+        count = len(BRANCHES)
+        return [
+            [
+                name
+                for at, name in enumerate(BRANCHES, block * count)
+                if int((at + 1) * self.kept) > int(at * self.kept)
+            ]
+            for block in range(self.blocks)
+        ]
+
+
+def write_size(folder: Path, net: Net, chunk: Chunk | None) -> None:
+    """Writes a net with random weights as a size's folder.
 
     Args:
         folder: To write.
-        blocks: How many.
-        width: Of the encoder.
+        net: What it is.
         chunk: Of its stream.
     """
     torch.manual_seed(0)
-    config = config_of(blocks, width, chunk)
+    config = config_of(net, chunk)
     model = family.build(config)
     folder.mkdir(parents=True)
     write_yaml(folder / family.CONFIG, config)
     save_tensors(folder / family.MODEL, model.state_dict())
 
 
-def config_of(blocks: int, width: int, chunk: Chunk | None) -> dict[str, Any]:
+def config_of(net: Net, chunk: Chunk | None) -> dict[str, Any]:
     """The configuration of such a net.
 
     Args:
-        blocks: How many.
-        width: Of the encoder.
+        net: What it is.
         chunk: Of its stream.
     """
     from espnet_omnisparse.tasks import OmniASRTask
@@ -49,21 +86,22 @@ def config_of(blocks: int, width: int, chunk: Chunk | None) -> dict[str, Any]:
     return config | {
         "token_list": tokens,
         "token_type": "word",
-        "frontend": "default",
-        "frontend_conf": {"n_fft": 512, "hop_length": 160, "n_mels": 80},
+        "frontend": net.features,
+        "frontend_conf": FEATURES[net.features],
         "specaug": None,
         "normalize": None,
         "normalize_conf": {},
         "encoder": "layer_prunable_conformer",
         "encoder_conf": {
-            "output_size": width,
-            "attention_heads": max(width // 64, 1),
-            "linear_units": 4 * width,
-            "num_blocks": blocks,
+            "output_size": net.width,
+            "attention_heads": max(net.width // 64, 1),
+            "linear_units": 4 * net.width,
+            "num_blocks": net.blocks,
             "cnn_module_kernel": 15,
             "rel_pos_type": "latest",
             "conv_norm": "layer_norm",
             "causal": True,
+            "kept": None if net.kept == 1.0 else net.branches(),
             "chunk": None if chunk is None else chunk.as_dict(),
         },
         "decoder": None,

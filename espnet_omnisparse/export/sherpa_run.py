@@ -14,18 +14,20 @@ import numpy as np
 import soundfile
 
 
-def load(folder: Path) -> tuple[Any, float]:
+def load(folder: Path, threads: int = 1) -> tuple[Any, float]:
     """A folder's recogniser, and the seconds of silence that its recordings end with.
 
     Args:
         folder: What `omnisparse export --to sherpa` has written.
+        threads: Of its computation.
     """
     import sherpa_onnx
 
     call = json.loads((folder / "sherpa.json").read_text())
     files = {name: str(folder / file) for name, file in call["files"].items()}
     method = getattr(getattr(sherpa_onnx, call["class"]), call["method"])
-    return method(**files, **call["arguments"], num_threads=1), call["tail_seconds"]
+    made = method(**files, **call["arguments"], num_threads=threads)
+    return made, call["tail_seconds"]
 
 
 def recognise(recogniser: Any, samples: np.ndarray, rate: int, tail: float) -> str:

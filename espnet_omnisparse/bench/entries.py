@@ -1,0 +1,152 @@
+"""Who takes part in a benchmark: every model in every run time that can have it."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from espnet_omnisparse import runtime
+from espnet_omnisparse.bench.contestants import (
+    LEFT,
+    Engine,
+    Entry,
+    OnnxRuntime,
+    PyTorch,
+    Sherpa,
+    Spelling,
+)
+from espnet_omnisparse.bench.random_net import Net, masked, write_size
+from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.cost.count import count_macs
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.export.description import describe
+from espnet_omnisparse.export.packed import write_packed
+from espnet_omnisparse.extract import experiment as family
+
+DTYPES = ("fp32", "int8")
+
+
+def of_files(named: Sequence[str], chunks: Sequence[int], folder: Path) -> list[Entry]:
+    """The entries of models: of a size's folder all run times, of a file its own.
+
+    Args:
+        named: Paths, or `NAME=path`.
+        chunks: Sizes of those of the streams, in encoder frames.
+        folder: For what is exported.
+
+    Raises:
+        UserError: If something of that name is no model.
+    """
+    entries: list[Entry] = []
+    for number, given in enumerate(named):
+        name, _, path = given.rpartition("=")
+        path = Path(path)
+        name = name or path.name
+        if path.is_file():
+            run_time = f"engine {runtime.load(path).info['dtype']}"
+            entries.append(Entry(name, run_time, Engine, (path,)))
+        elif (path / "ctc.onnx").is_file():
+            entries.append(Entry(name, "ONNX Runtime", OnnxRuntime, ([path], None)))
+        else:
+            entries += _size(name, path, chunks, folder / str(number))
+    return entries
+
+
+def _size(
+    name: str, size: Path, chunks: Sequence[int], folder: Path
+) -> Iterator[Entry]:
+    """A size's folder in all run times."""
+    folder.mkdir()
+    config, model = family.read_config(size), family.load_size(size)
+    told = describe(model, config)
+    if told["task"] != "ctc":
+        raise UserError(
+            f"{size} is a transducer, and run times are timed by CTC models."
+        )
+    macs = count_macs(model, family.feature_size(config), 10)
+    spelling = Spelling(told)
+    yield Entry(name, "PyTorch", PyTorch, (size, False, spelling), macs)
+    yield Entry(name, "PyTorch int8", PyTorch, (size, True, spelling), macs)
+    for dtype in DTYPES:
+        folders = [
+            _onnx(size, folder / f"onnx_{dtype}_{n}", dtype, chunk)
+            for n, chunk in enumerate(chunks or [None])
+        ]
+        run_time = f"ONNX Runtime {dtype}"
+        yield Entry(name, run_time, OnnxRuntime, (folders, spelling), macs)
+    if told["features"]["kind"] == "kaldi_fbank":
+        for dtype in DTYPES:
+            yield _sherpa(name, size, chunks, folder, dtype)
+    for dtype in DTYPES:
+        path = folder / f"{dtype}.omni"
+        write_packed(path, model, told, dtype)
+        yield Entry(name, f"engine {dtype}", Engine, (path,), macs)
+
+
+def of_random(
+    net: Net,
+    sparsities: Sequence[float],
+    kept: Sequence[float],
+    chunks: Sequence[int],
+    folder: Path,
+) -> list[Entry]:
+    """The entries of a net with random weights, and of its smaller forms.
+
+    Args:
+        net: The dense net.
+        sparsities: Shares of zeros that its masked forms have.
+        kept: Shares of branches that its layer-dropped forms keep.
+        chunks: Sizes of those of the streams, in encoder frames.
+        folder: For what is exported.
+    """
+    first = Chunk(chunks[0], LEFT) if chunks else None
+    size = folder / "net"
+    write_size(size, net, first)
+    entries = list(_size("dense", size, chunks, folder / "dense"))
+    # sherpa-onnx computes other features than ESPnet's default ones
+    heard = folder / "kaldi_fbank"
+    write_size(heard, Net(net.blocks, net.width, features="kaldi_fbank"), first)
+    for number, dtype in enumerate(DTYPES):
+        entries.insert(4 + number, _sherpa("dense", heard, chunks, folder, dtype))
+    config = family.read_config(size)
+    for sparsity in sparsities:
+        model = masked(family.load_size(size), sparsity)
+        for dtype in DTYPES:
+            path = folder / f"{sparsity}_{dtype}.omni"
+            write_packed(path, model, describe(model, config), dtype)
+            name = f"{sparsity:.0%} zeros"
+            entries.append(Entry(name, f"engine {dtype}", Engine, (path,)))
+    for share in kept:
+        smaller = folder / f"kept_{share}"
+        write_size(smaller, Net(net.blocks, net.width, share), first)
+        found = _size(
+            f"{share:.0%} of branches", smaller, chunks, folder / f"of_{share}"
+        )
+        entries += [entry for entry in found if entry.run_time.startswith("engine")]
+    return entries
+
+
+def _onnx(size: Path, out: Path, dtype: str, chunk: int | None) -> Path:
+    from espnet_omnisparse.export.onnx_folder import export
+
+    export(_asked(size, dtype, chunk), out)
+    return out
+
+
+def _sherpa(
+    name: str, size: Path, chunks: Sequence[int], folder: Path, dtype: str
+) -> Entry:
+    from espnet_omnisparse.export.sherpa import export
+
+    streams: dict[int | None, Path] = {}
+    for chunk in chunks or [None]:
+        streams[chunk] = folder / f"sherpa_{dtype}_{chunk}"
+        export(_asked(size, dtype, chunk), streams[chunk])
+    return Entry(name, f"sherpa-onnx {dtype}", Sherpa, (streams,))
+
+
+def _asked(size: Path, dtype: str, chunk: int | None) -> argparse.Namespace:
+    """What `omnisparse export` is asked for."""
+    given = {"size": size, "dtype": dtype, "head": None, "chunk": None, "left": None}
+    if chunk is not None:
+        given |= {"chunk": chunk, "left": LEFT}
+    return argparse.Namespace(**given)
