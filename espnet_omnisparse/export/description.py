@@ -22,6 +22,8 @@ ACTIVATIONS = {
     "Tanh": "tanh",
     "GELU": "gelu",
 }
+#: Tokens that are no text; `<unk>` is one, as ESPnet's own decoding prints it.
+SILENT = ("<blank>", "<sos/eos>", "<sos>", "<eos>")
 _FLOOR = 1e-10  # of ESPnet's log-mel
 _MODELS = ("espnet", "omni", "omni_transducer")
 _ENCODERS = ("conformer", "layer_prunable_conformer", "omni_sparse_conformer")
@@ -59,7 +61,7 @@ def describe(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         "transducer": transducer,
         "tokens": list(config["token_list"]),
         "blank": 0,
-        "silent": _silent(config),
+        "silent": [token for token in SILENT if token in config["token_list"]],
         "text": {"kind": config.get("token_type"), "space": "<space>"},
     }
 
@@ -128,12 +130,6 @@ def blocks_of(model: Any, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]
             for branch, (norm, module) in parts.items()
             if branch in kept and getattr(block, module, None) is not None
         }
-
-
-def _silent(config: Mapping[str, Any]) -> list[str]:
-    """Tokens that are no text; `<unk>` is one, as ESPnet's own decoding prints it."""
-    special = ["<blank>", "<sos/eos>", "<sos>", "<eos>"]
-    return [token for token in special if token in config["token_list"]]
 
 
 def _features(frontend: Any) -> dict[str, Any]:

@@ -43,11 +43,12 @@ class Graph:
     unused: Mapping[str, int] = field(default_factory=dict)
 
 
-def require(*packages: str) -> None:
-    """Finds what an export needs beside this package.
+def require(*packages: str, what: str = "This export") -> None:
+    """Finds what is needed beside this package.
 
     Args:
         packages: As they are imported.
+        what: Needs them.
 
     Raises:
         UserError: If one is not installed.
@@ -60,7 +61,7 @@ def require(*packages: str) -> None:
             if package.startswith("onnx"):
                 wanted = "'espnet-omnisparse[onnx]'"
             raise UserError(
-                f"This export needs {name}, which is not installed: pip install "
+                f"{what} needs {name}, which is not installed: pip install "
                 f"{wanted}."
             ) from error
 
@@ -131,16 +132,17 @@ def _quantise(path: Path) -> None:
         logging.disable(logging.NOTSET)
 
 
-def session(path: Path) -> Any:
-    """A file in onnxruntime, on one thread of the CPU.
+def session(path: Path, threads: int = 1) -> Any:
+    """A file in onnxruntime, on the CPU.
 
     Args:
         path: The file.
+        threads: Of an operation.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"]

@@ -70,6 +70,8 @@ def _common(source: Source) -> dict[str, str | int]:
         "sample_rate": description["sample_rate"],
         "tokens": json.dumps(source.tokens),
         "blank": description["blank"],
+        "text": json.dumps(description["text"]),
+        "silent": json.dumps(description["silent"]),
     }
 
 

@@ -1,6 +1,7 @@
 """Tiny models of every kind that a packed file can hold, with much to say."""
 
 import functools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import torch
 
 from espnet_omnisparse.export.description import describe
 from espnet_omnisparse.export.packed import matrices_of, write_packed
+from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.files import save_tensors, write_yaml
 from helpers.tiny import asr_config, build, transducer_config
 
 RATE = 16000
@@ -21,13 +24,14 @@ AUDIO = {
 }
 KALDI = {"frontend": "kaldi_fbank", "frontend_conf": {"n_mels": 20}}
 CHUNK = {"size": 8, "left": 16}
+STOCK = {"encoder": "conformer", "model": "espnet"}
 LIVE = {"causal": True, "chunk": CHUNK}
 PARTS = [{"mhsa": 1, "ffn1": 3, "conv": 1}, {"ffn2": 4}, {"mhsa": 2, "ffn1": 1}]
 
 
-def ctc(encoder=None, share=0.0, **changes):
+def ctc(conf=None, share=0.0, **changes):
     """A model of CTC alone, `share` of its weights zeros, and its configuration."""
-    config = asr_config(encoder, **{**AUDIO, **changes})
+    config = asr_config(conf, **{**AUDIO, **changes})
     config["model_conf"].pop("supernet", None)
     return _talkative(_masked(build(config), share)), config
 
@@ -50,6 +54,21 @@ def asr_transducer():
         LIVE,
         decoder="transducer",
         decoder_conf={"hidden_size": 12, "num_layers": 2},
+        joint_net_conf={"joint_space_size": 14},
+        model_conf={"ctc_weight": 0.3},
+    )
+
+
+def local(**changes):
+    """A model without attention: a frame sees a second around it, and no more."""
+    kept = [["ffn1", "conv"], [], ["conv", "ffn2"]]
+    return ctc({"kept": kept}, **changes)
+
+
+def _local_transducer():
+    return local(
+        decoder="transducer",
+        decoder_conf={"hidden_size": 12},
         joint_net_conf={"joint_space_size": 14},
         model_conf={"ctc_weight": 0.3},
     )
@@ -88,6 +107,14 @@ MAKERS = {
     ),
     "gru": _gru,
     "asr-transducer": asr_transducer,
+    "local": local,
+    "local-transducer": _local_transducer,
+}
+#: the same of those that a packed file cannot have
+OTHERS = {
+    "legacy": lambda: ctc({"rel_pos_type": "legacy"}, **STOCK),
+    "linear": lambda: ctc({"input_layer": "linear"}, **STOCK),
+    "loudness": lambda: ctc(speech_volume_normalize=0.5),
 }
 TRANSDUCERS = ("transducer", "transducer-masked", "stateless", "gru", "asr-transducer")
 STREAMING = (
@@ -99,7 +126,7 @@ STREAMING = (
 @functools.cache
 def made(kind: str):
     """The model of a kind, and its configuration."""
-    return MAKERS[kind]()
+    return {**MAKERS, **OTHERS}[kind]()
 
 
 def write(folder: Path, kind: str, dtype: str = "fp32") -> Path:
@@ -108,6 +135,16 @@ def write(folder: Path, kind: str, dtype: str = "fp32") -> Path:
     path = folder / f"{kind}-{dtype}.omni"
     if not path.exists():
         write_packed(path, model, describe(model, config), dtype)
+    return path
+
+
+def write_folder(folder: Path, kind: str) -> Path:
+    """Its folder, as `omnisparse extract` writes one."""
+    model, config = made(kind)
+    path = folder / kind
+    path.mkdir(exist_ok=True)
+    save_tensors(path / family.MODEL, model.state_dict())
+    write_yaml(path / family.CONFIG, json.loads(json.dumps(config, default=str)))
     return path
 
 

@@ -1,4 +1,4 @@
-"""Audio files as words with times: by segments, or as a stream."""
+"""Audio files as words with times, by the command."""
 
 import json
 import re
@@ -14,7 +14,6 @@ from espnet_omnisparse.export.description import describe
 from espnet_omnisparse.export.packed import write_packed
 from espnet_omnisparse.runtime import Token
 from espnet_omnisparse.runtime.library import VARIABLE
-from espnet_omnisparse.transcribe.segments import LONGEST, SHORTEST, segments
 from espnet_omnisparse.transcribe.words import Word, as_srt, words_of
 
 RATE = 16000
@@ -67,34 +66,14 @@ def test_a_short_file_has_the_text_of_the_engine(tmp_path, capsys, engine, encod
     assert line == expected and line
 
 
-def test_words_have_times_and_long_files_are_segments(tmp_path, capsys, engine):
+def test_words_have_times(tmp_path, capsys, engine):
     model, audio = packed(tmp_path / "x.omni"), noise(tmp_path / "a.flac", 70)
     (line,) = run(capsys, model, audio, "--format", "json")
     told = json.loads(line)
     assert told["text"] == " ".join(word["text"] for word in told["words"])
-    samples, _ = soundfile.read(audio, dtype="float32")
-    loaded, texts, begins = runtime.load(model), [], []
-    for begin, part in segments([samples], RATE):
-        texts.append(loaded.recognize(part, RATE))
-        begins.append(begin)
-    assert told["text"] == squeezed(" ".join(texts)) and len(begins) == 3
     times = [word["begin"] for word in told["words"]]
-    assert times == sorted(times) and times[-1] >= begins[-1] > 40
+    assert times == sorted(times) and times[0] < 1
     assert 60 < told["words"][-1]["end"] < 70.1
-
-
-def test_segments_are_the_recording_cut_where_it_is_quiet():
-    samples = np.random.default_rng(0).standard_normal(int(65.3 * 100))
-    samples[2480:2500] = 0
-    found = list(segments(np.array_split(samples, 7), 100))
-    joined = np.concatenate([part for _, part in found])
-    assert np.array_equal(joined, samples.astype(np.float32))
-    assert len(found[0][1]) == pytest.approx(2490, abs=10)
-    for _, part in found[:-1]:
-        assert SHORTEST * 100 <= len(part) <= LONGEST * 100
-    assert [round(100 * begin) for begin, _ in found] == list(
-        np.cumsum([0, *(len(part) for _, part in found[:-1])])
-    )
 
 
 def test_one_bad_file_does_not_keep_the_others(tmp_path, capsys, engine):
