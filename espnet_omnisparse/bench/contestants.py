@@ -202,9 +202,6 @@ class OnnxRuntime:
     def __init__(
         self, folders: list[Path], spelling: Spelling | None, threads: int = 1
     ):
-        from espnet_omnisparse.export.onnx_file import require
-
-        require(*self.LIBRARIES)
         self._folders, self._spelling, self._threads = folders, spelling, threads
         self._whole = self._session(folders[0] / "ctc.onnx")
         self.bytes = (folders[0] / "ctc.onnx").stat().st_size

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from espnet_omnisparse import runtime
 from espnet_omnisparse.bench.contestants import (
@@ -19,6 +20,7 @@ from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.cost.count import count_macs
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.description import describe
+from espnet_omnisparse.export.onnx_file import require
 from espnet_omnisparse.export.packed import write_packed
 from espnet_omnisparse.extract import experiment as family
 
@@ -45,6 +47,7 @@ def of_files(named: Sequence[str], chunks: Sequence[int], folder: Path) -> list[
             run_time = f"engine {runtime.load(path).info['dtype']}"
             entries.append(Entry(name, run_time, Engine, (path,)))
         elif (path / "ctc.onnx").is_file():
+            require("onnxruntime")
             entries.append(Entry(name, "ONNX Runtime", OnnxRuntime, ([path], None)))
         else:
             entries += _size(name, path, chunks, folder / str(number))
@@ -76,8 +79,16 @@ def _size(
     if told["features"]["kind"] == "kaldi_fbank":
         for dtype in DTYPES:
             yield _sherpa(name, size, chunks, folder, dtype)
+    yield from _engines(name, model, config, folder / "engine", macs)
+
+
+def _engines(
+    name: str, model: Any, config: dict[str, Any], out: Path, macs: int | None = None
+) -> Iterator[Entry]:
+    """A model in the engine, packed beside `out`."""
+    told = describe(model, config)
     for dtype in DTYPES:
-        path = folder / f"{dtype}.omni"
+        path = out.with_name(f"{out.name}_{dtype}.omni")
         write_packed(path, model, told, dtype)
         yield Entry(name, f"engine {dtype}", Engine, (path,), macs)
 
@@ -110,18 +121,14 @@ def of_random(
     config = family.read_config(size)
     for sparsity in sparsities:
         model = masked(family.load_size(size), sparsity)
-        for dtype in DTYPES:
-            path = folder / f"{sparsity}_{dtype}.omni"
-            write_packed(path, model, describe(model, config), dtype)
-            name = f"{sparsity:.0%} zeros"
-            entries.append(Entry(name, f"engine {dtype}", Engine, (path,)))
+        out = folder / f"zeros_{sparsity}"
+        entries += _engines(f"{sparsity:.0%} zeros", model, config, out)
     for share in kept:
         smaller = folder / f"kept_{share}"
         write_size(smaller, Net(net.blocks, net.width, share), first)
-        found = _size(
-            f"{share:.0%} of branches", smaller, chunks, folder / f"of_{share}"
-        )
-        entries += [entry for entry in found if entry.run_time.startswith("engine")]
+        config, model = family.read_config(smaller), family.load_size(smaller)
+        macs = count_macs(model, family.feature_size(config), 10)
+        entries += _engines(f"{share:.0%} of branches", model, config, smaller, macs)
     return entries
 
 

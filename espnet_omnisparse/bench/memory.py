@@ -44,6 +44,7 @@ def peak(entry: Entry, chunks: Sequence[int]) -> int | None:
 def _measure(out: Connection, entry: Entry, chunks: Sequence[int]) -> None:
     for name in entry.kind.LIBRARIES:
         importlib.import_module(name)
+    samples = np.tile(noise(RATE), SECONDS)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")
     contestant = entry.open()
@@ -52,7 +53,7 @@ def _measure(out: Connection, entry: Entry, chunks: Sequence[int]) -> None:
         for _ in range(-(-SECONDS * 25 // chunks[0])):  # 25 frames in a second
             next(stream)
     else:
-        contestant.whole(np.tile(noise(RATE), SECONDS))
+        contestant.whole(samples)
     out.send(_status("VmHWM") - before)
 
 

