@@ -71,7 +71,7 @@ def bench(args: argparse.Namespace) -> None:
     """Times models in their run times, all of them in turn: whole and in streams."""
     _check(args)
     from espnet_omnisparse.bench.entries import of_files, of_random
-    from espnet_omnisparse.bench.memory import peak
+    from espnet_omnisparse.bench.footprint import peak
     from espnet_omnisparse.bench.random_net import Net
     from espnet_omnisparse.bench.runtimes import Plan, measure, table
 

@@ -1,62 +1,120 @@
-"""How much memory a model takes in its run time, each in a process of its own."""
+"""Peak memory of a transducer's training step: a supernet's against its dense net's.
 
-import importlib
+    python3 -m espnet_omnisparse.bench.memory
+
+The joint network's output, a value per frame, label and token, is most of it. Each
+step is made, twice, in a process of its own, whose memory is measured before and at its
+peak.
+"""
+
+import argparse
 import multiprocessing
+import os
+import resource
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
-import numpy as np
+import torch
 
-from espnet_omnisparse.bench.contestants import RATE, Entry, noise
+from espnet_omnisparse.extract.experiment import build
+from espnet_omnisparse.tasks import OmniASRTransducerTask
 
-SECONDS = 10  # of the recording, or of the stream
+FEATURES = 80
+SUPERNET = {
+    "sizes": {"s90": {"sparsity": 0.9}},
+    "sparsity": {"ramp": 1, "nets": ["dense", "sparsest", "random", "random"]},
+}
+STEPS = ("dense", "split_batch", "per_batch")
 
 
-def peak(entry: Entry, chunks: Sequence[int]) -> int | None:
-    """The peak of loading a model and of using it, above what its libraries take.
+def configuration(args: argparse.Namespace, update: str | None) -> dict[str, Any]:
+    """A transducer of ESPnet's `asr_transducer` task; `None`: no supernet.
 
     Args:
-        entry: The model and its run time.
-        chunks: Sizes of those of streams: the first is used, or a whole recording
-            where there is none.
-
-    Returns:
-        Bytes of resident memory; `None` where the system does not tell.
+        args: The command's options.
+        update: A value of `supernet.update`; `None`: no supernet.
     """
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    here, there = multiprocessing.Pipe()
-    # a fresh interpreter: a forked one has this one's pages
-    process = multiprocessing.get_context("spawn").Process(
-        target=_measure, args=(there, entry, list(chunks))
-    )
-    process.start()
-    there.close()
-    try:
-        return here.recv()
-    except EOFError:  # it ended without an answer
-        return None
-    finally:
-        process.join()
+    parser = OmniASRTransducerTask.get_parser()
+    config = vars(parser.parse_args(["--output_dir", os.devnull]))
+    block = {
+        "block_type": "conformer",
+        "num_blocks": args.blocks,
+        "hidden_size": args.size,
+        "linear_size": 4 * args.size,
+        "heads": 4,
+        "conv_mod_kernel_size": 15,
+    }
+    config |= {
+        "token_list": [f"t{number}" for number in range(args.tokens)],
+        "input_size": FEATURES,
+        "normalize": None,
+        "encoder_conf": {
+            "body_conf": [block],
+            "input_conf": {"vgg_like": False},
+            "main_conf": {"dynamic_chunk_training": True},
+            "conv_norm": "layer_norm",
+            "pattern": "8x1",
+        },
+        "decoder_conf": {"embed_size": args.size, "hidden_size": args.size},
+        "joint_network_conf": {"joint_space_size": args.size},
+        "model_conf": {},
+    }
+    if update is not None:
+        config["model_conf"]["supernet"] = {**SUPERNET, "update": update}
+    return config
 
 
-def _measure(out: Connection, entry: Entry, chunks: Sequence[int]) -> None:
-    for name in entry.kind.LIBRARIES:
-        importlib.import_module(name)
-    samples = np.tile(noise(RATE), SECONDS)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _status("VmRSS")
-    contestant = entry.open()
-    if chunks:
-        stream = contestant.chunks(chunks[0])
-        for _ in range(-(-SECONDS * 25 // chunks[0])):  # 25 frames in a second
-            next(stream)
-    else:
-        contestant.whole(samples)
-    out.send(_status("VmHWM") - before)
+def peak_of_step(args: argparse.Namespace, step: str) -> float:
+    """Megabytes that a forward and backward pass takes at its peak.
+
+    Args:
+        args: The command line's shape.
+        step: One of `STEPS`.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    update = None if step == "dense" else step
+    model = build(configuration(args, update)).train()
+    if update is not None:
+        model.supernet.set_run_length(100)
+        model.supernet.update = 99
+    frames, labels = int(100 * args.seconds), int(5 * args.seconds)
+    batch = {
+        "speech": torch.randn(args.batch, frames, FEATURES),
+        "speech_lengths": torch.full((args.batch,), frames),
+        "text": torch.randint(1, args.tokens - 1, (args.batch, labels)),
+        "text_lengths": torch.full((args.batch,), labels),
+    }
+    with open("/proc/self/statm") as statm:
+        before = int(statm.read().split()[1]) * resource.getpagesize()
+    for _ in range(2):
+        model(**batch)[0].backward()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return (peak - before) / 1e6
 
 
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--blocks", type=int, default=12)
+    parser.add_argument("--size", type=int, default=144, help="model dimension")
+    parser.add_argument("--tokens", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=8, help="utterances")
+    parser.add_argument("--seconds", type=float, default=10.0, help="per utterance")
+    args = parser.parse_args(argv)
+    # what is freed goes back to the system, or the heap's holes are measured as well
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    print("| training step | peak (MB) | against dense |\n|---|---|---|")
+    dense = None
+    for step in STEPS:
+        # spawned, so that nothing of one step is in another's memory
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, context) as pool:
+            peak = pool.submit(peak_of_step, args, step).result()
+        dense = dense or peak
+        print(f"| {step} | {peak:.0f} | {peak / dense:.2f}x |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
