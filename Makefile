@@ -39,7 +39,7 @@ engine: setup ## the engine of packed files again, after a change of its sources
 bench: setup ## paired times: supernet, stock Conformer, each size, and run times
 	$(run) python -m espnet_omnisparse.bench
 	$(run) python -m espnet_omnisparse.bench.memory
-	$(run) omnisparse bench --random 12x256 --chunks 8
+	$(run) omnisparse bench --random 12x256 --keep 0.5 --chunks 8 32
 
 clean: ## remove caches and build leftovers; environment and experiments stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache

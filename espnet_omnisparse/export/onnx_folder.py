@@ -55,6 +55,11 @@ def graphs_of(source: Source) -> dict[str, Graph]:
     kind = "ctc" if source.head == "ctc" else "encoder"
     graphs = {f"{kind}.onnx": recording(source)}
     if source.chunk is not None:
+        if source.chunk.left == 0:  # torch.onnx ends the process at caches of no frame
+            raise UserError(
+                "A stream in ONNX has frames before its chunk, and this size sees none "
+                "(left: 0): give --chunk and --left, a few chunks."
+            )
         graphs[f"{kind}_stream.onnx"] = stream(source)
     if source.head == "transducer":
         graphs["predictor.onnx"] = predictor(source)
