@@ -3,6 +3,8 @@
 import argparse
 import os
 import subprocess
+import tarfile
+from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY
@@ -221,3 +223,41 @@ def test_a_derived_configuration_trains(axis):
 def test_what_has_no_supernet_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         derive(CONFORMER | changes, "layer")
+
+
+# --- a whole recipe ----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_mini_an4_from_its_audio_to_packed_sizes(tmp_path, monkeypatch):
+    """ESPnet's smallest recipe, as its sdist has it, in stages 1 to 14."""
+    try:
+        sdist = template.download(tmp_path)
+    except UserError as error:
+        pytest.skip(str(error))
+    with tarfile.open(sdist) as archive:
+        top = f"espnet-{template.ESPNET_VERSION}/egs2/mini_an4/asr1/"
+        parts = [one for one in archive if one.name.startswith(top)]
+        archive.extractall(tmp_path, parts, filter="data")
+    asr1 = tmp_path / top
+    for variable, value in recipe_environment(tmp_path / "x").items():
+        monkeypatch.setenv(variable, value)
+    config = CONFORMER | {"max_epoch": 2, "batch_type": "unsorted", "batch_size": 2}
+    write_yaml(asr1 / "conf" / "train_conformer.yaml", config)
+    cli.main(["recipe", str(asr1), "--config", "conf/train_conformer.yaml"])
+    options = "--ngpu 0 --nj 1 --inference_nj 1 --use_lm false --skip_packing false"
+    done = subprocess.run(
+        ["./run_omnisparse.sh", *options.split(), "--sizes", "small full"],
+        cwd=asr1,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    exp = asr1 / "exp" / "asr_omnisparse_raw_en_bpe30"
+    for size in ("small", "full"):
+        folder = Path(f"{exp}_{size}")
+        assert list(folder.glob("*.zip"))
+        assert list(folder.glob("decode_*/test/score_wer/result.txt"))
+    rows = (exp / "RESULTS.md").read_text().splitlines()
+    assert any(row.startswith("| small ") and "| test |" in row for row in rows)
