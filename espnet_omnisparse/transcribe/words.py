@@ -66,9 +66,9 @@ def words_of(
 
 
 def _decoded(spelt: bytes) -> str:
-    """UTF-8 as text, each byte that is of no character as U+FFFD.
+    r"""UTF-8 as text, each byte that is of no character as U+FFFD.
 
-    >>> _decoded(b"\\xe6\\x97\\xa5\\xe6\\x9c") == "\\u65e5\\ufffd\\ufffd"
+    >>> _decoded(b"\xe6\x97\xa5\xe6\x9c") == "\u65e5\ufffd\ufffd"
     True
     """
     return spelt.decode(errors=_EACH)
