@@ -53,7 +53,7 @@ setup(
     python_requires=">=3.12,<3.14",
     packages=find_packages(include=["espnet_omnisparse", "espnet_omnisparse.*"]),
     package_data={
-        "espnet_omnisparse.recipe": ["bin/*"],
+        "espnet_omnisparse.recipe": ["bin/*", "conf/*"],
         "espnet_omnisparse.runtime": ["csrc/**/*"],
     },
     ext_modules=[engine],

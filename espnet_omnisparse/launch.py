@@ -20,14 +20,13 @@ REMAPPED = {
     f"espnet2.bin.{name}": f"espnet_omnisparse.bin.{name}"
     for name in (
         "asr_train",
+        "asr_inference",
         "asr_inference_streaming",
         "asr_transducer_train",
         "asr_transducer_inference",
         "pack",
     )
 }
-#: ESPnet's modules that load models and so need our classes registered
-REGISTERED = {"espnet2.bin.asr_inference"}
 REFUSED = {
     "espnet2.bin.lightning_train": "use_lightning: use ESPnet's own trainer",
     "espnet2.bin.asr_inference_k2": "use_k2: use ESPnet's own decoder",
@@ -36,7 +35,7 @@ USAGE = "usage: python3 -m espnet_omnisparse.launch (-m MODULE | SCRIPT) [ARGS .
 
 
 def run_module(module: str, arguments: Sequence[str]) -> None:
-    """Runs a module as `python3 -m` would, after remapping and registration.
+    """Runs a module as `python3 -m` would, after remapping.
 
     Args:
         module: Its dotted name.
@@ -47,8 +46,6 @@ def run_module(module: str, arguments: Sequence[str]) -> None:
     """
     if module in REFUSED:
         raise UserError(f"Supernets cannot be combined with {REFUSED[module]}.")
-    if module in REGISTERED:
-        import espnet_omnisparse.tasks  # noqa: F401  (slow, and only needed here)
     module = REMAPPED.get(module, module)
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -25,6 +25,7 @@ ACTIVATIONS = {
 #: Tokens that are no text; `<unk>` is one, as ESPnet's own decoding prints it.
 SILENT = ("<blank>", "<sos/eos>", "<sos>", "<eos>")
 _FLOOR = 1e-10  # of ESPnet's log-mel
+_SPELLED = ("char", "bpe", "word", "phn", None)
 _MODELS = ("espnet", "omni", "omni_transducer")
 _ENCODERS = ("conformer", "layer_prunable_conformer", "omni_sparse_conformer")
 
@@ -47,6 +48,12 @@ def describe(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             "A model trained with speech_volume_normalize cannot be exported: the "
             "exported one would have to hear the whole recording first."
+        )
+    if config.get("token_type") not in _SPELLED:
+        raise UserError(
+            f"A model of token_type {config['token_type']} cannot be exported, because "
+            "a packed file has no such tokenizer: train one with char, bpe, word or "
+            "phn."
         )
     features = _features(model.frontend)
     transducer = _transducer(model)

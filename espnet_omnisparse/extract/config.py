@@ -1,12 +1,14 @@
 """The configuration that builds one size: an ordinary ESPnet configuration."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS
 from espnet_omnisparse.core.layout import expanded, is_standalone
 from espnet_omnisparse.core.spec import SubnetSpec
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import block_numbers
 
 # options of the encoders that ESPnet's own have not
@@ -137,3 +139,18 @@ def is_transducer(config: Mapping[str, Any]) -> bool:
 def conv_norm_of(config: Mapping[str, Any]) -> str:
     """The normalisation in the Conv modules."""
     return config["encoder_conf"].get("conv_norm", "batch_norm")
+
+
+def token_list_of(tokens: Sequence[str] | str) -> list[str]:
+    """The tokens of a configuration, which may name their file.
+
+    Raises:
+        UserError: If there is no such file.
+    """
+    if not isinstance(tokens, str):
+        return list(tokens)
+    path = Path(tokens)
+    if not path.is_file():
+        raise UserError(f"{path}, the list of tokens, is not there: restore it.")
+    with path.open(encoding="utf-8") as lines:
+        return [line.rstrip() for line in lines]  # as ESPnet reads it

@@ -27,6 +27,7 @@ from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.cost.count import Cost, count_cost
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
+from espnet_omnisparse.extract.config import token_list_of
 from espnet_omnisparse.extract.cut import State, cut_state
 from espnet_omnisparse.extract.forms import form_of
 from espnet_omnisparse.files import (
@@ -64,7 +65,8 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} is not the configuration of a training (it has no {lacking[0]}): "
             "train again (stage 11), or extract this size again (stage 12)."
         )
-    return config
+    # ESPnet2 writes the tokens themselves, ESPnet3 the name of their file
+    return {**config, "token_list": token_list_of(config["token_list"])}
 
 
 def build(

@@ -1,15 +1,58 @@
-"""`omnisparse template`."""
+"""`omnisparse recipe` and `omnisparse template`."""
 
 import argparse
 from pathlib import Path
 
 from espnet_omnisparse.arguments import Commands, add_command
+from espnet_omnisparse.errors import UserError
 
 
 def add_commands(commands: Commands) -> None:
-    """Registers the command."""
+    """Registers the commands."""
+    command = add_command(commands, recipe)
+    command.add_argument(
+        "recipe", type=Path, metavar="PATH", help="its folder, such as egs2/x/asr1"
+    )
+    command.add_argument(
+        "--config",
+        type=Path,
+        help="the recipe's configuration to derive the supernet's from (default: what "
+        "run.sh names, or a Conformer with CTC)",
+    )
+    command.add_argument(
+        "--axis",
+        choices=("layer", "weight"),
+        default="layer",
+        help="whether sizes drop branches, or weights (%(default)s)",
+    )
+    command.add_argument(
+        "--name", default="omnisparse", help="of what is written (%(default)s)"
+    )
     command = add_command(commands, template)
     command.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE")
+
+
+def recipe(args: argparse.Namespace) -> None:
+    """Prepares any asr1 recipe of ESPnet for a supernet, without changing its files."""
+    from espnet_omnisparse.recipe import adopt, template
+
+    template.require_versions()
+    adoption = adopt.plan(args.recipe, args.config, args.axis, args.name)
+    written = adopt.adopt(args.recipe, adoption)
+    for name in adoption.files:
+        note = "" if name in written else " (was there)"
+        print(f"{args.recipe / name}{note}")
+    print(f"Derived from: {adoption.source}")
+    print(f"Keys that differ: {', '.join(adoption.changed)}")
+    print(f"Sizes are decoded with: {adoption.inference_config or 'what run.sh says'}")
+    python, has_package = adopt.python_of(args.recipe)
+    print(f"Python of its stages: {python or 'none'}")
+    if not has_package:
+        raise UserError(
+            f"{python or 'The Python of its path.sh'} has no espnet-omnisparse: "
+            "install it there, with that Python's pip."
+        )
+    print(f"Next: cd {args.recipe} && ./{adoption.wrapper}")
 
 
 def template(args: argparse.Namespace) -> None:

@@ -115,7 +115,9 @@ def link(recipe: Path, root: Path) -> None:
         _point(recipe / name, root, f"egs2/TEMPLATE/asr1/{name}")
     _point(recipe.parents[2] / "tools", root, "tools")
     (recipe / "local").mkdir(exist_ok=True)
-    (recipe / "local" / "path.sh").touch()
+    own = recipe / "local" / "path.sh"
+    if not own.exists():
+        own.touch()
 
 
 def download(folder: Path) -> Path:
@@ -194,6 +196,8 @@ def _unpack(sdist: Path, folder: Path) -> None:
 def _point(place: Path, root: Path, inside: str) -> None:
     """Links `place` to `inside` of `root`, unless the user has something else there."""
     target = root / inside
+    if place == target:  # of the checkout that the recipe is in
+        return
     if place.is_symlink():
         current = os.readlink(place)
         others = place.exists() and not current.endswith(inside)

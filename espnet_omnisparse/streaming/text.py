@@ -1,6 +1,5 @@
 """Tokens as text, by ESPnet's tokenizer, as decoding and scoring spell them."""
 
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,30 @@ from espnet_omnisparse.errors import UserError
 def tokenizer_of(config: Mapping[str, Any]) -> AbsTokenizer:
     """The tokenizer of a training's configuration.
 
+    Of phonemes it is that of words: ESPnet's own leaves no blanks between them, and a
+    text could not be compared with another.
+
     Raises:
         UserError: If its BPE file is missing.
     """
-    options = Namespace(**config)
-    bpe = options.bpemodel if options.token_type == "bpe" else None
-    if bpe is not None and not Path(bpe).exists():
+    kind, bpe = config["token_type"], config.get("bpemodel")
+    if kind == "phn":
+        kind = "word"
+    if kind == "bpe" and bpe is not None and not Path(bpe).exists():
         raise UserError(
             f"The model's BPE file {bpe} is not there: run in the recipe's folder, or "
             "restore it."
         )
-    return build_tokenizer(token_type=options.token_type, bpemodel=bpe)
+    # of other kinds it is the name of a model that has a tokenizer
+    return build_tokenizer(token_type=kind, bpemodel=bpe)
 
 
 def settled_text(text: str, revises: bool) -> str:
     """A text without what the next chunks may well change.
 
     Of a greedy search all of it; of a beam what comes before the last word, or, where
-    nothing tells words apart, before the last two characters.
+    nothing tells words apart, before the last two characters. Bytes at the end that
+    are of no character yet, which the next tokens complete, are left out.
 
     Args:
         text: So far.
@@ -40,7 +45,7 @@ def settled_text(text: str, revises: bool) -> str:
     >>> settled_text("one two thr", True), settled_text("one two thr", False)
     ('one two', 'one two thr')
     """
-    text = " ".join(text.split())
+    text = " ".join(text.rstrip("\ufffd").split())
     if not revises:
         return text
     before, space, _ = text.rpartition(" ")

@@ -29,7 +29,8 @@ from espnet_omnisparse.supernet.sampling import SampledSubnet, Sampler
 
 _ON_ITS_OWN = (
     "This supernet {lacks}, because it is not trained by espnet_omnisparse's task: "
-    "train with espnet_omnisparse.bin.asr_train, or call "
+    "train with espnet_omnisparse.bin.asr_train, under ESPnet3 add "
+    "espnet_omnisparse.train.lightning.SupernetCallback to trainer.callbacks, or call "
     "model.supernet.begin(updates, optimizer) before the first one."
 )
 

@@ -29,6 +29,16 @@ def plan_of(model: SupernetModel) -> Plan:
     return Plan(_tied_options(model), supernet.timeline, supernet.total)
 
 
+def differing_options(plan: Plan, model: SupernetModel) -> list[str]:
+    """What a training cannot go on with, in words.
+
+    Args:
+        plan: Of the run that its checkpoint is of.
+        model: What is to go on.
+    """
+    return differences(plan.options, _tied_options(model))
+
+
 def check_checkpoint(args: argparse.Namespace, model: torch.nn.Module) -> None:
     """Looks at the checkpoint that a training would go on from, before it begins.
 
@@ -51,7 +61,7 @@ def check_checkpoint(args: argparse.Namespace, model: torch.nn.Module) -> None:
     plan = None
     if isinstance(model, SupernetModel) and PLAN in states:
         plan = Plan.from_dict(states[PLAN])
-        differing = differences(plan.options, _tied_options(model))
+        differing = differing_options(plan, model)
     differing = differing or list(_shape_differences(states["model"], model))
     if differing:
         raise UserError(

@@ -1,6 +1,8 @@
 """Tokens and their times as words, and words as text, JSON or subtitles."""
 
+import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from espnet_omnisparse.runtime import Token
 
 _BEGINS = "\N{LOWER ONE EIGHTH BLOCK}"  # a word, in BPE pieces
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a piece that is a part of a character
 _FRAME = 0.08  # seconds that a token is taken to last
 _LINE = 7.0  # seconds of a subtitle
 _PAUSE = 1.0  # seconds that end one
@@ -42,7 +45,7 @@ def words_of(
     >>> [word.text for word in words_of(tokens, {"kind": "char", "space": "<space>"})]
     ['hi']
     """
-    spelt, begin, last = "", 0.0, 0.0
+    spelt, begin, last = b"", 0.0, 0.0
     for token in tokens:
         piece, starts = token.text, text["kind"] not in ("char", "bpe")
         if text["kind"] == "bpe" and piece.startswith(_BEGINS):
@@ -50,14 +53,33 @@ def words_of(
         elif piece == text["space"]:
             piece, starts = "", True
         if starts and spelt:
-            yield Word(spelt, offset + begin, offset + last + _FRAME)
-            spelt = ""
+            yield Word(_decoded(spelt), offset + begin, offset + last + _FRAME)
+            spelt = b""
         if not spelt:
             begin = token.seconds
         if piece:
-            spelt, last = spelt + piece, token.seconds
+            byte = _BYTE.fullmatch(piece) if text["kind"] == "bpe" else None
+            spelt += bytes.fromhex(byte[1]) if byte else piece.encode()
+            last = token.seconds
     if spelt:
-        yield Word(spelt, offset + begin, offset + last + _FRAME)
+        yield Word(_decoded(spelt), offset + begin, offset + last + _FRAME)
+
+
+def _decoded(spelt: bytes) -> str:
+    r"""UTF-8 as text, each byte that is of no character as U+FFFD.
+
+    >>> _decoded(b"\xe6\x97\xa5\xe6\x9c") == "\u65e5\ufffd\ufffd"
+    True
+    """
+    return spelt.decode(errors=_EACH)
+
+
+def _replace_each(error: UnicodeError) -> tuple[str, int]:
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+_EACH = "omnisparse-each"
+codecs.register_error(_EACH, _replace_each)
 
 
 def as_text(words: Sequence[Word]) -> str:

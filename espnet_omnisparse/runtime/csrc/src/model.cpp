@@ -139,16 +139,64 @@ Spelling::Spelling(const Json& model) {
   }
 }
 
+namespace {
+
+// What a byte-fallback piece, such as <0xE4>, is; -1: it is another piece.
+int byte_of(const std::string& piece) {
+  if (piece.size() != 6 || piece.compare(0, 3, "<0x") != 0 || piece[5] != '>') return -1;
+  int value = 0;
+  for (int at = 3; at < 5; ++at) {
+    const char digit = piece[at];
+    if (digit >= '0' && digit <= '9') value = 16 * value + digit - '0';
+    else if (digit >= 'A' && digit <= 'F') value = 16 * value + digit - 'A' + 10;
+    else return -1;
+  }
+  return value;
+}
+
+// Bytes of the UTF-8 character at a place; 0: there is none.
+size_t character(const std::string& text, size_t at) {
+  const auto byte = [&](size_t i) {
+    return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u;
+  };
+  const unsigned lead = byte(at);
+  if (lead < 0x80) return 1;
+  const size_t size = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+  if (lead < 0xC2 || lead > 0xF4) return 0;
+  for (size_t i = 1; i < size; ++i)
+    if ((byte(at + i) & 0xC0) != 0x80) return 0;
+  const unsigned next = byte(at + 1);  // overlong, surrogates, above U+10FFFF
+  if ((lead == 0xE0 && next < 0xA0) || (lead == 0xED && next > 0x9F)) return 0;
+  if ((lead == 0xF0 && next < 0x90) || (lead == 0xF4 && next > 0x8F)) return 0;
+  return size;
+}
+
+// Each byte that is of no character becomes U+FFFD, as in sentencepiece.
+std::string valid(const std::string& text) {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    const size_t size = character(text, at);
+    out += size == 0 ? "\xef\xbf\xbd" : text.substr(at, size);
+    at += size == 0 ? 1 : size;
+  }
+  return out;
+}
+
+}  // namespace
+
 std::string Spelling::text(const std::vector<int>& ids) const {
   static const std::string kMark = "\xe2\x96\x81";  // U+2581
   std::string out;
-  bool first = true;
+  bool first = true, bytes = false;
   for (const int id : ids) {
     if (id < 0 || id >= size() || silent_[id]) continue;
     const std::string& token = tokens_[id];
     if (pieces_) {
       if (token == "<unk>") {  // as sentencepiece prints it
         out += " \xe2\x81\x87 ";
+      } else if (const int byte = byte_of(token); byte >= 0) {
+        out += static_cast<char>(byte);
+        bytes = true;
       } else {
         size_t from = 0;
         for (size_t at; (at = token.find(kMark, from)) != std::string::npos;
@@ -166,7 +214,7 @@ std::string Spelling::text(const std::vector<int>& ids) const {
     }
     first = false;
   }
-  return out;
+  return bytes ? valid(out) : out;
 }
 
 Model::Model(const std::string& path, int threads) : pool_(threads) {

@@ -1,0 +1,197 @@
+"""A supernet for any recipe of ESPnet: a wrapper beside its `run.sh`, configurations.
+
+Nothing of the recipe is changed. The wrapper sources its `run.sh` with `./asr.sh`
+standing for `python3 -m espnet_omnisparse.recipe`, which is a function there: stages 1
+to 11 run as they are, and what `run.sh` says of data and tokens holds.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import atomic_path, read_yaml
+from espnet_omnisparse.recipe import template
+from espnet_omnisparse.recipe.derive import (
+    changed_keys,
+    decodes_with_ctc_alone,
+    derive,
+    is_of_standalone_task,
+)
+
+NAME = "omnisparse"
+OWN = Path(__file__).parent / "conf"
+STARTER = OWN / "conformer_ctc.yaml"
+DECODE_CTC = OWN / "decode_ctc.yaml"
+_CALLS_ASR = re.compile(r"^\s*\./asr\.sh\b", re.MULTILINE)
+_ASR_CONFIG = re.compile(r"asr_config[= ]\s*[\"']?(conf/[\w./-]+\.yaml)")
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """What a recipe gets.
+
+    Attributes:
+        wrapper: The name of the wrapper.
+        config: That of the supernet's configuration.
+        files: Name -> content, of these and what else is written, in the recipe.
+        source: What the configuration is derived from.
+        changed: The keys in which it differs.
+        inference_config: What sizes are decoded with; empty: what `run.sh` says.
+    """
+
+    wrapper: str
+    config: str
+    files: Mapping[str, str]
+    source: Path
+    changed: tuple[str, ...]
+    inference_config: str
+
+
+def plan(
+    recipe: Path, config: Path | None = None, axis: str = "layer", name: str = NAME
+) -> Adoption:
+    """Says what a recipe gets; nothing is written.
+
+    Args:
+        recipe: Its folder.
+        config: A configuration to derive the supernet's from, in the recipe or from
+            where we are. `None`: the one that `run.sh` names, or, where that cannot be
+            pruned, a Conformer with CTC of this package.
+        axis: `layer` or `weight`.
+        name: What the new files are called.
+
+    Raises:
+        UserError: If it is no recipe, or there is no supernet of the configuration.
+    """
+    run_sh = _run_sh(recipe)
+    if config is not None:
+        places = [path for path in (recipe / config, config) if path.is_file()]
+        if not places:
+            raise UserError(f"--config {config} exists neither here nor in {recipe}.")
+        source = places[0]
+        derived = _derived(source, axis)
+    else:
+        source, derived = _default(recipe, run_sh, axis)
+    changed = tuple(changed_keys(read_yaml(source), derived))
+    wrapper, target = f"run_{name}.sh", f"conf/{name}.yaml"
+    files = {target: _yaml(derived, source, recipe, changed)}
+    options, inference = {"asr_config": target}, ""
+    if is_of_standalone_task(derived):
+        options["asr_task"] = "asr_transducer"
+    elif decodes_with_ctc_alone(derived):
+        inference = f"conf/{name}_decode_ctc.yaml"
+        files[inference] = DECODE_CTC.read_text(encoding="utf-8")
+        options |= {"inference_config": inference, "use_lm": "false"}
+    lines = "\n    ".join(f"--{key} {value}" for key, value in options.items())
+    text = (OWN / "wrapper.sh").read_text(encoding="utf-8")
+    files[wrapper] = text.replace("@WRAPPER@", wrapper).replace("@OPTIONS@", lines)
+    return Adoption(wrapper, target, files, source, changed, inference)
+
+
+def adopt(recipe: Path, adoption: Adoption) -> list[str]:
+    """Writes what a recipe gets, and links what its stages need.
+
+    Args:
+        recipe: Its folder.
+        adoption: What `plan` returned.
+
+    Returns:
+        The names of the files that were written; those that were there are not.
+
+    Raises:
+        UserError: If a file is there with other content; then nothing is written.
+    """
+    for name, text in adoption.files.items():
+        path = recipe / name
+        if path.exists() and path.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{path} exists with other content than it would get now: delete it, "
+                "or give the new files another name with --name."
+            )
+    template.link(recipe, root_of(recipe))
+    (recipe / "conf").mkdir(exist_ok=True)
+    missing = [name for name in adoption.files if not (recipe / name).exists()]
+    for name in missing:
+        with atomic_path(recipe / name) as path:
+            path.write_text(adoption.files[name], encoding="utf-8")
+            if name == adoption.wrapper:
+                path.chmod(path.stat().st_mode | 0o111)
+    return missing
+
+
+def root_of(recipe: Path) -> Path:
+    """The tree with ESPnet's template: the checkout that the recipe is in, if any."""
+    root = recipe.resolve().parents[2]
+    chosen = os.environ.get("ESPNET_ROOT")
+    has_template = (root / "egs2" / "TEMPLATE" / "asr1" / "asr.sh").is_file()
+    if not chosen and has_template and (root / "tools").is_dir():
+        return root
+    return template.locate()
+
+
+def python_of(recipe: Path) -> tuple[str, bool]:
+    """The Python of the recipe's stages, and whether it has this package.
+
+    Args:
+        recipe: Its folder, with the template linked.
+    """
+    ask = (
+        "set +u; . ./path.sh >/dev/null 2>&1; command -v python3;"
+        'python3 -c "import espnet_omnisparse" 2>/dev/null && echo yes'
+    )
+    done = subprocess.run(
+        ["bash", "-c", ask], cwd=recipe, stdout=subprocess.PIPE, text=True
+    )
+    lines = done.stdout.split("\n")
+    return lines[0], "yes" in lines[1:]
+
+
+def _run_sh(recipe: Path) -> str:
+    path = recipe / "run.sh"
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    if not _CALLS_ASR.search(text):
+        raise UserError(
+            f"{recipe} is no recipe of ESPnet's asr1 kind, whose run.sh calls "
+            "./asr.sh: name its folder, such as egs2/mini_an4/asr1."
+        )
+    return text
+
+
+def _default(recipe: Path, run_sh: str, axis: str) -> tuple[Path, dict[str, Any]]:
+    """What is derived where the user names nothing, and from what."""
+    for named in _ASR_CONFIG.findall(run_sh)[-1:]:
+        path = recipe / named
+        try:
+            return path, _derived(path, axis)
+        except UserError as error:
+            print(f"run.sh's own configuration is not used. {error}")
+    return STARTER, derive(read_yaml(STARTER), axis)
+
+
+def _derived(path: Path, axis: str) -> dict[str, Any]:
+    config = read_yaml(path)
+    try:
+        if not isinstance(config, Mapping):
+            raise UserError("It is no training configuration.")
+        return derive(config, axis)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _yaml(
+    derived: Mapping[str, Any], source: Path, recipe: Path, changed: Sequence[str]
+) -> str:
+    origin = "A Conformer with CTC"
+    if source != STARTER:
+        origin = os.path.relpath(source.resolve(), recipe.resolve())
+    comment = f"# {origin} as a supernet, by `omnisparse recipe`. What differs:\n"
+    comment += "".join(f"#   {key}\n" for key in changed)
+    text = yaml.safe_dump(dict(derived), sort_keys=False, default_flow_style=None)
+    return comment + text

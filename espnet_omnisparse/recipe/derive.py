@@ -1,0 +1,139 @@
+"""A supernet's configuration, derived from that of an ordinary ESPnet training."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from espnet_omnisparse.core.layout import is_standalone
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.options import supernet_section
+
+#: Axis -> what the encoder of a type is called there.
+ENCODERS = {"layer": "layer_prunable_{}", "weight": "omni_sparse_{}"}
+#: Axis -> the section that makes a training a supernet's.
+SUPERNETS: Mapping[str, Mapping[str, Any]] = {
+    "layer": {"method": "simple_topk", "sizes": {"small": 0.33, "medium": 0.67}},
+    "weight": {
+        "sizes": {
+            "s50": {"sparsity": 0.5},
+            "s70": {"sparsity": 0.7},
+            "s80": {"sparsity": 0.8},
+            "s90": {"sparsity": 0.9},
+        },
+        "sparsity": {"final": 0.9, "sandwich": ["dense", "sparsest", *["nearby"] * 2]},
+        "update": "split_batch",
+        "subnet_weight": 1.0,
+        "warm_start": 0.3,
+    },
+}
+CRITERION = ["valid", "loss_sizes", "min"]
+# of the stock's blocks; the supernet has layer dropout of its own
+_OF_STOCK_BLOCKS = ("stochastic_depth_rate", "layer_drop_rate")
+
+
+def derive(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
+    """Makes a supernet's configuration of an ordinary one.
+
+    What is not named here stays: data, features, decoder, optimiser, scheduler. So does
+    the scale of the loss (`loss_normalization: batch` is ESPnet's), for which clipping
+    and rates were chosen.
+
+    Args:
+        config: Of a training of the task `asr` or `asr_transducer`.
+        axis: `layer` or `weight`.
+
+    Returns:
+        The configuration; `config` is left as it is.
+
+    Raises:
+        UserError: If the model has no supernet of this kind.
+    """
+    if supernet_section(config):
+        raise UserError("It trains a supernet already: use it as it is.")
+    derived = {key: value for key, value in config.items() if key != "patience"}
+    encoder_conf = dict(config.get("encoder_conf") or {})
+    model_conf = {
+        **(config.get("model_conf") or {}),
+        "loss_normalization": "batch",
+        "supernet": dict(SUPERNETS[axis]),
+    }
+    if is_of_standalone_task(config):
+        if axis == "weight":
+            encoder_conf["pattern"] = "8x1"
+    else:
+        _check_model(config)
+        derived |= {"encoder": _encoder(config, axis), "model": "omni"}
+        for name in _OF_STOCK_BLOCKS:
+            encoder_conf.pop(name, None)
+    return derived | {
+        "encoder_conf": encoder_conf,
+        "model_conf": model_conf,
+        "best_model_criterion": [CRITERION],
+        "num_att_plot": 0,  # a pass has the attention of several subnets
+    }
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The keys that a derived configuration has changed, one of a section as `a.b`.
+
+    Args:
+        before: The ordinary configuration.
+        after: What `derive` made of it.
+
+    >>> changed_keys({"a": 1, "b": {"c": 2}, "p": 3}, {"a": 1, "b": {"c": 2, "d": 4}})
+    ['b.d', 'p (left out)']
+    """
+    changed = []
+    for key in dict.fromkeys([*before, *after]):
+        old, new = before.get(key), after.get(key)
+        if key not in after:
+            changed.append(f"{key} (left out)")
+        elif isinstance(new, Mapping) and isinstance(old, Mapping | None):
+            inner = changed_keys(old or {}, new)
+            changed += [f"{key}.{one}" for one in inner if key not in _WHOLE]
+            changed += [key] if key in _WHOLE and inner else []
+        elif old != new:
+            changed.append(key)
+    return changed
+
+
+# sections that are told as one
+_WHOLE = ("supernet",)
+
+
+def decodes_with_ctc_alone(config: Mapping[str, Any]) -> bool:
+    """Whether a training leaves its attention decoder out, if it has one."""
+    conf = config.get("model_conf") or {}
+    return not is_of_standalone_task(config) and conf.get("ctc_weight", 0.5) == 1.0
+
+
+def is_of_standalone_task(config: Mapping[str, Any]) -> bool:
+    """Whether an ordinary configuration is of the task `asr_transducer`."""
+    return is_standalone({"encoder_conf": config.get("encoder_conf") or {}})
+
+
+def _encoder(config: Mapping[str, Any], axis: str) -> str:
+    from espnet_omnisparse.tasks import encoder_choices  # slow
+
+    given = config.get("encoder", "rnn")  # ESPnet's default
+    name = ENCODERS[axis].format(given)
+    if name not in encoder_choices.classes:
+        start, end = ENCODERS[axis].split("{}")
+        known = [
+            other.removeprefix(start).removesuffix(end)
+            for other in encoder_choices.classes
+            if other.startswith(start)
+        ]
+        raise UserError(
+            f"Its encoder is {given}, which cannot be pruned: name a configuration "
+            f"with one of {', '.join(known)}."
+        )
+    return name
+
+
+def _check_model(config: Mapping[str, Any]) -> None:
+    model = config.get("model", "espnet")
+    if model != "espnet":
+        raise UserError(
+            f"Its model is {model}, of which there is no supernet: name a "
+            "configuration with model: espnet."
+        )
