@@ -37,6 +37,7 @@ RATE = 16000
 STFT = {"frontend": "default", "frontend_conf": {**FRONTEND, "n_mels": FEATURES}}
 KALDI = {"frontend": "kaldi_fbank", "frontend_conf": {"fs": "16k"}}
 LIVE = {"causal": True, "chunk": {"size": 4, "left": 8}}
+PASTLESS = {"causal": True, "chunk": {"size": 3, "left": 0}}
 NARROWED = [{"mhsa": 1, "ffn1": 2}, {}, {"conv": 1, "mhsa": 2, "ffn2": 3}]
 ENCODERS = {
     "plain": {},
@@ -278,6 +279,7 @@ def test_the_command_writes_a_folder(tmp_path, capsys):
         (lambda: asr(), ["--chunk", "4"], "cannot stream"),
         (lambda: asr(LIVE), ["--left", "4"], "--left needs --chunk"),
         (lambda: asr({"rel_pos_type": "legacy"}), [], "rel_pos_type: latest"),
+        (lambda: asr(PASTLESS), [], "give --chunk and --left"),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_a_sentence(
