@@ -104,7 +104,8 @@ def training_config(
     encoder_conf = dict(theirs["encoder_conf"])
     for name in ("stochastic_depth_rate", "layer_drop_rate"):
         encoder_conf.pop(name, None)  # of the training alone
-    model_conf = {**theirs["model_conf"], "supernet": dict(supernet)}
+    teacher = {"teacher": str(original.checkpoint)}
+    model_conf = {**theirs["model_conf"], "supernet": {**supernet, **teacher}}
     # the scale for which the model's own rate and clipping were chosen
     model_conf["loss_normalization"] = "batch"
     config.pop("num_iters_per_epoch", None)
