@@ -20,9 +20,12 @@ from espnet_omnisparse.shrink.one_shot import build_supernet, one_shot, one_shot
 from espnet_omnisparse.shrink.original import Original, read_original
 from espnet_omnisparse.shrink.plan import Length, data_options, training_config
 from espnet_omnisparse.shrink.scores import PLACE, score
+from espnet_omnisparse.train.journal import read_log
 
 #: What a folder is the family of; and the training's configuration.
 MARK, TRAINING = "shrink.yaml", "training.yaml"
+#: What says that the training has come to its end.
+_TRAINED = "trained.yaml"
 _MODEL, _DATA = "model", "data"
 
 
@@ -147,6 +150,9 @@ def _config(wish: Wish, original: Original, folder: Path) -> dict[str, Any]:
 
 def _train(wish: Wish, original: Original) -> None:
     """Trains by ESPnet's own means, which go on where they were."""
+    done = wish.out / _TRAINED
+    if done.exists():
+        return
     config = wish.out / TRAINING
     write_yaml(config, _training(wish, original, wish.out))
     arguments = [
@@ -157,6 +163,8 @@ def _train(wish: Wish, original: Original) -> None:
         *shlex.split(wish.train_args),
     ]
     asr_train.main(arguments)
+    last = read_log(wish.out)[-1]
+    write_yaml(done, {name: last[name] for name in ("epoch", "update")})
 
 
 def _extract(wish: Wish) -> list[Path]:

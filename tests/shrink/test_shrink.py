@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import yaml
 from espnet2.bin.asr_inference import Speech2Text
 from helpers import REPOSITORY, stock
 from helpers.trained import assert_same_tensors, load
@@ -89,7 +91,9 @@ def test_a_packed_model_gives_the_same_family(
     assert "Without any training" in told.err
     lines = told.out.splitlines()[-3:]
     assert [line.split(":")[0] for line in lines] == [*SIZES]
-    assert all(str(size_of(out, name)) in line for name, line in zip(SIZES, lines))
+    assert [line.split(", ")[-1] for line in lines] == [
+        str(size_of(out, name)) for name in SIZES
+    ]
 
 
 def test_a_killed_run_goes_on_to_the_same_family(layer_family, model, corpus, tmp_path):
@@ -115,10 +119,9 @@ cli.main({arguments!r})
     assert_same_family(out, layer_family)
 
 
-def test_what_is_done_is_not_done_again(
-    layer_family, model, corpus, capsys, monkeypatch
-):
+def test_what_is_done_is_not_done_again(layer_family, model, corpus, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in layer_family.parent.rglob("*.pth")}
+    monkeypatch.setattr(run.asr_train, "main", None)
     monkeypatch.setattr(run, "score", lambda *_: None)  # scores are there
     cli.main(command(model, corpus, layer_family, *LAYERS))
     sizes = [size_of(layer_family, name) / "model.pth" for name in SIZES]
@@ -182,7 +185,6 @@ def refusal(capsys, arguments):
 
 
 REFUSED = {
-    "encoder": ({"encoder": "rnn", "encoder_conf": {}}, "has the encoder rnn, which"),
     "attention": ({**stock.HYBRID, "model_conf": {"ctc_weight": 0.0}}, "above 0"),
     "rate": ({"frontend_conf": {"fs": 8000}}, "has 16000 samples a second, but the"),
     "tokens": (
@@ -201,6 +203,16 @@ def test_what_cannot_be_shrunk_is_told_in_a_sentence(case, corpus, tmp_path, cap
     line = refusal(capsys, command(given, corpus, tmp_path / "asr_out", *LAYERS))
     assert sentence in line
     assert files_below(tmp_path) == before
+
+
+def test_an_encoder_that_is_not_known_is_refused(model, corpus, tmp_path, capsys):
+    given = tmp_path / "asr_given"
+    shutil.copytree(model, given)
+    config = read_yaml(given / "config.yaml")
+    (given / "config.yaml").write_text(yaml.safe_dump({**config, "encoder": "rnn"}))
+    line = refusal(capsys, command(given, corpus, tmp_path / "out", *LAYERS))
+    assert "has the encoder rnn, which cannot be shrunk" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_sizes_and_folders_that_make_no_sense_are_refused(
@@ -239,9 +251,9 @@ def test_data_that_cannot_be_read_is_refused(model, tmp_path, capsys):
 
     assert "wav.scp does not exist" in told()
     (train / "wav.scp").write_text(f"a {sound}\n")
-    (train / "text").write_text("b A B\n")
+    (train / "text").write_text("b AB\n")
     assert "no utterance with both audio and text" in told()
-    (train / "text").write_text("a A B\n")
+    (train / "text").write_text("a AB\n")
     (train / "wav.scp").write_text("a sox a.sph -t wav - |\n")
     assert "has a command" in told()
     (train / "wav.scp").write_text(f"a {Path('nowhere.wav')}\n")
