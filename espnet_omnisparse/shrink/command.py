@@ -30,9 +30,7 @@ def add_commands(commands: Commands) -> None:
         metavar='"small:0.33 8MB"',
         help="by dropping branches: NAME:FRACTION, NAME:BRANCHES or a budget",
     )
-    axis.add_argument(
-        "--sparsity", metavar='"50%% 80%%"', help="by zeros in the weights"
-    )
+    axis.add_argument("--sparsity", metavar='"0.5 0.8"', help="by zeros in the weights")
     length = command.add_mutually_exclusive_group()
     length.add_argument(
         "--fraction",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from espnet2.main_funcs import pack_funcs
@@ -13,6 +14,7 @@ from espnet2.main_funcs import pack_funcs
 from helpers.tiny import DECODER, FRONTEND, SHAPE, changed
 from helpers.training import TOKENS
 
+STATS = "feats_stats.npz"
 TRANSDUCER = {
     "decoder": "transducer",
     "decoder_conf": {"hidden_size": 8, "rnn_type": "gru"},
@@ -29,7 +31,7 @@ CONFIG = {
     "token_list": list(TOKENS),
     "token_type": "char",
     "frontend_conf": {**FRONTEND, "n_mels": 30},
-    "normalize": "utterance_mvn",
+    "normalize": "global_mvn",
     "specaug": None,
     "encoder": "conformer",
     "encoder_conf": {**SHAPE, "macaron_style": True, "cnn_module_kernel": 7},
@@ -62,8 +64,14 @@ def stock_model(folder: Path, **changes: Any) -> Path:
     defaults = vars(parser.parse_args(["--output_dir", str(folder)]))
     config = {**defaults, **changed(CONFIG, changes)}
     folder.mkdir(parents=True)
+    mels = config["frontend_conf"]["n_mels"]
+    squares = np.full(mels, 40.0)
+    np.savez(folder / STATS, count=4, sum=np.ones(mels), sum_square=squares)
+    config["normalize_conf"] = {"stats_file": str(folder / STATS)}
     torch.manual_seed(7)
     torch.save(_build(config).state_dict(), folder / "valid.loss.ave.pth")
+    # a training names it from the recipe's folder
+    config["normalize_conf"] = {"stats_file": f"{folder.name}/{STATS}"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -91,6 +99,7 @@ def packed(folder: Path, out: Path) -> Path:
             {"asr_model_file": f"{folder.name}/valid.loss.ave.pth"},
             {"asr_train_config": f"{folder.name}/config.yaml"},
             out,
+            [f"{folder.name}/{STATS}"],
         )
     finally:
         os.chdir(before)

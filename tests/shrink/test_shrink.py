@@ -206,7 +206,7 @@ def test_what_cannot_be_shrunk_is_told_in_a_sentence(case, corpus, tmp_path, cap
 
 
 def test_an_encoder_that_is_not_known_is_refused(model, corpus, tmp_path, capsys):
-    given = tmp_path / "asr_given"
+    given = tmp_path / model.name
     shutil.copytree(model, given)
     config = read_yaml(given / "config.yaml")
     (given / "config.yaml").write_text(yaml.safe_dump({**config, "encoder": "rnn"}))
