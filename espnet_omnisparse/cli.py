@@ -23,6 +23,7 @@ from espnet_omnisparse.publish import command as publish
 from espnet_omnisparse.recipe import command as recipe
 from espnet_omnisparse.report import command as report
 from espnet_omnisparse.search import command as search
+from espnet_omnisparse.shrink import command as shrink
 from espnet_omnisparse.streaming import command as streaming
 from espnet_omnisparse.transcribe import command as transcribe
 
@@ -62,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     packages = (extract, export, search, streaming, transcribe, bench, report)
-    packages += (publish, recipe)
+    packages += (publish, recipe, shrink)
     for package in packages:
         package.add_commands(commands)
     add_command(commands, info)

@@ -18,7 +18,7 @@ ORDER = (
     "environment",
     *("core", "cost", "losses", "selection", "supernet", "nn", "train", "tasks"),
     *("extract", "export", "data", "streaming", "transcribe", "report", "publish"),
-    *("search", "recipe", "bench", "bin"),
+    *("search", "recipe", "bench", "bin", "shrink"),
     *("cli", "launch"),
 )
 #: these know PyTorch and nothing of ESPnet

@@ -150,6 +150,25 @@ def repair_of(folder: Path, size: Path, length: int | float, arguments: str) -> 
     )
 
 
+def own_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration of a further training takes over from one before.
+
+    Without what is ESPnet's default, the data, the text and the schedule.
+
+    Args:
+        config: That of the training before.
+    """
+    defaults = task_of(config).get_default_config()
+    return {
+        name: value
+        for name, value in config.items()
+        if name in defaults
+        and value != defaults[name]
+        and name not in _NOT_OURS
+        and not name.startswith(_OF_DATA)
+    }
+
+
 def training_config(
     size: Mapping[str, Any], updates: int, per_epoch: int
 ) -> dict[str, Any]:
@@ -164,15 +183,7 @@ def training_config(
     Raises:
         UserError: If the training has no learning rate to go by.
     """
-    defaults = task_of(size).get_default_config()
-    config = {
-        name: value
-        for name, value in size.items()
-        if name in defaults
-        and value != defaults[name]
-        and name not in _NOT_OURS
-        and not name.startswith(_OF_DATA)
-    }
+    config = own_options(size)
     epochs = max(updates // per_epoch, 1)
     rate = size["optim_conf"].get("lr")
     if rate is None:

@@ -105,6 +105,13 @@ class SupernetConfig(Section):
         ge=0,
         le=1,
     )
+    teacher: str | None = option(
+        None,
+        "with `distillation`: a checkpoint of the full net's shape, such as the model "
+        "that `--init_param` begins from; its net, frozen, then teaches every subnet, "
+        "the full one too",
+        "the path of a checkpoint",
+    )
     warm_start: Length = option(
         0,
         "length of training the full net alone, first; of methods with a step 1 or 2, "
@@ -171,6 +178,11 @@ class SupernetConfig(Section):
     def _check(self) -> "SupernetConfig":
         self._check_names()
         self._check_sparsity()
+        if self.teacher is not None and self.distillation == "none":
+            raise UserError(
+                "supernet.teacher teaches nothing without distillation: set "
+                "supernet.distillation to kl or alpha, or remove the teacher."
+            )
         if self.method != "none" and not self.sizes:
             raise UserError(
                 "supernet.sizes is empty: name at least one size, such as "
@@ -250,7 +262,8 @@ class SupernetConfig(Section):
                 "supernet.sparsity.sandwich has size, but supernet.sizes is empty: "
                 "name at least one, such as {s90: {sparsity: 0.9}}."
             )
-        if self.distillation != "none" and self.sparsity.sandwich[0] != DENSE:
+        by_dense = self.distillation != "none" and self.teacher is None
+        if by_dense and self.sparsity.sandwich[0] != DENSE:
             raise UserError(
                 "supernet.distillation needs the dense net, the teacher, as the first "
                 "of supernet.sparsity.sandwich."

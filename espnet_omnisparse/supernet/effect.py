@@ -29,6 +29,7 @@ def check_effect(config: SupernetConfig, selection: Selection, subnets: int) -> 
         UserError: Naming the first that is refused.
     """
     masked, several = config.sparsity is not None, subnets > 1
+    taught = several or config.teacher is not None
     subnet_in_step1 = type(selection).gates is not Selection.gates
     fractions = any(isinstance(wanted, float) for wanted in config.sizes.values())
     has_effect = {
@@ -37,8 +38,8 @@ def check_effect(config: SupernetConfig, selection: Selection, subnets: int) -> 
         "update": several,
         "subnet_weight": several or bool(selection.sizes and selection.exits()),
         "subnet_dropout": several,
-        "distillation": several,
-        "distillation_weight": several and config.distillation != "none",
+        "distillation": taught,
+        "distillation_weight": taught and config.distillation != "none",
         "warm_start": selection.learns or several or masked,
         "step1": selection.learns,
         "layer_dropout_step1": selection.learns and subnet_in_step1,

@@ -9,8 +9,11 @@ training, see one backward.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
+
+from espnet_omnisparse.supernet.sampling import SampledSubnet
 
 
 class GradientAccumulator:
@@ -101,3 +104,19 @@ def in_float16(computed: torch.Tensor) -> bool:
     device = computed.device.type
     half = torch.get_autocast_dtype(device) == torch.float16
     return torch.is_autocast_enabled(device) and half
+
+
+def with_shared_gates(
+    subnet: SampledSubnet, gradients: GradientAccumulator
+) -> SampledSubnet:
+    """The subnet; its gates, which may be made of a selection's scores, are shared.
+
+    Args:
+        subnet: A subnet of an update.
+        gradients: Of the update.
+    """
+    gates = (
+        gradients.detach_shared(gate) if isinstance(gate, torch.Tensor) else gate
+        for gate in subnet.gates
+    )
+    return replace(subnet, gates=tuple(gates))

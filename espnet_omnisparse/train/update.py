@@ -6,7 +6,6 @@ which utterances, with what weight, and how their losses become one is here.
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +27,12 @@ from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.diagnosis import GradientDiagnosis
 from espnet_omnisparse.train.division import Division
 from espnet_omnisparse.train.front_ends import FrontEnds
-from espnet_omnisparse.train.gradients import GradientAccumulator, in_float16
+from espnet_omnisparse.train.frozen_teacher import FrozenTeacher
+from espnet_omnisparse.train.gradients import (
+    GradientAccumulator,
+    in_float16,
+    with_shared_gates,
+)
 from espnet_omnisparse.train.loss_guard import LossGuard
 from espnet_omnisparse.train.mask_upkeep import MaskUpkeep
 
@@ -48,6 +52,7 @@ class SupernetModel:
     """
 
     supernet: Supernet
+    _frozen: FrozenTeacher | None
     loss_normalization: str
     mask_upkeep: MaskUpkeep
     diagnosis: GradientDiagnosis
@@ -78,6 +83,7 @@ class SupernetModel:
                 "needs loss_normalization: frames."
             )
         self.loss_normalization = loss_normalization
+        self._frozen = FrozenTeacher.of(self, config.teacher)
         encoder = self.encoder
         measure = partial(cost_table, self)
         self.supernet = Supernet(config, encoder.space, measure, encoder.chunk)
@@ -168,14 +174,17 @@ class SupernetModel:
         if self.training:
             self.diagnosis.before_update(batch)
             sampled = supernet.sample_subnets()
-            sampled = [_with_shared_gates(subnet, gradients) for subnet in sampled]
+            sampled = [with_shared_gates(subnet, gradients) for subnet in sampled]
             parts = self._division.divide(batch, sampled)
         else:
             sampled = supernet.validation_subnets()
             parts = [(batch, sampled)]
         for part, subnets in parts:
             fronts = FrontEnds(self.encoder, part, gradients)
-            largest = teacher = None
+            largest = None
+            teacher = None
+            if self._frozen is not None and self._distils:
+                teacher = self._frozen(part, supernet.full().chunk)
             for subnet in subnets:
                 hidden = fronts.of(subnet.sparsity)
                 outputs = self._outputs(subnet, hidden)
@@ -386,14 +395,3 @@ class SupernetModel:
             return stats[self._stat("loss", sampled[0].size)]
         losses = [stats[f"loss_{subnet.size}"] for subnet in sampled]
         return sum(losses) / len(losses)
-
-
-def _with_shared_gates(
-    subnet: SampledSubnet, gradients: GradientAccumulator
-) -> SampledSubnet:
-    """The subnet; its gates, which may be made of a selection's scores, are shared."""
-    gates = (
-        gradients.detach_shared(gate) if isinstance(gate, torch.Tensor) else gate
-        for gate in subnet.gates
-    )
-    return replace(subnet, gates=tuple(gates))

@@ -1,0 +1,158 @@
+"""The configuration of the supernet that a model becomes, made of the model's own."""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.extract.repair import own_options
+from espnet_omnisparse.shrink.encoders import axes_of
+from espnet_omnisparse.shrink.original import Original
+
+#: How the text is spelt is the model's own.
+_TEXT = (
+    *("token_list", "token_type", "bpemodel", "cleaner", "g2p"),
+    "non_linguistic_symbols",
+)
+#: Epochs of a run whose length is given in updates.
+_EPOCHS = 10
+_PEAK, _WARM_UP = 0.5, 0.1
+#: Rates of these are no learning rates.
+_RELATIVE = ("noamlr",)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the supernet is trained; one of the first two, or neither.
+
+    Attributes:
+        epochs: So many.
+        updates: So many, or up to an epoch's rounding more.
+        fraction: Of the epochs that the model's own training had at most.
+    """
+
+    epochs: int | None = None
+    updates: int | None = None
+    fraction: float = 0.3
+
+    def options(self, config: Mapping[str, Any]) -> dict[str, int]:
+        """As ESPnet's options have it.
+
+        Args:
+            config: The model's configuration.
+        """
+        if self.updates is not None:
+            epochs = min(_EPOCHS, self.updates)
+            batches = math.ceil(self.updates / epochs) * config["accum_grad"]
+            return {"max_epoch": epochs, "num_iters_per_epoch": batches}
+        epochs = self.epochs or max(round(self.fraction * config["max_epoch"]), 1)
+        return {"max_epoch": epochs}
+
+
+def layer_axis(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `supernet` of the layer axis."""
+    return {
+        "method": "taylor",  # a trained net's gates need no scores that are learned
+        "sizes": dict(sizes),
+        "update": "split_batch",
+        "subnet_weight": 1.0,
+        "step1": 0.1,
+        "distillation": "kl",
+    }
+
+
+def weight_axis(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `supernet` of the weight axis."""
+    return {
+        "sizes": dict(sizes),
+        "sparsity": {
+            "final": max(one["sparsity"] for one in sizes.values()),
+            "ramp": 0.4,
+            "settle": 0.35,
+            "own": "norms_and_biases",
+            "sandwich": ["dense", "sparsest", "sparsest", "size"],
+        },
+        "update": "split_batch",
+        "subnet_weight": 1.0,
+        "distillation": "kl",
+    }
+
+
+def training_config(
+    original: Original,
+    supernet: Mapping[str, Any],
+    length: Length,
+    lr: float | None = None,
+) -> dict[str, Any]:
+    """What a training of the supernet reads, but for its data.
+
+    Args:
+        original: The model that it begins from.
+        supernet: The section of that name.
+        length: Of the training.
+        lr: The highest learning rate; `None`: half of the model's own.
+
+    Raises:
+        UserError: If the model has no encoder or rate that one can go by.
+    """
+    theirs = original.config
+    axes = axes_of(theirs, original.name)
+    config = copy.deepcopy(own_options(theirs))
+    encoder_conf = dict(theirs["encoder_conf"])
+    for name in ("stochastic_depth_rate", "layer_drop_rate"):
+        encoder_conf.pop(name, None)  # of the training alone
+    teacher = {"teacher": str(original.checkpoint)}
+    model_conf = {**theirs["model_conf"], "supernet": {**supernet, **teacher}}
+    # the scale for which the model's own rate and clipping were chosen
+    model_conf["loss_normalization"] = "batch"
+    config.pop("num_iters_per_epoch", None)
+    if config.get("batch_type", "folded") == "folded":
+        config["fold_length"] = [80000]
+    return {
+        **config,
+        **{name: theirs[name] for name in _TEXT},
+        **length.options(theirs),
+        "encoder": axes.weights if "sparsity" in supernet else axes.layers,
+        "encoder_conf": encoder_conf,
+        "model": "omni",
+        "model_conf": model_conf,
+        "patience": None,
+        "best_model_criterion": [["valid", "loss_sizes", "min"]],
+        "scheduler": "piecewiselinearwarmuplr",
+        "scheduler_conf": {
+            "warmup_steps_list": [0.0, _WARM_UP, 1.0],
+            "warmup_lr_list": [0.0, _peak(original, lr), 0.0],
+        },
+        "num_att_plot": 0,
+    }
+
+
+def data_options(folder: Path) -> dict[str, Any]:
+    """Where a training finds its data.
+
+    Args:
+        folder: With a folder of lists for each part.
+    """
+    options: dict[str, Any] = {}
+    for part, lists in (("train", "train"), ("valid", "dev")):
+        options[f"{part}_data_path_and_name_and_type"] = [
+            [str(folder / lists / "wav.scp"), "speech", "sound"],
+            [str(folder / lists / "text"), "text", "text"],
+        ]
+        options[f"{part}_shape_file"] = [str(folder / lists / "speech_shape")]
+    return options
+
+
+def _peak(original: Original, lr: float | None) -> float:
+    if lr is not None:
+        return lr
+    rate = (original.config.get("optim_conf") or {}).get("lr")
+    if rate is None or original.config.get("scheduler") in _RELATIVE:
+        raise UserError(
+            f"{original.name} does not say with which learning rate it was trained: "
+            "give the highest one of the supernet's training with --lr."
+        )
+    return _PEAK * rate

@@ -1,0 +1,72 @@
+"""The sizes that a command line asks for, as the supernet's options have them."""
+
+from typing import Any
+
+from espnet_omnisparse.cost.budget import parse_budget
+from espnet_omnisparse.cost.metrics import OF_SIZES
+from espnet_omnisparse.errors import UserError
+
+
+def layer_sizes(text: str) -> dict[str, Any]:
+    """The sizes of the layer axis.
+
+    Args:
+        text: Words `NAME:SIZE`, or a budget that is its own name; a size is a
+            fraction of the branches, their number, or a budget.
+
+    Raises:
+        UserError: If one is none of these.
+
+    >>> layer_sizes("small:0.33 medium:32 8MB")
+    {'small': 0.33, 'medium': 32, '8MB': '8MB'}
+    """
+    sizes: dict[str, Any] = {}
+    for word in text.split():
+        name, colon, wanted = word.rpartition(":")
+        number = _number(wanted)
+        if number is None:
+            budget = parse_budget(wanted, "--sizes", OF_SIZES)
+            sizes[name or budget.name] = budget.text
+        elif colon and name:
+            sizes[name] = number
+        else:
+            raise UserError(f"--sizes: name {word} as well, as in small:{word}.")
+    if not sizes:
+        raise UserError('--sizes names none: give some, as in "small:0.33 8MB".')
+    return sizes
+
+
+def sparse_sizes(text: str) -> dict[str, Any]:
+    """The sizes of the weight axis.
+
+    Args:
+        text: Shares of zeros, as percents or as fractions.
+
+    Raises:
+        UserError: If one is none.
+
+    >>> sparse_sizes("50% 0.9")
+    {'s50': {'sparsity': 0.5}, 's90': {'sparsity': 0.9}}
+    """
+    sizes = {}
+    for word in text.split():
+        number = _number(word.removesuffix("%"))
+        share = None if number is None else number / (100 if word[-1] == "%" else 1)
+        if share is None or not 0.0 < share < 1.0:
+            raise UserError(
+                f"--sparsity: {word} must be a share of zeros such as 70% or 0.7."
+            )
+        name = f"s{100 * share:.4g}".replace(".", "p")
+        sizes[name] = {"sparsity": round(share, 6)}
+    if not sizes:
+        raise UserError('--sparsity names none: give some, as in "50% 80%".')
+    return sizes
+
+
+def _number(text: str) -> int | float | None:
+    if text.isdecimal():
+        return int(text)
+    try:
+        return float(text)
+    except ValueError:
+        return None
