@@ -25,7 +25,7 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     """The configuration that builds what `cut_state` cuts.
 
     It is an ordinary ESPnet configuration: `model: espnet`, unless the model is a
-    transducer, and ESPnet's own `encoder` where stock ESPnet can build the size as it is.
+    transducer, and ESPnet's own `encoder` where it can build the size as it is.
 
     Args:
         config: The supernet's configuration.

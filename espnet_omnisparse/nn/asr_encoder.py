@@ -1,7 +1,7 @@
 """What all prunable encoders of the task `asr` have in common.
 
-An encoder of ESPnet becomes prunable by a class of two bases, this one and its own, which
-names its options that exclude pruning and the blocks that its own become.
+An encoder of ESPnet becomes prunable by a class of two bases, this one and its own,
+which names its options that exclude pruning and the blocks that its own become.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,6 +45,8 @@ class PrunableAsrEncoder(PrunableEncoder):
         mask_front_end: Whether the front end's weights take masks too: all
             convolutions but the first, as matrices over their window, and the output
             layer.
+        causal: Only a Conformer can be.
+        chunk: Only a Conformer can have one.
         **conf: All other options of ESPnet's own encoder.
 
     Attributes:
@@ -71,13 +73,13 @@ class PrunableAsrEncoder(PrunableEncoder):
         pattern: str | None = None,
         pattern_norm: str = "l1",
         mask_front_end: bool = False,
+        causal: bool = False,
+        chunk: Mapping[str, int] | str | None = None,
         **conf,
     ):
-        if not self.can_stream and (
-            conf.pop("causal", None) or conf.pop("chunk", None)
-        ):
+        if not self.can_stream and (causal or chunk is not None):
             raise UserError(
-                f"encoder_conf.causal and chunk are options of a Conformer: "
+                "encoder_conf.causal and chunk are options of a Conformer: "
                 f"{self.layout.stock} cannot stream, leave them out."
             )
         _set_fixed(conf, self.fixed)

@@ -1,9 +1,9 @@
 """ESPnet's E-Branchformer with prunable branches (arXiv 2210.00077).
 
 Its attention and cgMLP run side by side; both outputs, one after the other in channels,
-go through a depthwise convolution and a projection. A side that is dropped takes half of
-that convolution's channels and of that projection's inputs with it. The projection's bias
-belongs to neither side and stays.
+go through a depthwise convolution and a projection. A side that is dropped takes half
+of that convolution's channels and of that projection's inputs with it. The projection's
+bias belongs to neither side and stays; its weights take no masks.
 """
 
 from collections.abc import Collection, Mapping, Sequence

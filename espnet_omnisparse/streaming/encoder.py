@@ -205,8 +205,8 @@ def _chunk_of(encoder: PrunableEncoder, chunk: Chunk | None) -> Chunk:
     """The chunk given, or the encoder's own, if it can stream at all."""
     if isinstance(encoder, PrunableAsrEncoder) and not encoder.can_stream:
         raise UserError(
-            f"This model cannot stream, since its encoder, {encoder.layout.stock}, needs "
-            "the whole recording: recognise segments of up to 30 s with ESPnet's "
+            f"This model cannot stream, since its encoder, {encoder.layout.stock}, "
+            "needs the whole recording: recognise segments of up to 30 s with ESPnet's "
             "Speech2Text, or train a Conformer with encoder_conf.causal: true."
         )
     if not isinstance(encoder, PrunableEncoder) or not encoder.causal:

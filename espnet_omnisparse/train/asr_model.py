@@ -176,7 +176,8 @@ def _refuse_unsupported(
     if not isinstance(encoder, PrunableAsrEncoder):
         raise UserError(
             "model: omni needs encoder: layer_prunable_conformer or "
-            "omni_sparse_conformer, or the same of e_branchformer or transformer; use model: espnet for other encoders."
+            "omni_sparse_conformer, or the same of e_branchformer or transformer; use "
+            "model: espnet for other encoders."
         )
     if ctc_weight == 0.0:
         raise UserError(

@@ -20,7 +20,7 @@ from espnet_omnisparse.extract import experiment
 from espnet_omnisparse.extract.config import cut_config
 from espnet_omnisparse.extract.cut import cut_state
 from espnet_omnisparse.extract.forms import STOCK, STOCK_ZEROED, form_of
-from espnet_omnisparse.streaming.encoder import StreamingEncoder
+from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.tasks import encoder_choices
 
 SHAPE = {
@@ -211,7 +211,7 @@ def test_a_supernet_trains(kind, axis, feats):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert sum(losses[-2:]) < sum(losses[:2])
 
 
@@ -223,7 +223,7 @@ def test_what_cannot_stream_or_be_packed_says_so(kind):
         return
     name = KINDS[kind][0]
     with pytest.raises(UserError, match=f"{name}, needs the whole recording"):
-        StreamingEncoder(model.encoder)
+        EncoderStream(model.encoder)
     with pytest.raises(UserError, match=f"layer_prunable_{name} cannot be exported"):
         describe(model, config)
     with pytest.raises(UserError, match=f"{name} cannot stream"):
