@@ -22,17 +22,25 @@ from espnet2.tasks.asr import (
 from espnet2.tasks.asr_transducer import ASRTransducerTask
 from espnet2.utils.types import str2bool
 
-from espnet_omnisparse.core.layout import is_standalone
+from espnet_omnisparse.core.layout import LAYER_PRUNABLE, OMNI_SPARSE, is_standalone
 from espnet_omnisparse.errors import UserError, check_keys
 from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.nn.conformer import (
     LayerPrunableConformerEncoder,
     OmniSparseConformerEncoder,
 )
+from espnet_omnisparse.nn.e_branchformer import (
+    LayerPrunableEBranchformerEncoder,
+    OmniSparseEBranchformerEncoder,
+)
 from espnet_omnisparse.nn.kaldi_fbank import KaldiFbank
 from espnet_omnisparse.nn.transducer_encoder import (
     OmniTransducerEncoder,
     check_block_types,
+)
+from espnet_omnisparse.nn.transformer import (
+    LayerPrunableTransformerEncoder,
+    OmniSparseTransformerEncoder,
 )
 from espnet_omnisparse.train.asr_model import OmniASRModel
 from espnet_omnisparse.train.kept_zeros import keep_zeros, zeros_of
@@ -47,8 +55,17 @@ from espnet_omnisparse.train.transducer_model import (
 from espnet_omnisparse.train.update import SupernetModel
 
 scheduler_classes["piecewiselinearwarmuplr"] = PiecewiseLinearLR
-encoder_choices.classes["layer_prunable_conformer"] = LayerPrunableConformerEncoder
-encoder_choices.classes["omni_sparse_conformer"] = OmniSparseConformerEncoder
+_ENCODERS = {
+    "conformer": (LayerPrunableConformerEncoder, OmniSparseConformerEncoder),
+    "e_branchformer": (
+        LayerPrunableEBranchformerEncoder,
+        OmniSparseEBranchformerEncoder,
+    ),
+    "transformer": (LayerPrunableTransformerEncoder, OmniSparseTransformerEncoder),
+}
+for stock_name, (layer_prunable, omni_sparse) in _ENCODERS.items():
+    encoder_choices.classes[LAYER_PRUNABLE + stock_name] = layer_prunable
+    encoder_choices.classes[OMNI_SPARSE + stock_name] = omni_sparse
 for choices in (frontend_choices, asr_transducer.frontend_choices):  # one per task
     choices.classes["kaldi_fbank"] = KaldiFbank
 model_choices.classes["omni"] = OmniASRModel

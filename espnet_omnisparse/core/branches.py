@@ -1,6 +1,6 @@
-"""The four residual branches of a Conformer block, and the weights in them."""
+"""The residual branches of an encoder's block, and the weights in them."""
 
-# branch -> its residual scale, in the order in which a block computes them
+# of a Conformer, in the order in which a block computes them; -> its residual scale
 SCALES = {"ffn1": 0.5, "mhsa": 1.0, "conv": 1.0, "ffn2": 0.5}
 BRANCHES = tuple(SCALES)
 FFN_CHUNKS = 4
@@ -9,5 +9,23 @@ PRUNABLE = {
     "ffn1": ("w_1", "w_2"),
     "mhsa": ("linear_q", "linear_k", "linear_v", "linear_out", "linear_pos"),
     "conv": ("pointwise_conv1", "pointwise_conv2"),
+    "cgmlp": ("channel_proj1.0", "channel_proj2"),
     "ffn2": ("w_1", "w_2"),
 }
+
+
+def is_ffn(branch: str) -> bool:
+    """Whether a branch is an FFN; where a block has a single one, it is `ffn2`."""
+    return branch in ("ffn1", "ffn2")
+
+
+def parts_of(branch: str, heads: int) -> int:
+    """Into how many components a branch is divided.
+
+    Args:
+        branch: A key of `PRUNABLE`.
+        heads: Of the attention.
+    """
+    if branch == "mhsa":
+        return heads
+    return FFN_CHUNKS if is_ffn(branch) else 1

@@ -1,8 +1,9 @@
-"""Components: the parts by which a branch of a Conformer block can be narrowed.
+"""Components: the parts by which a branch of a block can be narrowed.
 
 An FFN is divided into chunks of its hidden channels, an attention into its heads; a
-Conv is one part. Dropping a part removes the same hidden units from every tensor that
-has them: a chunk's rows of the first weight and its columns of the second.
+Conv and a cgMLP are one part each. Dropping a part removes the same hidden units from
+every tensor that has them: a chunk's rows of the first weight and its columns of the
+second.
 """
 
 import copy
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch.func import functional_call
+
+from espnet_omnisparse.core.branches import is_ffn
 
 # module's tensor -> the dimension along which its parts lie, one after the other
 _FFN = {"w_1.weight": 0, "w_1.bias": 0, "w_2.weight": 1}
@@ -21,7 +24,7 @@ _MHSA = {
     **dict.fromkeys(("linear_pos.weight", "pos_bias_u", "pos_bias_v"), 0),
     "linear_out.weight": 1,
 }
-_DIMENSIONS = {"ffn1": _FFN, "mhsa": _MHSA, "conv": {}, "ffn2": _FFN}
+_DIMENSIONS = {"ffn1": _FFN, "mhsa": _MHSA, "conv": {}, "cgmlp": {}, "ffn2": _FFN}
 _OUTPUTS = {"ffn1": "w_2", "mhsa": "linear_out", "ffn2": "w_2"}
 
 
@@ -44,7 +47,7 @@ def select(
     """What the kept parts of a branch have of one of its tensors.
 
     Args:
-        branch: One of `BRANCHES`.
+        branch: A key of `PRUNABLE`.
         name: The tensor's name inside the branch's module.
         tensor: The whole tensor.
         kept: Numbers of the kept parts, ascending.
@@ -71,7 +74,7 @@ def scatter(
     """The inverse of `select`: the whole tensor, zero where nothing is kept.
 
     Args:
-        branch: One of `BRANCHES`.
+        branch: A key of `PRUNABLE`.
         name: The tensor's name inside the branch's module.
         small: The narrower tensor.
         kept: Numbers of the kept parts, ascending.
@@ -99,7 +102,7 @@ def run_narrowed(
     2501.18895), of parts and of weights.
 
     Args:
-        branch: One of `BRANCHES`.
+        branch: A key of `PRUNABLE`.
         module: Its module.
         kept: Numbers of the kept parts, ascending.
         of: How many parts there are.
@@ -124,7 +127,7 @@ def run_scaled(
     belongs to no part, has the gate of the most open one.
 
     Args:
-        branch: One of `BRANCHES`.
+        branch: A key of `PRUNABLE`.
         module: Its module.
         gates: `[parts]`.
         inputs: Of the module.
@@ -155,7 +158,7 @@ def narrowed(
     """A module of its own with the first `count` of a branch's parts.
 
     Args:
-        branch: One of `BRANCHES`.
+        branch: A key of `PRUNABLE`.
         module: The branch's module.
         count: How many parts are kept.
         of: How many parts there are.
@@ -186,7 +189,7 @@ def _narrow(
         if hasattr(module, "compute_att_score"):
             # the standalone transducer's keeps a method that is bound to the original
             skeleton.compute_att_score = skeleton.compute_attention_score
-    elif branch != "conv":  # whose activations no part and no weight owns
+    elif is_ffn(branch):  # no part and no weight owns the activations of others
         rate = module.dropout.p * masked.density * len(kept) / of
         skeleton._modules = dict(module._modules)
         skeleton.dropout = torch.nn.Dropout(rate)

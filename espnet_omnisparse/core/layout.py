@@ -1,11 +1,11 @@
-"""Under which names ESPnet's two Conformers keep what can be pruned.
+"""Under which names ESPnet's encoders keep what can be pruned.
 
 All that knows ESPnet's tensor and option names and needs no ESPnet is here.
 """
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
@@ -23,15 +23,25 @@ _CONVOLUTION = re.compile(re.escape(FRONT_END) + r"conv\.(\d+)\.weight")
 
 @dataclass(frozen=True)
 class Layout:
-    """Under which names one of ESPnet's Conformers keeps what can be pruned.
+    """Under which names one of ESPnet's encoders keeps what can be pruned.
 
     Attributes:
         blocks: The list of blocks, in the encoder.
         parts: Branch -> its pre-norm and its module, in a block.
+        stock: ESPnet's name of the encoder, in the task `asr`.
+        sign: What only this layout's tensors of a block begin with; empty: it is known
+            by `blocks` alone.
+        sides: The branches whose outputs are merged, in the order in which the merge
+            has their channels.
+        merge: The merge's tensors -> the dimension along which the sides lie.
     """
 
     blocks: str
     parts: Mapping[str, tuple[str, str]]
+    stock: str = "conformer"
+    sign: str = ""
+    sides: tuple[str, ...] = ()
+    merge: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -72,6 +82,42 @@ TRANSDUCER_LAYOUT = Layout(
         "ffn2": ("norm_feed_forward", "feed_forward"),
     },
 )
+E_BRANCHFORMER_LAYOUT = Layout(
+    "encoders",
+    {
+        "ffn1": ("norm_ff_macaron", "feed_forward_macaron"),
+        "mhsa": ("norm_mha", "attn"),
+        "cgmlp": ("norm_mlp", "cgmlp"),
+        "ffn2": ("norm_ff", "feed_forward"),
+    },
+    "e_branchformer",
+    "merge_proj.",
+    ("mhsa", "cgmlp"),
+    # the bias of the projection belongs to no side: it stays
+    {
+        "depthwise_conv_fusion.weight": 0,
+        "depthwise_conv_fusion.bias": 0,
+        "merge_proj.weight": 1,
+    },
+)
+TRANSFORMER_LAYOUT = Layout(
+    "encoders",
+    {"mhsa": ("norm1", "self_attn"), "ffn2": ("norm2", "feed_forward")},
+    "transformer",
+    "norm2.",
+)
+LAYOUTS = (ASR_LAYOUT, TRANSDUCER_LAYOUT, E_BRANCHFORMER_LAYOUT, TRANSFORMER_LAYOUT)
+LAYER_PRUNABLE, OMNI_SPARSE = "layer_prunable_", "omni_sparse_"
+
+
+def stock_encoder(config: Mapping[str, Any]) -> str:
+    """ESPnet's name of the encoder of a configuration of the task `asr`.
+
+    >>> stock_encoder({"encoder": "omni_sparse_e_branchformer"})
+    'e_branchformer'
+    """
+    name = config["encoder"].removeprefix(LAYER_PRUNABLE)
+    return name.removeprefix(OMNI_SPARSE)
 
 
 def is_standalone(config: Mapping[str, Any]) -> bool:
@@ -81,14 +127,27 @@ def is_standalone(config: Mapping[str, Any]) -> bool:
 
 def layout_of(config: Mapping[str, Any]) -> Layout:
     """Where the model of a configuration keeps its blocks."""
-    return TRANSDUCER_LAYOUT if is_standalone(config) else ASR_LAYOUT
+    if is_standalone(config):
+        return TRANSDUCER_LAYOUT
+    stock = stock_encoder(config) if "encoder" in config else ASR_LAYOUT.stock
+    signed = (layout for layout in LAYOUTS if layout.sign and layout.stock == stock)
+    return next(signed, ASR_LAYOUT)
 
 
 def layout_in(state: Collection[str]) -> Layout:
     """The layout that the names of tensors show."""
-    prefix = TRANSDUCER_LAYOUT.prefix
-    standalone = any(name.startswith(prefix) for name in state)
-    return TRANSDUCER_LAYOUT if standalone else ASR_LAYOUT
+    if any(name.startswith(TRANSDUCER_LAYOUT.prefix) for name in state):
+        return TRANSDUCER_LAYOUT
+    prefix = ASR_LAYOUT.prefix
+    inside = {
+        name.removeprefix(prefix).split(".", 1)[1]
+        for name in state
+        if name.startswith(prefix)
+    }
+    for layout in LAYOUTS:
+        if layout.sign and any(name.startswith(layout.sign) for name in inside):
+            return layout
+    return ASR_LAYOUT
 
 
 def locate(name: str, layout: Layout) -> tuple[int, str | None, str]:
@@ -186,18 +245,16 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         config: An ESPnet configuration.
         state: State dict of the model.
     """
-    prefix = layout_of(config).prefix
-    blocks = {
-        name.removeprefix(prefix).split(".")[0]
-        for name in state
-        if name.startswith(prefix)
-    }
+    layout = layout_of(config)
+    found = [locate(n, layout) for n in state if n.startswith(layout.prefix)]
+    blocks = {number for number, _, _ in found}
+    branches = {branch for _, branch, _ in found}
     conf = config["encoder_conf"]
     if is_standalone(config):
         heads = conf["body_conf"][0].get("heads", _STOCK_HEADS)
     else:
         heads = conf.get("attention_heads", _STOCK_HEADS)
-    masked = config.get("encoder") == "omni_sparse_conformer"
+    masked = str(config.get("encoder")).startswith(OMNI_SPARSE)
     pattern = conf.get("pattern", DEFAULT_PATTERN if masked else None)
     return SearchSpace(
         len(blocks),
@@ -210,4 +267,5 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         ),
         any(name.endswith(_POSITIONS) for name in state),
         tuple(front_layers(state)) if conf.get("mask_front_end") else (),
+        tuple(branch for branch in layout.parts if branch in branches),
     )

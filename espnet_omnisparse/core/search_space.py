@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS, PRUNABLE
+from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE, parts_of
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.errors import UserError
 
@@ -16,7 +16,7 @@ class Place:
 
     Attributes:
         block: Number of its block; `None`: it is the front end's.
-        branch: One of `BRANCHES`, or `FRONT`.
+        branch: One of `SearchSpace.branches`, or `FRONT`.
         layer: Its layer's name there.
     """
 
@@ -42,28 +42,29 @@ def place(weight: str) -> Place:
     first, _, rest = weight.partition(".")
     if first == FRONT:
         return Place(None, FRONT, rest)
-    branch, layer = rest.split(".")
+    branch, layer = rest.split(".", 1)
     return Place(int(first), branch, layer)
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What can be pruned in a Conformer: its units, and the weights that take a mask.
+    """What can be pruned in an encoder: its units, and the weights that take a mask.
 
     Both are in the order in which they are computed.
 
     Attributes:
-        num_blocks: Conformer blocks of the full net.
-        granularity: `"branch"`: each FFN1, MHSA, Conv and FFN2 is a unit and the
+        num_blocks: Blocks of the full net.
+        granularity: `"branch"`: each branch of a block is a unit and the
             block-final norm always stays; `"block"`: a unit is a whole block, final
             norm included; `"component"`: a unit is a quarter of an FFN's channels, an
-            attention head, or a Conv.
+            attention head, or a whole Conv or cgMLP.
         heads: Attention heads of a block; only components depend on it.
         pattern: Of the weights' masks; `None`: weights are not masked.
         positional: Whether the attention has a layer for relative positions; only
             weights depend on it.
         front_end: The front end's layers whose weights take a mask too; see
             `layout.front_layers`.
+        branches: Those of a block, in the order in which it computes them.
 
     >>> SearchSpace(2).units[:5]
     ('0.ffn1', '0.mhsa', '0.conv', '0.ffn2', '1.ffn1')
@@ -83,6 +84,7 @@ class SearchSpace:
     pattern: Pattern | None = None
     positional: bool = True
     front_end: tuple[str, ...] = ()
+    branches: tuple[str, ...] = BRANCHES
 
     def __post_init__(self):
         if self.granularity not in GRANULARITIES:
@@ -101,15 +103,15 @@ class SearchSpace:
     def parts(self) -> dict[str, int]:
         """Into how many units each branch of a block is divided."""
         if self.granularity != "component":
-            return dict.fromkeys(BRANCHES, 1)
-        return {"ffn1": FFN_CHUNKS, "mhsa": self.heads, "conv": 1, "ffn2": FFN_CHUNKS}
+            return dict.fromkeys(self.branches, 1)
+        return {branch: parts_of(branch, self.heads) for branch in self.branches}
 
     def unit(self, block: int, branch: str, part: int = 0) -> str:
         """Name of the unit that a part of a branch belongs to.
 
         Args:
             block: Number of the block.
-            branch: One of `BRANCHES`.
+            branch: One of `branches`.
             part: Number of the part in its branch.
         """
         if self.granularity == "block":
@@ -151,8 +153,8 @@ class SearchSpace:
         blocks = (
             f"{block}.{branch}.{layer}"
             for block in range(self.num_blocks)
-            for branch, layers in PRUNABLE.items()
-            for layer in layers
+            for branch in self.branches
+            for layer in PRUNABLE[branch]
             if self.positional or layer != "linear_pos"
         )
         return (*front, *blocks)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.gate import Gate, mask_gates
 from espnet_omnisparse.core.search_space import SearchSpace
@@ -98,7 +97,7 @@ class SubnetSpec:
     def kept(self) -> tuple[dict[str, tuple[int, ...]], ...]:
         """Per block of the full net: each kept branch, and which of its parts."""
         if self.space.granularity == "block":
-            whole = dict.fromkeys(BRANCHES, (0,))
+            whole = dict.fromkeys(self.space.branches, (0,))
             return tuple(dict(whole) if keep else {} for keep in self.mask)
         entries = iter(self.mask)
         rows = []
@@ -126,7 +125,8 @@ class SubnetSpec:
         """What is kept, of how many, and what they are: branches or components."""
         if self.space.granularity == "component":
             return sum(self.mask), len(self.mask), "components"
-        return self.num_branches, self.space.num_blocks * len(BRANCHES), "branches"
+        of = self.space.num_blocks * len(self.space.branches)
+        return self.num_branches, of, "branches"
 
     @property
     def sparsities(self) -> dict[str, float]:
@@ -180,6 +180,12 @@ class SubnetSpec:
             raise UserError(
                 f"The spec {self.name!r} masks {', '.join(others)}, on which its "
                 "supernet was trained without masks: search the sizes again."
+            )
+        if self.space.branches != space.branches:
+            raise UserError(
+                f"The spec {self.name!r} is of blocks of "
+                f"{', '.join(self.space.branches)}, but its supernet's are of "
+                f"{', '.join(space.branches)}: select the sizes again."
             )
         mine = (self.space.num_blocks, self.space.granularity, self.space.heads)
         if mine != (space.num_blocks, space.granularity, space.heads):

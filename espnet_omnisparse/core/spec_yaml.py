@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from espnet_omnisparse.core.branches import BRANCHES
+from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE, parts_of
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
@@ -14,6 +14,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_yaml
 
 _FORMAT = 1
+_OPTIONAL = {"weights", "chunk", "block"}
 
 
 def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
@@ -35,6 +36,8 @@ def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
         noun: {"kept": kept, "of": of},
         "kept": rows,
     }
+    if spec.space.branches != BRANCHES:
+        value["block"] = list(spec.space.branches)
     pattern = spec.space.pattern
     if pattern is not None:
         value["weights"] = {
@@ -64,11 +67,11 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
     components = isinstance(value, dict) and value.get("granularity") == "component"
     noun = "components" if components else "branches"
     keys = {"format", "name", "supernet", "granularity", noun, "kept"}
-    if not isinstance(value, dict) or set(value) - {"weights", "chunk"} != keys:
+    if not isinstance(value, dict) or set(value) - _OPTIONAL != keys:
         raise UserError(
             f"{source} is not a subnet spec: it needs exactly the keys "
-            f"{', '.join(sorted(keys))}, weights where it masks them, and chunk where "
-            "it streams."
+            f"{', '.join(sorted(keys))}, weights where it masks them, chunk where it "
+            "streams, and block where its blocks are not a Conformer's."
         )
     if value["format"] != _FORMAT:
         raise UserError(
@@ -106,14 +109,22 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
 
 
 def _space_of(value: Mapping[str, Any], rows: list, source: str) -> SearchSpace:
+    branches = value.get("block", list(BRANCHES))
+    known = isinstance(branches, list) and all(
+        isinstance(branch, str) and branch in PRUNABLE for branch in branches
+    )
+    if not known or not branches or len(set(branches)) != len(branches):
+        raise UserError(
+            f"{source}: block must list the branches of a block, each once, of "
+            f"{', '.join(PRUNABLE)}."
+        )
+    branches = tuple(branches)
     if value["granularity"] != "component":
-        return SearchSpace(len(rows), value["granularity"])
+        return SearchSpace(len(rows), value["granularity"], branches=branches)
     declared = value["components"]
     units = declared.get("of") if isinstance(declared, dict) else None
     # what is not an attention head has a fixed number of parts
-    fixed = len(rows) * sum(
-        n for b, n in SearchSpace(1, "component").parts.items() if b != "mhsa"
-    )
+    fixed = len(rows) * sum(parts_of(b, 0) for b in branches)
     heads, left = 0, 1
     if isinstance(units, int) and rows:
         heads, left = divmod(units - fixed, len(rows))
@@ -122,7 +133,7 @@ def _space_of(value: Mapping[str, Any], rows: list, source: str) -> SearchSpace:
             f"{source} contradicts itself: {len(rows)} blocks cannot have "
             f"{units} components."
         )
-    return SearchSpace(len(rows), "component", heads)
+    return SearchSpace(len(rows), "component", heads, branches=branches)
 
 
 def _weights_of(
@@ -173,14 +184,14 @@ def _weights_of(
 
 def _check_row(row: list | dict, block: int, space: SearchSpace, source: str) -> None:
     for branch in row:
-        if branch not in BRANCHES:
+        if branch not in space.branches:
             raise UserError(
                 f"{source}: block {block} keeps an unknown branch {branch!r}; the "
-                f"branches are {', '.join(BRANCHES)}."
+                f"branches are {', '.join(space.branches)}."
             )
     if len(set(row)) != len(row):
         raise UserError(f"{source} contradicts itself: block {block} repeats a branch.")
-    if space.granularity == "block" and len(row) not in (0, len(BRANCHES)):
+    if space.granularity == "block" and len(row) not in (0, len(space.branches)):
         raise UserError(
             f"{source} contradicts itself: granularity is block, but block {block} "
             "keeps only some of its branches."

@@ -32,10 +32,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE
+from espnet_omnisparse.core.branches import PRUNABLE
 from espnet_omnisparse.core.layout import (
-    ASR_LAYOUT,
-    TRANSDUCER_LAYOUT,
+    LAYOUTS,
     front_layers,
 )
 from espnet_omnisparse.core.mask import Pattern, matrix_shape, nonzero_groups
@@ -49,9 +48,9 @@ _VALUE, _COLUMN, _BEGIN = 4, 2, 4  # bytes
 _MASKABLE = re.compile(
     "|".join(
         rf"encoder\.{layout.blocks}\.\d+\.{layout.parts[branch][1]}\.{layer}\.weight"
-        for layout in (ASR_LAYOUT, TRANSDUCER_LAYOUT)
-        for branch, layers in PRUNABLE.items()
-        for layer in layers
+        for layout in LAYOUTS
+        for branch in layout.parts
+        for layer in map(re.escape, PRUNABLE[branch])
     )
 )
 
@@ -291,7 +290,7 @@ def cost_table(model: Any, kind: str) -> CostTable:
         space,
         rest,
         [scale * part[kinds[int(block)], branch] for block, branch in units],
-        [scale * once[number, branch] for number in kinds for branch in BRANCHES],
+        [scale * once[number, branch] for number in kinds for branch in space.branches],
     )
 
 
@@ -314,10 +313,12 @@ def _variants(
 ) -> Iterator[tuple[str, Any]]:
     """The models to measure."""
     blocks = space.num_blocks
-    yield "full", _with_encoder(model, [BRANCHES] * blocks)
+    yield "full", _with_encoder(model, [space.branches] * blocks)
     if space.granularity == "block":
         for number in dict.fromkeys(kinds):
-            yield _variant("one", number), _with_encoder(model, [BRANCHES], [number])
+            yield _variant("one", number), _with_encoder(
+                model, [space.branches], [number]
+            )
         return
     yield "rest", _with_encoder(model, [[]] * blocks)
     for number in dict.fromkeys(kinds):

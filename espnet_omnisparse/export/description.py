@@ -8,7 +8,7 @@ from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.layers.global_mvn import GlobalMVN
 from espnet2.layers.utterance_mvn import UtteranceMVN
 
-from espnet_omnisparse.core.branches import BRANCHES, SCALES
+from espnet_omnisparse.core.branches import BRANCHES, SCALES, is_ffn
 from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.core.layout import is_standalone, layout_of
 from espnet_omnisparse.errors import UserError
@@ -239,18 +239,25 @@ def _front_end(model: Any) -> dict[str, Any]:
     }
 
 
+def _scale(block: torch.nn.Module, branch: str) -> float:
+    """A branch's residual scale: an FFN that is alone in its block has another."""
+    own = getattr(block, "ff_scale", SCALES[branch])
+    return own if is_ffn(branch) else SCALES[branch]
+
+
 def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     encoder, layout = model.encoder, layout_of(config)
     blocks = []
     norms = set()
     positions = set()
+    block_modules = encoder.get_submodule(layout.blocks)
     for number, block in enumerate(blocks_of(model, config)):
         branches = []
         for branch, (norm, module) in block.items():
             norms.add(_epsilon(norm))
             told = {
                 "kind": "ffn" if branch.startswith("ffn") else branch,
-                "scale": SCALES[branch],
+                "scale": _scale(block_modules[number], branch),
                 "norm": name_of(model, norm),
                 "module": name_of(model, module),
             }

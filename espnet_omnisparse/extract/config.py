@@ -5,8 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS
-from espnet_omnisparse.core.layout import expanded, is_standalone
+from espnet_omnisparse.core.branches import FFN_CHUNKS
+from espnet_omnisparse.core.layout import (
+    LAYER_PRUNABLE,
+    expanded,
+    is_standalone,
+    stock_encoder,
+)
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import block_numbers
@@ -22,7 +27,7 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     """The configuration that builds what `cut_state` cuts.
 
     It is an ordinary ESPnet configuration: `model: espnet`, unless the model is a
-    transducer, and `encoder: conformer` where stock ESPnet can build the size as it is.
+    transducer, and ESPnet's own `encoder` where it can build the size as it is.
 
     Args:
         config: The supernet's configuration.
@@ -42,10 +47,10 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     for name in ("stochastic_depth_rate", "layer_drop_rate", "interctc_layer_idx"):
         # nothing, in a spelling that may have the number of the blocks
         conf.pop(name, None)
-    if is_conformer(config, spec):
-        return as_conformer(small)
+    if is_stock(config, spec):
+        return as_stock(small)
     # what is masked is in the weights; a net trained alone may be ESPnet's own
-    small["encoder"] = "layer_prunable_conformer"
+    small["encoder"] = LAYER_PRUNABLE + stock_encoder(config)
     return _with_kept(small, spec)
 
 
@@ -75,7 +80,7 @@ def _ffn_widths(spec: SubnetSpec) -> list[int] | None:
     parts = spec.space.parts
     widths = []
     for row in spec.kept:
-        counts = {branch: len(row.get(branch, ())) for branch in BRANCHES}
+        counts = {branch: len(row.get(branch, ())) for branch in parts}
         whole = all(counts[branch] == parts[branch] for branch in ("mhsa", "conv"))
         if not whole or counts["ffn1"] != counts["ffn2"] or not counts["ffn1"]:
             return None
@@ -106,20 +111,21 @@ def without_training(config: Mapping[str, Any]) -> dict[str, Any]:
         return small
     # ESPnet's own model has a transducer only where warprnnt_pytorch is installed
     small["model"] = "omni_transducer" if is_transducer(config) else "espnet"
-    small["encoder_conf"]["macaron_style"] = True
+    if stock_encoder(config) == "conformer":  # ours has it by default, ESPnet's not
+        small["encoder_conf"].setdefault("macaron_style", True)
     return small
 
 
-def as_conformer(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration, changed in place to build ESPnet's own Conformer."""
-    config["encoder"] = "conformer"
+def as_stock(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration, changed in place to build ESPnet's own encoder."""
+    config["encoder"] = stock_encoder(config)
     for name in OURS_ONLY:
         config["encoder_conf"].pop(name, None)
     return config
 
 
-def is_conformer(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
-    """Whether ESPnet's Conformer is a size's encoder; zeros do not matter to it.
+def is_stock(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
+    """Whether ESPnet's own encoder is a size's encoder; zeros do not matter to it.
 
     Args:
         config: An ESPnet configuration.

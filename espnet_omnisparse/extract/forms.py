@@ -11,11 +11,11 @@ from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.config import (
     OURS_ONLY,
-    as_conformer,
+    as_stock,
     conv_norm_of,
     cut_config,
     has_stock_shape,
-    is_conformer,
+    is_stock,
     is_transducer,
     without_training,
 )
@@ -76,14 +76,14 @@ def form_of(config: Mapping[str, Any], spec: SubnetSpec, stock: bool = False) ->
         small_in_stock = has_stock_shape(config, spec)
         as_it_is = small_in_stock and spec.chunk is None
     else:
-        small_in_stock = is_conformer(config, spec) and not is_transducer(config)
+        small_in_stock = is_stock(config, spec) and not is_transducer(config)
         as_it_is = small_in_stock
     if as_it_is or not stock:
         return Form(STOCK if as_it_is else SLIM, cut_config(config, spec))
     _check_has_stock_form(config)
     name = STOCK if small_in_stock else STOCK_ZEROED
     if not standalone:
-        return Form(name, as_conformer(without_training(config)))
+        return Form(name, as_stock(without_training(config)))
     built = cut_config(config, spec) if small_in_stock else without_training(config)
     for option in OURS_ONLY:
         built["encoder_conf"].pop(option, None)

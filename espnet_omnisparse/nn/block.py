@@ -1,4 +1,4 @@
-"""Conformer blocks as lists of branches, each with a gate, on ESPnet's modules."""
+"""An encoder's blocks as lists of branches, each with a gate, on ESPnet's modules."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from espnet2.legacy.nets.pytorch_backend.transformer.layer_norm import LayerNorm
 
-from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS, SCALES
+from espnet_omnisparse.core.branches import is_ffn, parts_of
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import (
     Masked,
@@ -92,37 +92,47 @@ class CausalConv1d(torch.nn.Conv1d):
 
 
 class PrunableBlock(torch.nn.Module):
-    """A Conformer block: a list of scaled residual branches, then the final norm.
+    """A block: a list of scaled residual branches, then the final norm if it has one.
 
     Args:
         layer: ESPnet's block, whose modules this one takes over.
         kept: The branches to keep, by name, or with the number of parts that each is
             narrowed to; the others do not exist here.
+
+    Attributes:
+        layout: Where it keeps them.
+        ff_scale: Of its FFNs, where ESPnet's block does not say it.
     """
 
     layout = ASR_LAYOUT
+    ff_scale = 0.5
 
     def __init__(
         self,
         layer: torch.nn.Module,
-        kept: Collection[str] | Mapping[str, int] = BRANCHES,
+        kept: Collection[str] | Mapping[str, int],
     ):
         super().__init__()
-        self.kept = tuple(branch for branch in BRANCHES if branch in kept)
+        self.kept = tuple(branch for branch in self.layout.parts if branch in kept)
         for branch in self.kept:
             norm, name = self.layout.parts[branch]
             module = getattr(layer, name)
-            if isinstance(kept, Mapping) and branch != "conv":
-                of = heads_of(module) if branch == "mhsa" else FFN_CHUNKS
+            of = parts_of(branch, heads_of(module))
+            if isinstance(kept, Mapping) and of > 1:
                 module = narrowed(branch, module, kept[branch], of)
             setattr(self, norm, getattr(layer, norm))
             setattr(self, name, module)
-        self.norm_final = layer.norm_final
+        self.norm_final = getattr(layer, "norm_final", torch.nn.Identity())
+        self.ff_scale = getattr(layer, "ff_scale", self.ff_scale)
         self.dropout = layer.dropout
 
     def norm(self, branch: str) -> torch.nn.Module:
         """The pre-norm of a branch."""
         return getattr(self, self.layout.parts[branch][0])
+
+    def scale(self, branch: str) -> float:
+        """By what the output of a branch is multiplied before it is added."""
+        return self.ff_scale if is_ffn(branch) else 1.0
 
     def module(self, branch: str) -> torch.nn.Module:
         """The module of a branch."""
@@ -146,21 +156,31 @@ class PrunableBlock(torch.nn.Module):
         """
         x = frames.x
         for branch, gate in zip(self.kept, gates, strict=True):
-            if gate is None:
-                continue
-            scale = SCALES[branch]
-            inputs = self._inputs(branch, self.norm(branch)(x), frames)
-            weights = masked.get(branch) if masked else None
-            out = self._run(branch, inputs, gate, weights)
-            factor = scale if isinstance(gate, tuple) else gate * scale
-            x = x + factor * self.dropout(out)
+            if gate is not None:
+                x = x + self._residual(branch, x, frames, gate, masked)
         return self.norm_final(x)
+
+    def _residual(
+        self,
+        branch: str,
+        x: torch.Tensor,
+        frames: Frames,
+        gate: BranchGate,
+        masked: Mapping[str, Masked] | None,
+    ) -> torch.Tensor:
+        """What a branch adds."""
+        scale = self.scale(branch)
+        inputs = self._inputs(branch, self.norm(branch)(x), frames)
+        weights = masked.get(branch) if masked else None
+        out = self._run(branch, inputs, gate, weights)
+        factor = scale if isinstance(gate, tuple) else gate * scale
+        return factor * self.dropout(out)
 
     def _inputs(
         self, branch: str, x: torch.Tensor, frames: Frames
     ) -> tuple[torch.Tensor | None, ...]:
         """What the branch's module is called with."""
-        if branch == "conv":
+        if branch in ("conv", "cgmlp"):
             return (x, frames.mask)
         if branch == "mhsa":
             mask = frames.mask

@@ -10,7 +10,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.metrics import Metric
@@ -20,7 +19,13 @@ from espnet_omnisparse.report.results import Series
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP"
 KEPT, DROPPED = COLOURS[0], "#E4E4E4"
-BRANCH_TITLES = ("FFN1", "MHSA", "Conv", "FFN2")
+BRANCH_TITLES = {
+    "ffn1": "FFN1",
+    "mhsa": "MHSA",
+    "conv": "Conv",
+    "cgmlp": "cgMLP",
+    "ffn2": "FFN2",
+}
 
 
 def wer_figure(
@@ -125,14 +130,14 @@ def selection_figure(
 def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
     parts = spec.space.parts
     rows = [
-        [len(row.get(branch, ())) / parts[branch] for branch in BRANCHES]
+        [len(row.get(branch, ())) / parts[branch] for branch in spec.space.branches]
         for row in spec.kept
     ]
     densities = _densities(spec)
     shades = [
         [
             share * densities.get((y, b), 1.0)
-            for b, share in zip(BRANCHES, row, strict=True)
+            for b, share in zip(spec.space.branches, row, strict=True)
         ]
         for y, row in enumerate(rows)
     ]
@@ -142,7 +147,7 @@ def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
     )
     axes.set_ylim(len(rows), 0)
     for y, row in enumerate(rows):
-        for x, (branch, share) in enumerate(zip(BRANCHES, row, strict=True)):
+        for x, (branch, share) in enumerate(zip(spec.space.branches, row, strict=True)):
             texts = []
             if 0 < share < 1:
                 texts.append(f"{round(share * parts[branch])}/{parts[branch]}")
@@ -154,7 +159,8 @@ def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
                 axes.annotate(text, place, ha="center", va="center", fontsize=7)
     axes.set_title("{}\n{} of {}".format(spec.name, *spec.counts))
     centres = [index + 0.5 for index in range(len(rows))]
-    axes.set_xticks([0.5, 1.5, 2.5, 3.5], BRANCH_TITLES, rotation=90)
+    titles = [BRANCH_TITLES[branch] for branch in spec.space.branches]
+    axes.set_xticks([x + 0.5 for x in range(len(titles))], titles, rotation=90)
     axes.set_yticks(centres, range(len(rows)))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -176,9 +182,10 @@ def _draw_history(
 ) -> None:
     """One line per unit, coloured by kind; what the smallest size drops is dashed."""
     updates = [line["update"] for line in log]
-    kinds = dict(zip(BRANCHES, BRANCH_TITLES, strict=True))
+    branches = smallest.space.branches
+    kinds = {branch: BRANCH_TITLES[branch] for branch in branches}
     by_block = smallest.space.granularity == "block"
-    palette = dict(zip(("block",) if by_block else BRANCHES, COLOURS, strict=False))
+    palette = dict(zip(("block",) if by_block else branches, COLOURS, strict=False))
     histories = zip(*(line["scores"] for line in log), strict=True)
     units = zip(smallest.space.units, smallest.mask, histories, strict=True)
     for unit, kept, history in units:

@@ -19,11 +19,17 @@ class Axes(NamedTuple):
 
 
 _CONFORMER = Axes("layer_prunable_conformer", "omni_sparse_conformer")
+_E_BRANCHFORMER = Axes("layer_prunable_e_branchformer", "omni_sparse_e_branchformer")
+_TRANSFORMER = Axes("layer_prunable_transformer", "omni_sparse_transformer")
 #: Encoder of the `asr` task -> ours. The next one is a line here.
 ENCODERS: Mapping[str, Axes] = {
     "conformer": _CONFORMER,
+    "e_branchformer": _E_BRANCHFORMER,
+    "transformer": _TRANSFORMER,
     # the full size of a family, whose Conv modules may have LayerNorm
     _CONFORMER.layers: _CONFORMER,
+    _E_BRANCHFORMER.layers: _E_BRANCHFORMER,
+    _TRANSFORMER.layers: _TRANSFORMER,
 }
 
 

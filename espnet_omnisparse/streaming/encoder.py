@@ -9,10 +9,10 @@ import math
 
 import torch
 
-from espnet_omnisparse.core.branches import SCALES
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.nn.asr_encoder import PrunableAsrEncoder
 from espnet_omnisparse.nn.block import PrunableBlock
 from espnet_omnisparse.nn.encoder import PrunableEncoder
 
@@ -81,7 +81,7 @@ class EncoderStream:
                 inside = _convolve(module, state, inside)
             else:
                 inside = module(inside)
-            x = x + SCALES[branch] * inside
+            x = x + block.scale(branch) * inside
         return block.norm_final(x)
 
     def _attend(
@@ -203,6 +203,12 @@ def _receptive_field(encoder: PrunableEncoder) -> tuple[int, int]:
 
 def _chunk_of(encoder: PrunableEncoder, chunk: Chunk | None) -> Chunk:
     """The chunk given, or the encoder's own, if it can stream at all."""
+    if isinstance(encoder, PrunableAsrEncoder) and not encoder.can_stream:
+        raise UserError(
+            f"This model cannot stream, since its encoder, {encoder.layout.stock}, "
+            "needs the whole recording: recognise segments of up to 30 s with ESPnet's "
+            "Speech2Text, or train a Conformer with encoder_conf.causal: true."
+        )
     if not isinstance(encoder, PrunableEncoder) or not encoder.causal:
         raise UserError(
             "This model cannot stream, since its Conv modules see the future: train it "

@@ -18,7 +18,7 @@ from espnet_omnisparse.losses.distillation import (
     lattice_loss,
 )
 from espnet_omnisparse.losses.head import HeadLoss
-from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
+from espnet_omnisparse.nn.asr_encoder import PrunableAsrEncoder
 from espnet_omnisparse.supernet.config import CURRENT
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
@@ -45,7 +45,7 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
     def __init__(
         self,
         *,
-        encoder: LayerPrunableConformerEncoder,
+        encoder: PrunableAsrEncoder,
         ctc: CTC,
         ctc_weight: float = 0.5,
         supernet: Mapping[str, Any] | None = None,
@@ -173,10 +173,11 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
 def _refuse_unsupported(
     encoder: Any, ctc_weight: float, normalization: str, conf: Mapping[str, Any]
 ) -> None:
-    if not isinstance(encoder, LayerPrunableConformerEncoder):
+    if not isinstance(encoder, PrunableAsrEncoder):
         raise UserError(
             "model: omni needs encoder: layer_prunable_conformer or "
-            "omni_sparse_conformer; use model: espnet for other encoders."
+            "omni_sparse_conformer, or the same of e_branchformer or transformer; use "
+            "model: espnet for other encoders."
         )
     if ctc_weight == 0.0:
         raise UserError(

@@ -88,6 +88,7 @@ MAKERS = {
     ),
     "masked": lambda: ctc(share=0.8),
     "layer-norm": lambda: ctc({"conv_norm": "layer_norm"}),
+    "one-ffn": lambda: ctc({"macaron_style": False}),
     "live": lambda: ctc(LIVE),
     "live-masked": lambda: ctc({**LIVE, "conv_norm": "layer_norm"}, share=0.7),
     "no-left": lambda: ctc({"causal": True, "chunk": {"size": 3, "left": 0}}),

@@ -180,7 +180,6 @@ def test_a_wrong_number_of_gates_is_an_error(feats):
 
 
 EXCLUDED = [
-    {"macaron_style": False},
     {"use_cnn_module": False},
     {"normalize_before": False},
     {"concat_after": True},

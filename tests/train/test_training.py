@@ -553,7 +553,7 @@ def test_print_config_prints_the_prunable_encoder_and_the_supernet_model(tmp_pat
         ({"model_conf": {"supernet": {"sizes": {"full": 4}}}}, ["full"]),
         ({"model_conf": {"interctc_weight": 0.3}}, ["interctc_weight"]),
         ({"encoder_conf": {"conv_norm": "group_norm"}}, ["conv_norm", "layer_norm"]),
-        ({"encoder_conf": {"macaron_style": False}}, ["macaron_style"]),
+        ({"encoder_conf": {"use_cnn_module": False}}, ["use_cnn_module"]),
         ({"encoder": "conformer"}, ["layer_prunable_conformer"]),
         ({"patience": 3}, ["patience"]),
         ({"scheduler": "onecyclelr"}, ["score_lr", "onecyclelr"]),
