@@ -26,6 +26,19 @@ HYBRID = {
     "decoder_conf": DECODER,
     "model_conf": {"ctc_weight": 0.3},
 }
+SMALL = {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 2}
+E_BRANCHFORMER = {
+    "encoder": "e_branchformer",
+    "encoder_conf": {
+        **SMALL,
+        **{"cgmlp_linear_units": 32, "cgmlp_conv_kernel": 7, "merge_conv_kernel": 3},
+        **{"use_ffn": True, "macaron_ffn": True},
+    },
+}
+BARE_TRANSFORMER = {
+    "encoder": "transformer",
+    "encoder_conf": {**SMALL, "num_blocks": 4},
+}
 #: what the user trained with
 CONFIG = {
     "token_list": list(TOKENS),
@@ -62,7 +75,9 @@ def stock_model(folder: Path, **changes: Any) -> Path:
 
     parser = ASRTask.get_parser()
     defaults = vars(parser.parse_args(["--output_dir", str(folder)]))
-    config = {**defaults, **changed(CONFIG, changes)}
+    # another encoder has options of its own
+    before = {**CONFIG, "encoder_conf": {}} if "encoder" in changes else CONFIG
+    config = {**defaults, **changed(before, changes)}
     folder.mkdir(parents=True)
     mels = config["frontend_conf"]["n_mels"]
     squares = np.full(mels, 40.0)

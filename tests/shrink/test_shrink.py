@@ -140,6 +140,9 @@ def test_a_stock_model_becomes_a_family_of_sparsities(model, corpus, tmp_path):
 
 OTHERS = {
     "transducer": (stock.TRANSDUCER, LAYERS),
+    "E-Branchformer": (stock.E_BRANCHFORMER, LAYERS),
+    "E-Branchformer, masked": (stock.E_BRANCHFORMER, WEIGHTS),
+    "Transformer": (stock.BARE_TRANSFORMER, LAYERS),
     "hybrid, 6x": (
         {**stock.HYBRID, "encoder_conf": {"input_layer": "conv2d6"}},
         WEIGHTS,
