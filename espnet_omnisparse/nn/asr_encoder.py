@@ -4,6 +4,7 @@ An encoder of ESPnet becomes prunable by a class of two bases, this one and its 
 which names its options that exclude pruning and the blocks that its own become.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,18 @@ class PrunableAsrEncoder(PrunableEncoder):
     can_stream = False
     causal = False
     chunk = None
+
+    def __init_subclass__(cls) -> None:
+        # ESPnet's --print_config shows the options that a class has by its signature
+        own = (base for base in cls.__mro__ if issubclass(base, PrunableAsrEncoder))
+        found: dict[str, inspect.Parameter] = {}
+        for base in own:
+            if "__init__" in vars(base):
+                found = {**inspect.signature(base.__init__).parameters, **found}
+        ordered = sorted(found.values(), key=lambda option: option.kind)
+        ordered.sort(key=lambda option: option.default is not option.empty)
+        named = [option for option in ordered if option.kind is not option.VAR_KEYWORD]
+        cls.__signature__ = inspect.Signature(named[1:])  # without self
 
     def __init__(
         self,
