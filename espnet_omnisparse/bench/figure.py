@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from espnet_omnisparse.bench.runtimes import Row
 from espnet_omnisparse.report.plots import COLOURS, MARKERS
@@ -45,9 +45,10 @@ def figure(rows: Sequence[Row]) -> Figure:
                         label=f"{name}, {run_time}" if name else run_time,
                     )
         axes.set(xlabel=title, xscale="log")
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("WER (%)")
     panels[0].set_ylim(bottom=0)
