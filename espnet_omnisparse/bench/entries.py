@@ -16,6 +16,7 @@ from espnet_omnisparse.bench.contestants import (
     Spelling,
 )
 from espnet_omnisparse.bench.random_net import Net, masked, write_size
+from espnet_omnisparse.console import say
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.cost.count import count_macs
 from espnet_omnisparse.errors import UserError
@@ -25,6 +26,7 @@ from espnet_omnisparse.export.packed import write_packed
 from espnet_omnisparse.extract import experiment as family
 
 DTYPES = ("fp32", "int8")
+SHERPA = ("sherpa-onnx", "onnx", "onnxruntime", "sherpa_onnx")
 
 
 def of_files(named: Sequence[str], chunks: Sequence[int], folder: Path) -> list[Entry]:
@@ -69,14 +71,14 @@ def _size(
     spelling = Spelling(told)
     yield Entry(name, "PyTorch", PyTorch, (size, False, spelling), macs)
     yield Entry(name, "PyTorch int8", PyTorch, (size, True, spelling), macs)
-    for dtype in DTYPES:
+    for dtype in DTYPES if _has("ONNX Runtime", "onnx", "onnxruntime") else ():
         folders = [
             _onnx(size, folder / f"onnx_{dtype}_{n}", dtype, chunk)
             for n, chunk in enumerate(chunks or [None])
         ]
         run_time = f"ONNX Runtime {dtype}"
         yield Entry(name, run_time, OnnxRuntime, (folders, spelling), macs)
-    if told["features"]["kind"] == "kaldi_fbank":
+    if told["features"]["kind"] == "kaldi" and _has(*SHERPA):
         for dtype in DTYPES:
             yield _sherpa(name, size, chunks, folder, dtype)
     yield from _engines(name, model, config, folder / "engine", macs)
@@ -113,11 +115,10 @@ def of_random(
     size = folder / "net"
     write_size(size, net, first)
     entries = list(_size("dense", size, chunks, folder / "dense"))
-    # sherpa-onnx computes other features than ESPnet's default ones
-    heard = folder / "kaldi_fbank"
-    write_size(heard, Net(net.blocks, net.width, features="kaldi_fbank"), first)
-    for number, dtype in enumerate(DTYPES):
-        entries.insert(4 + number, _sherpa("dense", heard, chunks, folder, dtype))
+    if _has(*SHERPA):  # which computes other features than ESPnet's default ones
+        heard = folder / "kaldi_fbank"
+        write_size(heard, Net(net.blocks, net.width, features="kaldi_fbank"), first)
+        entries += [_sherpa("dense", heard, chunks, folder, dtype) for dtype in DTYPES]
     config = family.read_config(size)
     for sparsity in sparsities:
         model = masked(family.load_size(size), sparsity)
@@ -130,6 +131,16 @@ def of_random(
         macs = count_macs(model, family.feature_size(config), 10)
         entries += _engines(f"{share:.0%} of branches", model, config, smaller, macs)
     return entries
+
+
+def _has(run_time: str, *packages: str) -> bool:
+    """Whether a run time is installed; if not, it is told that it is left out."""
+    try:
+        require(*packages, what=f"{run_time} is left out: it")
+    except UserError as error:
+        say(str(error))
+        return False
+    return True
 
 
 def _onnx(size: Path, out: Path, dtype: str, chunk: int | None) -> Path:

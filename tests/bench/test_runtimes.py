@@ -8,9 +8,11 @@ import soundfile
 import torch
 
 from espnet_omnisparse.bench.contestants import RATE, Spelling, noise
+from espnet_omnisparse.bench.entries import of_files
 from espnet_omnisparse.bench.random_net import Net, masked, write_size
 from espnet_omnisparse.cli import main
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.export import onnx_file
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.runtime.library import VARIABLE
 
@@ -86,6 +88,23 @@ def test_every_run_time_has_its_own_wer(tmp_path, engine):
     for run_time in ("PyTorch", "ONNX Runtime fp32", "engine fp32"):
         assert wer[run_time] == pytest.approx(expected), run_time
     assert plot.stat().st_size > 10_000
+
+
+def test_a_run_time_that_is_not_installed_is_left_out(tmp_path, monkeypatch, capsys):
+    size = tmp_path / "size"
+    write_size(size, Net(1, 64, features="kaldi_fbank"), None)
+
+    def find(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(onnx_file.importlib, "import_module", find)
+    (tmp_path / "out").mkdir()
+    entries = of_files([f"net={size}"], [], tmp_path / "out")
+    found = [entry.run_time for entry in entries]
+    assert found == ["PyTorch", "PyTorch int8", "engine fp32", "engine int8"]
+    told = capsys.readouterr().err
+    assert "ONNX Runtime is left out: it needs onnx, which is not installed" in told
+    assert "sherpa-onnx is left out" in told
 
 
 def test_the_best_tokens_are_spelt():

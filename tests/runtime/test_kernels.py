@@ -55,10 +55,16 @@ def test_any_number_of_frames_in_any_tiles(kernels, rng, frames, width):
             close(layer.run(x, width=width), product(x, matrix), 6)
 
 
-def test_long_recordings(kernels, rng):
+@pytest.mark.parametrize("block", ((8, 1), None))
+def test_long_recordings(kernels, rng, block):
     matrix, x = blockwise(rng, (16, 16), (8, 1), 0.5), normal(rng, 4096, 16)
-    with kernels.linear(matrix, block=(8, 1)) as layer:
+    with kernels.linear(matrix, block=block) as layer:
         close(layer.run(x), product(x, matrix), 4)
+    matrix, x = whole(rng, 16, 16, 0.5), whole_frames(rng, 4096, 16)
+    with kernels.linear(matrix, scale=np.ones(16, np.float32), block=block) as layer:
+        np.testing.assert_allclose(
+            layer.run(x), product(x, matrix), rtol=1e-5, atol=1e-2
+        )
 
 
 def test_rows_of_blocks_without_a_block(kernels, rng):
