@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from espnet_omnisparse.core.layout import is_standalone
+from espnet_omnisparse.core.layout import LAYER_PRUNABLE, OMNI_SPARSE, is_standalone
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.options import supernet_section
 
-#: Axis -> what the encoder of a type is called there.
-ENCODERS = {"layer": "layer_prunable_{}", "weight": "omni_sparse_{}"}
+#: Axis -> what the names of its encoders begin with, before the stock's.
+ENCODERS = {"layer": LAYER_PRUNABLE, "weight": OMNI_SPARSE}
 #: Axis -> the section that makes a training a supernet's.
 SUPERNETS: Mapping[str, Mapping[str, Any]] = {
     "layer": {"method": "simple_topk", "sizes": {"small": 0.33, "medium": 0.67}},
@@ -19,7 +19,13 @@ SUPERNETS: Mapping[str, Mapping[str, Any]] = {
             "s80": {"sparsity": 0.8},
             "s90": {"sparsity": 0.9},
         },
-        "sparsity": {"final": 0.9, "sandwich": ["dense", "sparsest", *["nearby"] * 2]},
+        "sparsity": {
+            "final": 0.9,
+            "ramp": 0.3,
+            "settle": 0.35,
+            "own": "norms_and_biases",
+            "sandwich": ["dense", "sparsest", "sparsest", "size"],
+        },
         "update": "split_batch",
         "subnet_weight": 1.0,
         "warm_start": 0.3,
@@ -115,11 +121,11 @@ def _encoder(config: Mapping[str, Any], axis: str) -> str:
     from espnet_omnisparse.tasks import encoder_choices  # slow
 
     given = config.get("encoder", "rnn")  # ESPnet's default
-    name = ENCODERS[axis].format(given)
+    start = ENCODERS[axis]
+    name = start + given
     if name not in encoder_choices.classes:
-        start, end = ENCODERS[axis].split("{}")
         known = [
-            other.removeprefix(start).removesuffix(end)
+            other.removeprefix(start)
             for other in encoder_choices.classes
             if other.startswith(start)
         ]

@@ -3,6 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from espnet_omnisparse.core.layout import (
+    LAYER_PRUNABLE,
+    LAYOUTS,
+    OMNI_SPARSE,
+    TRANSDUCER_LAYOUT,
+)
 from espnet_omnisparse.errors import UserError
 
 
@@ -18,40 +24,28 @@ class Axes(NamedTuple):
     weights: str
 
 
-_CONFORMER = Axes("layer_prunable_conformer", "omni_sparse_conformer")
-_E_BRANCHFORMER = Axes("layer_prunable_e_branchformer", "omni_sparse_e_branchformer")
-_TRANSFORMER = Axes("layer_prunable_transformer", "omni_sparse_transformer")
-#: Encoder of the `asr` task -> ours. The next one is a line here.
-ENCODERS: Mapping[str, Axes] = {
-    "conformer": _CONFORMER,
-    "e_branchformer": _E_BRANCHFORMER,
-    "transformer": _TRANSFORMER,
-    # the full size of a family, whose Conv modules may have LayerNorm
-    _CONFORMER.layers: _CONFORMER,
-    _E_BRANCHFORMER.layers: _E_BRANCHFORMER,
-    _TRANSFORMER.layers: _TRANSFORMER,
-}
-
-
 def axes_of(config: Mapping[str, Any], name: str) -> Axes:
     """What the encoder of a model becomes.
 
     Args:
-        config: The model's configuration.
+        config: The model's configuration, of the task `asr`.
         name: What messages call the model.
 
     Raises:
         UserError: If there is nothing for it.
     """
     encoder = config.get("encoder")
-    if encoder not in ENCODERS:
+    # the full size of a family is of ours, and is shrunk like ESPnet's own
+    stock = str(encoder).removeprefix(LAYER_PRUNABLE)
+    known = [one.stock for one in LAYOUTS if one is not TRANSDUCER_LAYOUT]
+    if stock not in known:
         raise UserError(
             f"{name} has the encoder {encoder}, which cannot be shrunk; the encoders "
-            f"that can are {', '.join(ENCODERS)}."
+            f"that can are {', '.join(known)}."
         )
     if config["encoder_conf"].get("kept"):
         raise UserError(
             f"{name} is a size that has lost branches already: shrink the full size of "
             "its family instead."
         )
-    return ENCODERS[encoder]
+    return Axes(LAYER_PRUNABLE + stock, OMNI_SPARSE + stock)
