@@ -90,4 +90,11 @@ done
 quietly omnisparse bench "${packed[@]}" "${exp}/asr_supernet_full" --seconds 5
 audio=$(find "${corpus}/demo-test" -name '*.flac' | sort | sed -n 1p)  # all is read: no broken pipe
 echo "${audio}: $(grep "$(basename "${audio}" .flac)" "$(dirname "${audio}")"/*.trans.txt)"
-quietly omnisparse transcribe "${packed[0]}" "${audio}"
+# the engine's own program, which needs no Python; CMakeLists.txt there builds it as well
+engine=../../../espnet_omnisparse/runtime/csrc
+mapfile -t sources < <(find "${engine}/src" "${engine}/tools" -name '*.cpp')
+quietly "${CXX:-c++}" -std=c++17 -O2 -pthread -I "${engine}/include" "${sources[@]}" \
+    -o "${exp}/omnisparse-run"
+python3 -c "import sys, soundfile as s; s.write(sys.argv[2], *s.read(sys.argv[1]))" \
+    "${audio}" "${exp}/speech.wav"
+quietly "${exp}/omnisparse-run" "${packed[0]}" "${exp}/speech.wav"
