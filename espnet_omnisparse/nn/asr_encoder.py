@@ -17,7 +17,7 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
 from espnet_omnisparse.core.branches import FFN_CHUNKS
 from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.core.gate import Gate
-from espnet_omnisparse.core.mask import Pattern
+from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.block import Frames, PrunableBlock
@@ -68,15 +68,13 @@ class PrunableAsrEncoder(PrunableEncoder):
 
     def __init_subclass__(cls) -> None:
         # ESPnet's --print_config shows the options that a class has by its signature
-        own = (base for base in cls.__mro__ if issubclass(base, PrunableAsrEncoder))
         found: dict[str, inspect.Parameter] = {}
-        for base in own:
-            if "__init__" in vars(base):
+        for base in cls.__mro__:
+            if issubclass(base, PrunableAsrEncoder) and "__init__" in vars(base):
                 found = {**inspect.signature(base.__init__).parameters, **found}
-        ordered = sorted(found.values(), key=lambda option: option.kind)
-        ordered.sort(key=lambda option: option.default is not option.empty)
-        named = [option for option in ordered if option.kind is not option.VAR_KEYWORD]
-        cls.__signature__ = inspect.Signature(named[1:])  # without self
+        named = [one for one in found.values() if one.kind is not one.VAR_KEYWORD]
+        _, *options = sorted(named, key=lambda one: one.default is not one.empty)
+        cls.__signature__ = inspect.Signature(options)  # without self
 
     def __init__(
         self,
@@ -191,10 +189,7 @@ class PrunableAsrEncoder(PrunableEncoder):
             blocks: Their numbers, if not all; those of `asr` encoders are alike.
         """
         arguments = {**self._arguments, "num_blocks": len(kept)}
-        return type(self)(**arguments, **self._unmasked, kept=kept)
-
-    #: options by which weights are not masked, where they are by default
-    _unmasked: Mapping[str, Any] = {}
+        return type(self)(**arguments, pattern=None, kept=kept)
 
     def forward(
         self,
@@ -223,6 +218,21 @@ class PrunableAsrEncoder(PrunableEncoder):
         with telling_if_long(self, frames.x.size(1)):
             encoded, lengths = self.blocks(frames, gates, sparsity)
         return encoded, lengths, None
+
+
+class OmniSparse(PrunableAsrEncoder):
+    """Mixin before a prunable encoder: the weights of its blocks are masked by default.
+
+    Args:
+        input_size: Feature dimension.
+        pattern: Of the masks.
+        **options: As for the encoder.
+    """
+
+    def __init__(
+        self, input_size: int, pattern: str | None = DEFAULT_PATTERN, **options
+    ):
+        super().__init__(input_size, pattern=pattern, **options)
 
 
 def _set_fixed(conf: dict[str, Any], fixed: Mapping[str, Any]) -> None:

@@ -14,9 +14,8 @@ from espnet2.legacy.nets.pytorch_backend.transformer.attention import (
 
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.layout import ASR_LAYOUT
-from espnet_omnisparse.core.mask import DEFAULT_PATTERN
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.nn.asr_encoder import FIXED, PrunableAsrEncoder
+from espnet_omnisparse.nn.asr_encoder import FIXED, OmniSparse, PrunableAsrEncoder
 from espnet_omnisparse.nn.block import CausalConv1d, ChannelNorm, PrunableBlock
 from espnet_omnisparse.nn.encoder import CONV_NORMS
 
@@ -82,21 +81,8 @@ class LayerPrunableConformerEncoder(PrunableAsrEncoder, ConformerEncoder):
                 conv.depthwise_conv = CausalConv1d(conv.depthwise_conv)
 
 
-class OmniSparseConformerEncoder(LayerPrunableConformerEncoder):
-    """The same, with masks on the weights of its blocks by default.
-
-    Args:
-        input_size: Feature dimension.
-        pattern: Of the masks.
-        **options: As for `LayerPrunableConformerEncoder`.
-    """
-
-    _unmasked = {"pattern": None}
-
-    def __init__(
-        self, input_size: int, pattern: str | None = DEFAULT_PATTERN, **options
-    ):
-        super().__init__(input_size, pattern=pattern, **options)
+class OmniSparseConformerEncoder(OmniSparse, LayerPrunableConformerEncoder):
+    """The same, with masks on the weights of its blocks by default."""
 
 
 def _check_streaming(encoder: "LayerPrunableConformerEncoder") -> None:

@@ -18,9 +18,8 @@ from espnet2.legacy.nets.pytorch_backend.conformer.convolution import (
 from espnet_omnisparse.core.components import Masked
 from espnet_omnisparse.core.gate import stack_gates
 from espnet_omnisparse.core.layout import E_BRANCHFORMER_LAYOUT
-from espnet_omnisparse.core.mask import DEFAULT_PATTERN
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.nn.asr_encoder import PrunableAsrEncoder
+from espnet_omnisparse.nn.asr_encoder import OmniSparse, PrunableAsrEncoder
 from espnet_omnisparse.nn.block import BranchGate, Frames, PrunableBlock
 
 
@@ -150,18 +149,5 @@ class LayerPrunableEBranchformerEncoder(PrunableAsrEncoder, EBranchformerEncoder
         super().__init__(input_size, **options)
 
 
-class OmniSparseEBranchformerEncoder(LayerPrunableEBranchformerEncoder):
-    """The same, with masks on the weights of its blocks by default.
-
-    Args:
-        input_size: Feature dimension.
-        pattern: Of the masks.
-        **options: As for `LayerPrunableEBranchformerEncoder`.
-    """
-
-    _unmasked = {"pattern": None}
-
-    def __init__(
-        self, input_size: int, pattern: str | None = DEFAULT_PATTERN, **options
-    ):
-        super().__init__(input_size, pattern=pattern, **options)
+class OmniSparseEBranchformerEncoder(OmniSparse, LayerPrunableEBranchformerEncoder):
+    """The same, with masks on the weights of its blocks by default."""

@@ -327,9 +327,8 @@ class PrunableEncoder:
                 name = f"{number}.{branch}.{layer}"
                 if layer == "linear_pos" and not self.space.positional:
                     continue
-                weight, share = module.get_submodule(layer).weight, shares.get(
-                    name, 0.0
-                )
+                weight = module.get_submodule(layer).weight
+                share = shares.get(name, 0.0)
                 total += weight.numel()
                 kept += (1.0 - share) * weight.numel()
                 if share > 0.0:

@@ -3,8 +3,7 @@
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
 
 from espnet_omnisparse.core.layout import TRANSFORMER_LAYOUT
-from espnet_omnisparse.core.mask import DEFAULT_PATTERN
-from espnet_omnisparse.nn.asr_encoder import FIXED, PrunableAsrEncoder
+from espnet_omnisparse.nn.asr_encoder import FIXED, OmniSparse, PrunableAsrEncoder
 from espnet_omnisparse.nn.block import PrunableBlock
 
 
@@ -31,18 +30,5 @@ class LayerPrunableTransformerEncoder(PrunableAsrEncoder, TransformerEncoder):
     fixed = {"normalize_before": True, "concat_after": False, **FIXED}
 
 
-class OmniSparseTransformerEncoder(LayerPrunableTransformerEncoder):
-    """The same, with masks on the weights of its blocks by default.
-
-    Args:
-        input_size: Feature dimension.
-        pattern: Of the masks.
-        **options: As for `LayerPrunableTransformerEncoder`.
-    """
-
-    _unmasked = {"pattern": None}
-
-    def __init__(
-        self, input_size: int, pattern: str | None = DEFAULT_PATTERN, **options
-    ):
-        super().__init__(input_size, pattern=pattern, **options)
+class OmniSparseTransformerEncoder(OmniSparse, LayerPrunableTransformerEncoder):
+    """The same, with masks on the weights of its blocks by default."""
