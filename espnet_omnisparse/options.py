@@ -33,6 +33,8 @@ Number = Annotated[float, BeforeValidator(_number)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 #: Updates (an int), or a fraction of the run (a float).
 Length = Annotated[int | float, BeforeValidator(_length)]
+#: What a supernet's checkpoints are chosen by, as `best_model_criterion` has it.
+CRITERION = ["valid", "loss_sizes", "min"]
 _BOUNDS = {"ge": "of at least", "gt": "above", "le": "of at most", "lt": "below"}
 _LENGTH = "a number of updates, or a fraction of the run between 0.0 and 1.0"
 

@@ -42,6 +42,7 @@ from espnet_omnisparse.nn.transformer import (
     LayerPrunableTransformerEncoder,
     OmniSparseTransformerEncoder,
 )
+from espnet_omnisparse.options import CRITERION
 from espnet_omnisparse.train.asr_model import OmniASRModel
 from espnet_omnisparse.train.kept_zeros import keep_zeros, zeros_of
 from espnet_omnisparse.train.learning_rate import PiecewiseLinearLR
@@ -72,7 +73,6 @@ model_choices.classes["omni"] = OmniASRModel
 model_choices.classes["omni_transducer"] = TransducerASRModel
 
 _RUNNING_MEAN = re.compile(r"\.(conv_module|conv_mod)\.norm\.running_mean$")
-CRITERION = ["valid", "loss_sizes", "min"]
 # these set every parameter group to a rate of their own
 _ABSOLUTE_SCHEDULERS = ("piecewiselinearwarmuplr", "onecyclelr", "cycliclr")
 

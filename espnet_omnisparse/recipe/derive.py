@@ -5,7 +5,7 @@ from typing import Any
 
 from espnet_omnisparse.core.layout import LAYER_PRUNABLE, OMNI_SPARSE, is_standalone
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.options import supernet_section
+from espnet_omnisparse.options import CRITERION, supernet_section
 
 #: Axis -> what the names of its encoders begin with, before the stock's.
 ENCODERS = {"layer": LAYER_PRUNABLE, "weight": OMNI_SPARSE}
@@ -31,7 +31,6 @@ SUPERNETS: Mapping[str, Mapping[str, Any]] = {
         "warm_start": 0.3,
     },
 }
-CRITERION = ["valid", "loss_sizes", "min"]
 # of the stock's blocks; the supernet has layer dropout of its own
 _OF_STOCK_BLOCKS = ("stochastic_depth_rate", "layer_drop_rate")
 
@@ -55,21 +54,37 @@ def derive(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
     """
     if supernet_section(config):
         raise UserError("It trains a supernet already: use it as it is.")
+    if not is_of_standalone_task(config):
+        _check_model(config)
+        return with_supernet(config, SUPERNETS[axis], _encoder(config, axis))
+    derived = with_supernet(config, SUPERNETS[axis])
+    if axis == "weight":
+        derived["encoder_conf"]["pattern"] = "8x1"
+    return derived
+
+
+def with_supernet(
+    config: Mapping[str, Any], supernet: Mapping[str, Any], encoder: str | None = None
+) -> dict[str, Any]:
+    """The configuration that trains a supernet and is the same in all else.
+
+    Args:
+        config: An ordinary one.
+        supernet: The section of that name.
+        encoder: Of the task `asr`: the one in place of its own.
+    """
     derived = {key: value for key, value in config.items() if key != "patience"}
     encoder_conf = dict(config.get("encoder_conf") or {})
-    model_conf = {
-        **(config.get("model_conf") or {}),
-        "loss_normalization": "batch",
-        "supernet": dict(SUPERNETS[axis]),
-    }
-    if is_of_standalone_task(config):
-        if axis == "weight":
-            encoder_conf["pattern"] = "8x1"
-    else:
-        _check_model(config)
-        derived |= {"encoder": _encoder(config, axis), "model": "omni"}
+    if encoder is not None:
+        derived |= {"encoder": encoder, "model": "omni"}
         for name in _OF_STOCK_BLOCKS:
             encoder_conf.pop(name, None)
+    model_conf = {
+        **(config.get("model_conf") or {}),
+        # the scale for which the rate and clipping were chosen
+        "loss_normalization": "batch",
+        "supernet": dict(supernet),
+    }
     return derived | {
         "encoder_conf": encoder_conf,
         "model_conf": model_conf,

@@ -9,6 +9,7 @@ from typing import Any
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.repair import own_options
+from espnet_omnisparse.recipe.derive import with_supernet
 from espnet_omnisparse.shrink.encoders import axes_of
 from espnet_omnisparse.shrink.original import Original
 
@@ -101,32 +102,21 @@ def training_config(
     theirs = original.config
     axes = axes_of(theirs, original.name)
     config = copy.deepcopy(own_options(theirs))
-    encoder_conf = dict(theirs["encoder_conf"])
-    for name in ("stochastic_depth_rate", "layer_drop_rate"):
-        encoder_conf.pop(name, None)  # of the training alone
-    teacher = {"teacher": str(original.checkpoint)}
-    model_conf = {**theirs["model_conf"], "supernet": {**supernet, **teacher}}
-    # the scale for which the model's own rate and clipping were chosen
-    model_conf["loss_normalization"] = "batch"
+    taught = {**supernet, "teacher": str(original.checkpoint)}
+    parts = {name: theirs[name] for name in ("encoder_conf", "model_conf")}
+    encoder = axes.weights if "sparsity" in supernet else axes.layers
     config.pop("num_iters_per_epoch", None)
     if config.get("batch_type", "folded") == "folded":
         config["fold_length"] = [80000]
     return {
-        **config,
+        **with_supernet({**config, **parts}, taught, encoder),
         **{name: theirs[name] for name in _TEXT},
         **length.options(theirs),
-        "encoder": axes.weights if "sparsity" in supernet else axes.layers,
-        "encoder_conf": encoder_conf,
-        "model": "omni",
-        "model_conf": model_conf,
-        "patience": None,
-        "best_model_criterion": [["valid", "loss_sizes", "min"]],
         "scheduler": "piecewiselinearwarmuplr",
         "scheduler_conf": {
             "warmup_steps_list": [0.0, _WARM_UP, 1.0],
             "warmup_lr_list": [0.0, _peak(original, lr), 0.0],
         },
-        "num_att_plot": 0,
     }
 
 
