@@ -117,3 +117,6 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("A net with random weights has no WER: leave out --test.")
     if args.plot and not args.test:
         raise UserError("--plot needs WERs: give --test beside it.")
+    for path in (args.out, args.plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UserError(f"There is no folder for {path}: make it first.")

@@ -1,5 +1,6 @@
 """The run times of one model that a benchmark sets against each other."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 
 from espnet_omnisparse import runtime
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.export.onnx_session import session
 from espnet_omnisparse.runtime import Token
-from espnet_omnisparse.transcribe.words import as_text, words_of
+from espnet_omnisparse.transcribe.words import as_text, collapsed, words_of
 
 RATE = 16000
 LEFT = 32  # frames that a stream sees before its chunk
@@ -76,7 +78,7 @@ class Spelling:
     """How a CTC model's tokens become text.
 
     Attributes:
-        told: The model's description, as a packed file has it.
+        told: The model's `tokens`, `blank`, `silent` and `text`, as in a packed file.
     """
 
     told: dict[str, Any]
@@ -87,13 +89,11 @@ class Spelling:
         Args:
             log_probs: `[frames, tokens]`.
         """
-        best = log_probs.argmax(-1)
-        kept = best[
-            np.append(True, best[1:] != best[:-1]) & (best != self.told["blank"])
-        ]
-        spelt = [Token(self.told["tokens"][n], int(n), 0.0) for n in kept]
-        shown = [token for token in spelt if token.text not in self.told["silent"]]
-        return as_text(list(words_of(shown, self.told["text"])))
+        told, best = self.told, log_probs.argmax(-1).tolist()
+        found = collapsed(best, told["blank"])
+        spelt = [Token(told["tokens"][token], token, 0.0) for token, _ in found]
+        shown = [token for token in spelt if token.text not in told["silent"]]
+        return as_text(list(words_of(shown, told["text"])))
 
 
 class PyTorch:
@@ -193,28 +193,15 @@ class OnnxRuntime:
 
     Args:
         folders: Of one model, each with its own chunk.
-        spelling: Of the model; `None`: it has no text.
         threads: Of each computation.
     """
 
     LIBRARIES = ("onnxruntime",)
 
-    def __init__(
-        self, folders: list[Path], spelling: Spelling | None, threads: int = 1
-    ):
-        self._folders, self._spelling, self._threads = folders, spelling, threads
-        self._whole = self._session(folders[0] / "ctc.onnx")
+    def __init__(self, folders: list[Path], threads: int = 1):
+        self._folders, self._threads = folders, threads
+        self._whole = session(folders[0] / "ctc.onnx", threads)
         self.bytes = (folders[0] / "ctc.onnx").stat().st_size
-
-    def _session(self, file: Path) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        return onnxruntime.InferenceSession(
-            file, options, providers=["CPUExecutionProvider"]
-        )
 
     def whole(self, samples: np.ndarray) -> np.ndarray:
         """See `Contestant`."""
@@ -222,33 +209,36 @@ class OnnxRuntime:
 
     def text(self, samples: np.ndarray) -> str:
         """See `Contestant`."""
-        if self._spelling is None:
+        told = self._whole.get_modelmeta().custom_metadata_map
+        if "silent" not in told:
             raise UserError(
-                f"{self._folders[0]} does not say how its tokens are spelt: name the "
-                "size's folder that it was exported from."
+                f"{self._folders[0]} does not say how its tokens are spelt: export the "
+                "size again."
             )
-        return self._spelling.text(self.whole(samples))
+        names = ("tokens", "blank", "silent", "text")
+        spelling = Spelling({name: json.loads(told[name]) for name in names})
+        return spelling.text(self.whole(samples))
 
     def chunks(self, size: int) -> Iterator[None]:
         """See `Contestant`."""
-        session, told = self._stream(size)
+        opened, told = self._stream(size)
         samples = noise(int(told["window_samples"]))[None]
         state = {
             one.name: np.zeros(one.shape, "int64" if "int64" in one.type else "float32")
-            for one in session.get_inputs()[1:]
+            for one in opened.get_inputs()[1:]
         }
         while True:
-            _, *kept = session.run(None, {"samples": samples, **state})
+            _, *kept = opened.run(None, {"samples": samples, **state})
             state = dict(zip(state, kept, strict=True))
             yield
 
     def _stream(self, size: int) -> tuple[Any, dict[str, str]]:
         for folder in self._folders:
             if (folder / "ctc_stream.onnx").is_file():
-                session = self._session(folder / "ctc_stream.onnx")
-                told = session.get_modelmeta().custom_metadata_map
+                opened = session(folder / "ctc_stream.onnx", self._threads)
+                told = opened.get_modelmeta().custom_metadata_map
                 if (int(told["chunk"]), int(told["left"])) == (size, LEFT):
-                    return session, told
+                    return opened, told
         raise UserError(
             f"{self._folders[0]} has no stream of {size} frames after "
             f"{LEFT}: export it with --chunk {size} --left {LEFT}."

@@ -21,7 +21,7 @@ from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.cost.count import count_macs
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.description import describe
-from espnet_omnisparse.export.onnx_file import require
+from espnet_omnisparse.export.onnx_session import require
 from espnet_omnisparse.export.packed import write_packed
 from espnet_omnisparse.extract import experiment as family
 
@@ -50,7 +50,7 @@ def of_files(named: Sequence[str], chunks: Sequence[int], folder: Path) -> list[
             entries.append(Entry(name, run_time, Engine, (path,)))
         elif (path / "ctc.onnx").is_file():
             require("onnxruntime")
-            entries.append(Entry(name, "ONNX Runtime", OnnxRuntime, ([path], None)))
+            entries.append(Entry(name, "ONNX Runtime", OnnxRuntime, ([path],)))
         else:
             entries += _size(name, path, chunks, folder / str(number))
     return entries
@@ -77,7 +77,7 @@ def _size(
             for n, chunk in enumerate(chunks or [None])
         ]
         run_time = f"ONNX Runtime {dtype}"
-        yield Entry(name, run_time, OnnxRuntime, (folders, spelling), macs)
+        yield Entry(name, run_time, OnnxRuntime, (folders,), macs)
     if told["features"]["kind"] == "kaldi" and _has(*SHERPA):
         for dtype in DTYPES:
             yield _sherpa(name, size, chunks, folder, dtype)

@@ -1,6 +1,5 @@
 """PyTorch modules as ONNX files: written, named, in int8, and held against PyTorch."""
 
-import importlib
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.export.onnx_session import session
 
 #: The first with LayerNormalization as one operation.
 OPSET = 17
@@ -41,29 +41,6 @@ class Graph:
     dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     unused: Mapping[str, int] = field(default_factory=dict)
-
-
-def require(*packages: str, what: str = "This export") -> None:
-    """Finds what is needed beside this package.
-
-    Args:
-        packages: As they are imported.
-        what: Needs them.
-
-    Raises:
-        UserError: If one is not installed.
-    """
-    for package in packages:
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            name = wanted = package.replace("_", "-")
-            if package.startswith("onnx"):
-                wanted = "'espnet-omnisparse[onnx]'"
-            raise UserError(
-                f"{what} needs {name}, which is not installed: pip install "
-                f"{wanted}."
-            ) from error
 
 
 def write_graph(path: Path, graph: Graph, dtype: str = "fp32") -> None:
@@ -130,23 +107,6 @@ def _quantise(path: Path) -> None:
         )
     finally:
         logging.disable(logging.NOTSET)
-
-
-def session(path: Path, threads: int = 1) -> Any:
-    """A file in onnxruntime, on the CPU.
-
-    Args:
-        path: The file.
-        threads: Of an operation.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"]
-    )
 
 
 def _check(path: Path, graph: Graph) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from espnet_omnisparse import __version__
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.export.onnx_file import DTYPES, Graph, require, write_graph
+from espnet_omnisparse.export.onnx_file import DTYPES, Graph, write_graph
 from espnet_omnisparse.export.onnx_modules import (
     Head,
     Joiner,
@@ -21,6 +21,7 @@ from espnet_omnisparse.export.onnx_modules import (
     Predictor,
     Recording,
 )
+from espnet_omnisparse.export.onnx_session import require
 from espnet_omnisparse.export.source import Source, load_source
 from espnet_omnisparse.files import atomic_folder
 

@@ -16,8 +16,9 @@ import soundfile
 import torch
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.export.onnx_file import DTYPES, Graph, require, write_graph
+from espnet_omnisparse.export.onnx_file import DTYPES, Graph, write_graph
 from espnet_omnisparse.export.onnx_modules import Head, Joiner, Predictor
+from espnet_omnisparse.export.onnx_session import require
 from espnet_omnisparse.export.sherpa_modules import (
     Batch,
     ConformerChunk,

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.export.onnx_file import require, session
+from espnet_omnisparse.export.onnx_session import require, session
 from espnet_omnisparse.runtime import Token
 from espnet_omnisparse.transcribe.windows import joined
+from espnet_omnisparse.transcribe.words import collapsed
 
 #: What a folder is told by: of CTC, and of a transducer.
 FILES = ("ctc.onnx", "encoder.onnx")
@@ -77,20 +78,14 @@ class OnnxModel:
     def _searched(self, parts: Iterable[np.ndarray]) -> Iterator[Token]:
         """The tokens of outputs `[1, frames, size]`, one after the other."""
         frames = (frame for part in parts for frame in part[0])
-        search = self._transduced if self._transducer else self._collapsed
-        for id, frame in search(frames):
+        if self._transducer:
+            found = self._transduced(frames)
+        else:
+            found = collapsed((int(one.argmax()) for one in frames), self._blank)
+        for id, frame in found:
             name = self._names[id]
             if name not in self._silent:
                 yield Token(name, id, frame * self._frame / self.sample_rate)
-
-    def _collapsed(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[int, int]]:
-        """CTC: the best tokens, repeats joined and blanks dropped."""
-        last = self._blank
-        for number, log_probs in enumerate(frames):
-            best = int(log_probs.argmax())
-            if best not in (last, self._blank):
-                yield best, number
-            last = best
 
     def _transduced(self, frames: Iterable[np.ndarray]) -> Iterator[tuple[int, int]]:
         """A transducer: the best token of a frame again and again until it is blank."""

@@ -31,6 +31,26 @@ class Word:
     end: float
 
 
+def collapsed(best: Iterable[int], blank: int) -> Iterator[tuple[int, int]]:
+    """CTC: repeats joined and blanks dropped.
+
+    Args:
+        best: The best token of each frame.
+        blank: The one that is none.
+
+    Yields:
+        Tokens, and the frame at which each begins.
+
+    >>> list(collapsed([0, 3, 3, 0, 3, 5], 0))
+    [(3, 1), (3, 4), (5, 5)]
+    """
+    last = blank
+    for frame, token in enumerate(best):
+        if token not in (last, blank):
+            yield token, frame
+        last = token
+
+
 def words_of(
     tokens: Iterable[Token], text: Mapping[str, Any], offset: float = 0.0
 ) -> Iterator[Word]:

@@ -12,7 +12,7 @@ from espnet_omnisparse.bench.entries import of_files
 from espnet_omnisparse.bench.random_net import Net, masked, write_size
 from espnet_omnisparse.cli import main
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.export import onnx_file
+from espnet_omnisparse.export import onnx_session
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.runtime.library import VARIABLE
 
@@ -97,7 +97,7 @@ def test_a_run_time_that_is_not_installed_is_left_out(tmp_path, monkeypatch, cap
     def find(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(onnx_file.importlib, "import_module", find)
+    monkeypatch.setattr(onnx_session.importlib, "import_module", find)
     (tmp_path / "out").mkdir()
     entries = of_files([f"net={size}"], [], tmp_path / "out")
     found = [entry.run_time for entry in entries]
@@ -136,6 +136,7 @@ def test_a_random_net_is_masked_as_asked(tmp_path):
         ("--random 1x64 --test here", "no WER"),
         ("x.omni --plot here.png", "give --test"),
         ("x.omni --test nowhere", "has no wav.scp"),
+        ("x.omni --out no/such/rows.jsonl", "no folder for no/such/rows.jsonl"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(capsys, arguments, sentence):

@@ -21,8 +21,9 @@ from helpers.tiny import (
 from espnet_omnisparse import cli
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.export.onnx_file import session, write_graph
+from espnet_omnisparse.export.onnx_file import write_graph
 from espnet_omnisparse.export.onnx_folder import graphs_of
+from espnet_omnisparse.export.onnx_session import session
 from espnet_omnisparse.export.source import load_source, source_of
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import save_tensors, write_yaml
@@ -294,14 +295,14 @@ def test_what_cannot_be_exported_is_told_in_a_sentence(
 
 
 def test_a_missing_package_is_told_with_what_installs_it(tmp_path, monkeypatch):
-    from espnet_omnisparse.export import onnx_file
+    from espnet_omnisparse.export import onnx_session
 
     def refuse(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(onnx_file.importlib, "import_module", refuse)
+    monkeypatch.setattr(onnx_session.importlib, "import_module", refuse)
     with pytest.raises(UserError, match=r"pip install 'espnet-omnisparse\[onnx\]'"):
-        onnx_file.require("onnxruntime")
+        onnx_session.require("onnxruntime")
 
 
 @pytest.mark.parametrize("size", ["weight_s50", "layer_small"])

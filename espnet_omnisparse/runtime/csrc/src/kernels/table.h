@@ -38,7 +38,8 @@ struct KernelTable {
   void (*quantise_window)(const Window& x, int inputs, int width, bool dense,
                           const Quantised& q);
   // most[lane] <- the greater of it and the absolute values in x [channels], `apart` floats
-  // from channel to channel; by their bits, of which NaN's are the greatest. A multiple of 8.
+  // from channel to channel; by their bits, of which NaN's are the greatest. `lanes` is a
+  // multiple of 8.
   void (*largest)(const float* x, int channels, long apart, int lanes, float* most);
   // out[rows][width] + bias, through an epilogue, into y [rows][width]
   void (*finish)(Epilogue epilogue, const float* out, const float* bias, int rows, int width,
