@@ -9,7 +9,7 @@ and rewrites the table from all lines. Interrupt it at any point and run it agai
 import json
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from threading import Lock
@@ -19,12 +19,13 @@ from espnet_omnisparse.environment import require_folders, require_writable
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.report.compare_tables import write_figure, write_table
 from espnet_omnisparse.report.comparison import Comparison, in_order, read_lines
-from espnet_omnisparse.report.results import Score, read_size
+from espnet_omnisparse.report.gains import read_errors
+from espnet_omnisparse.report.results import SizeResult, read_size
 from espnet_omnisparse.train.journal import read_log
 
 
-def command_of(comparison: Comparison, name: str, seed: int) -> list[str]:
-    """The command that trains, extracts, decodes and scores one variant.
+def commands_of(comparison: Comparison, name: str, seed: int) -> list[list[str]]:
+    """The commands that train, extract, decode and score one variant.
 
     Args:
         comparison: What is compared.
@@ -32,14 +33,23 @@ def command_of(comparison: Comparison, name: str, seed: int) -> list[str]:
         seed: Of the training.
     """
     variant = comparison.variants[name]
-    stage = "12" if variant.of else "11"
-    return [
-        *(comparison.recipe, "--stage", stage, "--stop_stage", "13"),
-        *("--asr_config", variant.asr_config),
-        *("--asr_tag", f"{variant.of or name}_seed{seed}"),
-        *("--asr_args", f"--seed {seed} {variant.asr_args}".strip()),
-        *shlex.split(variant.run_args.format(seed=seed)),
-    ]
+    training = comparison.experiment(name, seed)
+    commands = []
+    if variant.command:
+        of = variant.of and comparison.experiment(variant.of, seed)
+        text = variant.command.format(exp=training, of=of, seed=seed)
+        commands.append(shlex.split(text))
+    if variant.sizes:
+        stage = "12" if variant.of or variant.command else "11"
+        recipe = [
+            *(comparison.recipe, "--stage", stage, "--stop_stage", "13"),
+            *("--asr_config", variant.asr_config),
+            *("--asr_tag", training.name.removeprefix("asr_")),
+            *("--asr_args", f"--seed {seed} {variant.asr_args}".strip()),
+            *shlex.split(variant.run_args.format(seed=seed)),
+        ]
+        commands.append(recipe)
+    return commands
 
 
 def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, Any]]:
@@ -51,15 +61,16 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
         seed: Of the training.
 
     Raises:
-        UserError: If the recipe fails.
+        UserError: If a command fails.
     """
     log = Path(comparison.expdir) / f"asr_{name}_seed{seed}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = command_of(comparison, name, seed)
     with log.open("w") as output:
-        status = subprocess.run(command, stdout=output, stderr=output).returncode
-    if status != 0:
-        raise UserError(f"{name} with seed {seed} failed: see {log}, then run again.")
+        for command in commands_of(comparison, name, seed):
+            if subprocess.run(command, stdout=output, stderr=output).returncode != 0:
+                raise UserError(
+                    f"{name} with seed {seed} failed: see {log}, then run again."
+                )
     return result_lines(comparison, name, seed)
 
 
@@ -75,18 +86,22 @@ def result_lines(comparison: Comparison, name: str, seed: int) -> list[dict[str,
         UserError: If a size is not there or has not been scored.
     """
     experiment = comparison.experiment(name, seed)
-    command = command_of(comparison, name, seed)
+    commands = commands_of(comparison, name, seed)
     epochs = read_log(experiment)
+    # a training by ESPnet alone leaves no such log
+    updates = epochs[-1]["update"] if epochs else 0
     lines = []
     for size in comparison.variants[name].sizes:
         result = read_size(Path(f"{experiment}_{size}"))
-        score = _score(result.wer, comparison, name)
-        if score is None:
+        scored = _scored(result, comparison, name)
+        if scored is None:
             raise UserError(
                 f"{result.folder} has no score on {comparison.test_set}: run stages "
                 "12-13."
             )
-        characters = _score(result.cer, comparison, name)
+        score, characters = result.wer[scored], result.cer.get(scored)
+        utterances = read_errors(result.folder / scored / "score_wer")
+        pairs = [utterances[key] for key in sorted(utterances)]
         lines.append(
             {
                 "variant": name,
@@ -99,25 +114,26 @@ def result_lines(comparison: Comparison, name: str, seed: int) -> list[dict[str,
                 "cer": None if characters is None else characters.err,
                 **result.cost,
                 # of all that has made this size
-                "updates": epochs[-1]["update"] + result.repair_updates,
+                "updates": updates + result.repair_updates,
                 "repair_updates": result.repair_updates,
                 "repair_seconds": result.repair_seconds,
                 "train_seconds": round(sum(one["train_seconds"] for one in epochs)),
-                "command": shlex.join(command),
+                "command": " && ".join(map(shlex.join, commands)),
+                # per utterance, in the order of their names
+                "errors": [errors for errors, _ in pairs],
+                "words": [words for _, words in pairs],
             }
         )
     return lines
 
 
-def _score(
-    scores: Mapping[str, Score], comparison: Comparison, variant: str
-) -> Score | None:
-    """A size's errors on the test set; ESPnet names it after the decoding too."""
+def _scored(size: SizeResult, comparison: Comparison, variant: str) -> str | None:
+    """Where a size's errors on the test set are; ESPnet names it after the decoding."""
     decoding = comparison.variants[variant].decoding
-    for name, score in scores.items():
+    for name in size.wer:
         *_, tag, found = name.split("/")
         if found == comparison.test_set and decoding in ("", tag):
-            return score
+            return name
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -12,6 +13,7 @@ from espnet_omnisparse.cost.metrics import METRICS
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import write_text
 from espnet_omnisparse.report.comparison import Comparison, read_lines
+from espnet_omnisparse.report.gains import paired_gain
 from espnet_omnisparse.report.plots import COLOURS, MARKERS
 from espnet_omnisparse.report.tables import Table
 
@@ -115,7 +117,7 @@ def _row(
         comparison.variants[name].title or name,
         size,
         *(metric.shown(group[0][metric.field]) for metric in _COSTS),
-        str(group[0]["updates"]),
+        str(group[0]["updates"] or ""),
         f"{statistics.mean(times) / 60:.1f}" if times else "",
         " / ".join(f"{error:.1f}" for error in errors),
         f"{mean:.1f}",
@@ -133,10 +135,12 @@ def _titles(comparison: Comparison) -> dict[str, list[str]]:
     return found
 
 
-def _cell(names: Sequence[str], wanted: Sequence[str], lines: Sequence[Line]) -> dict:
-    """Seed -> WER of a row's result under a heading."""
+def _cell(
+    names: Sequence[str], wanted: Sequence[str], lines: Sequence[Line]
+) -> dict[int, Line]:
+    """Seed -> a row's result under a heading."""
     return {
-        line["seed"]: line["err"]
+        line["seed"]: line
         for line in lines
         if line["variant"] in names
         and {line["variant"], line["size"], f"{line['variant']}/{line['size']}"}
@@ -158,23 +162,40 @@ def _by_title(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
         cells = []
         for heading, wanted in columns.items():
             found = _cell(names, wanted, lines)
-            text = " / ".join(f"{found[seed]:.1f}" for seed in sorted(found))
-            if len(found) > 1:
-                text = f"**{statistics.mean(found.values()):.2f}** ({text})"
-            other = theirs[heading]
-            paired = [seed for seed in found if other.get(seed)]
-            if paired and title != comparison.against:
-                mine = sum(found[seed] for seed in paired)
-                ratio = mine / sum(other[seed] for seed in paired)
-                text += f" {100 * (ratio - 1):+.0f} %"
+            errors = [found[seed]["err"] for seed in sorted(found)]
+            text = " / ".join(f"{error:.1f}" for error in errors)
+            if len(errors) > 1:
+                text = f"**{statistics.mean(errors):.2f}** ({text})"
+            if title != comparison.against:
+                text += _against(found, theirs[heading])
             cells.append(text)
         if not any(cells):
             continue
         table.rows.append([title, *cells, *_total_cost(comparison, names, lines)])
     yield from table.markdown()
     yield ""
-    relative = f", and relative to {comparison.against}" if comparison.against else ""
-    yield f"Mean WER of the seeds, each seed's in brackets{relative}, seeds in pairs."
+    relative = ""
+    if comparison.against:
+        relative = (
+            f", and relative to {comparison.against}, seeds in pairs; in square "
+            "brackets the 95 % interval of that difference in points, by bootstrap "
+            "over utterances"
+        )
+    yield f"Mean WER of the seeds, each seed's in brackets{relative}."
+
+
+def _against(found: Mapping[int, Line], theirs: Mapping[int, Line]) -> str:
+    """How a row's results compare with others of the same seeds."""
+    paired = [seed for seed in found if seed in theirs]
+    mine, other = ([of[seed] for seed in paired] for of in (found, theirs))
+    total = sum(line["err"] for line in other)
+    text = f" {100 * (sum(x['err'] for x in mine) / total - 1):+.0f} %" if total else ""
+    if not paired or not all(line.get("errors") for line in (*mine, *other)):
+        return text  # of an earlier version
+    words = np.sum([line["words"] for line in mine], 0)
+    errors = [np.sum([x["errors"] for x in rows], 0) for rows in (mine, other)]
+    gain = paired_gain(*errors, words)
+    return f"{text} [{gain.low:+.2f}, {gain.high:+.2f}]"
 
 
 def _total_cost(
@@ -190,10 +211,10 @@ def _total_cost(
     updates, minutes = 0.0, [_mean_sum(repairs, "repair_seconds")]
     bases = []
     for name in names:
-        of = comparison.variants[name].of
+        base = comparison.training(name)
         mine = [line for line in rows if line["variant"] == name]
         repaired = any(line in repairs for line in mine)
-        if mine and (not of or repaired) and (base := of or name) not in bases:
+        if mine and (base == name or repaired) and base not in bases:
             bases.append(base)
             one = {line["seed"]: line for line in mine}.values()
             made = [x["updates"] - x.get("repair_updates", 0) for x in one]

@@ -21,6 +21,9 @@ class Variant:
         asr_args: Further arguments of the training.
         run_args: Further arguments of the recipe; `{seed}` stands for the seed.
         of: The variant whose training the sizes are cut out of; empty: it is trained.
+        command: What trains it instead of the recipe's stage 11, and goes on where it
+            was interrupted. `{exp}` stands for the folder of the training, `{of}` for
+            that of the variant `of`, which it begins from, `{seed}` for the seed.
         after: Other variants whose results it reads, such as their subnets.
         decoding: ESPnet's inference tag, the folder of the scores, where sizes are
             decoded in several ways.
@@ -33,6 +36,7 @@ class Variant:
     asr_args: str = ""
     run_args: str = ""
     of: str = ""
+    command: str = ""
     after: tuple[str, ...] = ()
     decoding: str = ""
     title: str = ""
@@ -76,7 +80,16 @@ class Comparison:
             name: The variant's name.
             seed: Of the training.
         """
-        return Path(self.expdir) / f"asr_{self.variants[name].of or name}_seed{seed}"
+        return Path(self.expdir) / f"asr_{self.training(name)}_seed{seed}"
+
+    def training(self, name: str) -> str:
+        """The variant whose training gives the sizes of this one.
+
+        Args:
+            name: The variant's name.
+        """
+        variant = self.variants[name]
+        return name if variant.command or not variant.of else variant.of
 
     @classmethod
     def load(cls, path: Path) -> "Comparison":

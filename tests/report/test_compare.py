@@ -1,8 +1,11 @@
+import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from helpers import REPOSITORY
@@ -11,7 +14,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import write_yaml
 from espnet_omnisparse.report.compare import (
     Comparison,
-    command_of,
+    commands_of,
     compare,
     read_lines,
     result_lines,
@@ -196,9 +199,10 @@ def test_titles_are_rows_and_lines_of_a_figure(file):
     write_yaml(file, values)
     compare(file, [1, 2], 1)
     page = Path("README.md").read_text().splitlines()
-    # of 100 words 1 and 2 are wrong, and 0 and 1 of the model alone: seed 2 in pairs
+    # of 100 words 1 and 2 are wrong, and 0 and 1 of the model alone: twice as many
+    # more, in each sample of the one utterance
     (row,) = [row for row in page if row.startswith("| supernet | **")]
-    cells = ["**1.50** (1.0 / 2.0) +100 %", "**1.50** (1.0 / 2.0)"]
+    cells = ["**1.50** (1.0 / 2.0) +200 % [+1.00, +1.00]", "**1.50** (1.0 / 2.0)"]
     assert row.split(" | ")[1:3] == cells
     (row,) = [row for row in page if row.startswith("| alone | **")]
     assert row.split(" | ")[1:3] == ["**0.50** (0.0 / 1.0)", ""]
@@ -206,6 +210,41 @@ def test_titles_are_rows_and_lines_of_a_figure(file):
     assert row.endswith("| 100 | 1 | 1.5 |")
     assert "![WER against non-zero parameters](results/tiny.png)" in page
     assert Path("results/tiny.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interval_is_over_utterances_with_the_errors_of_all_seeds(file):
+    values = yaml.safe_load(Path(file).read_text())
+    values |= {"columns": {"whole": ["full"]}, "against": "alone"}
+    write_yaml(file, values)
+    compare(file, [1, 2], 1)
+    path = Path("results/tiny.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    errors = {  # of three utterances, one of which is the better for the supernet
+        ("supernet", 1): [3, 0, 1],
+        ("supernet", 2): [1, 0, 1],
+        ("alone", 1): [0, 1, 0],
+        ("alone", 2): [0, 2, 1],
+    }
+    for line in lines:
+        line["errors"] = errors[line["variant"], line["seed"]]
+        line["words"] = [4, 2, 4]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    compare(file, [1, 2], 1)
+    # every sample of three utterances: which are drawn, and how often
+    more, words = [4, -3, 1], [8, 4, 8]
+    drawn = [
+        100 * sum(more[i] for i in sample) / sum(words[i] for i in sample)
+        for sample in itertools.product(range(3), repeat=3)
+    ]
+    low, high = np.percentile(drawn, (2.5, 97.5), method="inverted_cdf")
+    (row,) = [x for x in Path("README.md").read_text().splitlines() if "+200 %" in x]
+    found = re.search(r"\[(.*), (.*)\]", row)
+    assert [float(x) for x in found.groups()] == [low, high]
+    # results of an earlier version have no errors per utterance
+    del lines[0]["errors"], lines[1]["errors"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    compare(file, [1, 2], 1)
+    assert "[" not in Path("README.md").read_text().split("Mean WER")[0]
 
 
 def test_sizes_of_another_training_are_cut_without_training(file):
@@ -217,10 +256,37 @@ def test_sizes_of_another_training_are_cut_without_training(file):
         "run_args": '--sizes "50%" --subnets exp/seed{seed}',
     }
     write_yaml(file, values)
-    command = command_of(Comparison.load(file), "cut", 3)
+    (command,) = commands_of(Comparison.load(file), "cut", 3)
     options = dict(zip(command[1::2], command[2::2], strict=True))
     assert options["--stage"] == "12" and options["--asr_tag"] == "supernet_seed3"
     assert options["--sizes"] == "50%" and options["--subnets"] == "exp/seed3"
+
+
+def test_a_variant_may_be_trained_by_another_command(file):
+    """As those that `omnisparse shrink` makes of another training's model."""
+    values = yaml.safe_load(Path(file).read_text())
+    values["columns"] = {"whole": ["full"]}
+    values["variants"] |= {
+        "stock": {"asr_config": "b.yaml", "sizes": [], "command": "touch {exp}.here"},
+        "shrunk": {
+            "asr_config": "a.yaml",
+            "sizes": ["full"],
+            "of": "stock",
+            "command": "cp {of}.here {exp}.here",
+        },
+    }
+    write_yaml(file, values)
+    compare(file, [2], 2, only=["shrunk", "stock"])
+    assert Path("exp/asr_shrunk_seed2.here").exists()
+    # the recipe decodes what the command has trained, and has nothing to train
+    assert Path("runs.txt").read_text().split() == ["shrunk_seed2"]
+    (line,) = read_lines(Comparison.load(file))
+    assert line["variant"] == "shrunk" and "--stage 12" in line["command"]
+    assert line["command"].startswith(
+        "cp exp/asr_stock_seed2.here exp/asr_shrunk_seed2"
+    )
+    # a training of its own: its cost is not that of the one it begins from
+    assert "| shrunk | 1.0 | 100 | 1 | 2.0 |" in Path("README.md").read_text()
 
 
 def test_repairs_are_told_apart_and_counted(file):
@@ -362,9 +428,13 @@ def test_the_comparisons_of_the_recipes_say_whose_results_they_read():
     for path in sorted((recipe / "conf/compare").glob("*.yaml")):
         comparison = Comparison.load(path)
         for name, variant in comparison.variants.items():
-            command = " ".join(command_of(comparison, name, 7))
-            for other, trained in comparison.variants.items():
-                if not trained.of and f"{comparison.experiment(other, 7)}/" in command:
+            commands = commands_of(comparison, name, 7)
+            command = " ".join(word for one in commands for word in one)
+            for other in comparison.variants:
+                if (
+                    comparison.training(other) == other
+                    and f"{comparison.experiment(other, 7)}/" in command
+                ):
                     assert other in (variant.of, *variant.after), (path, name)
                     read[path.name, name] = other
     assert read["digits_sparse.yaml", "one-shot"] == "omni"
