@@ -179,22 +179,26 @@ def _by_title(comparison: Comparison, lines: Sequence[Line]) -> Iterator[str]:
         relative = (
             f", and relative to {comparison.against}, seeds in pairs; in square "
             "brackets the 95 % interval of that difference in points, by bootstrap "
-            "over utterances"
+            "over utterances, of the seeds whose errors are known for each utterance"
         )
     yield f"Mean WER of the seeds, each seed's in brackets{relative}."
 
 
 def _against(found: Mapping[int, Line], theirs: Mapping[int, Line]) -> str:
     """How a row's results compare with others of the same seeds."""
-    paired = [seed for seed in found if seed in theirs]
-    mine, other = ([of[seed] for seed in paired] for of in (found, theirs))
-    total = sum(line["err"] for line in other)
-    text = f" {100 * (sum(x['err'] for x in mine) / total - 1):+.0f} %" if total else ""
-    if not paired or not all(line.get("errors") for line in (*mine, *other)):
-        return text  # of an earlier version
-    words = np.sum([line["words"] for line in mine], 0)
-    errors = [np.sum([x["errors"] for x in rows], 0) for rows in (mine, other)]
-    gain = paired_gain(*errors, words)
+    paired = [(found[seed], theirs[seed]) for seed in found if seed in theirs]
+    total = sum(other["err"] for _, other in paired)
+    ratio = sum(mine["err"] for mine, _ in paired) / total if total else None
+    text = "" if ratio is None else f" {100 * (ratio - 1):+.0f} %"
+    # results of earlier versions have no errors per utterance
+    paired = [both for both in paired if all(line.get("errors") for line in both)]
+    if not paired:
+        return text
+    mine, other = (
+        np.sum([line["errors"] for line in side], 0)
+        for side in zip(*paired, strict=True)
+    )
+    gain = paired_gain(mine, other, np.sum([line["words"] for line, _ in paired], 0))
     return f"{text} [{gain.low:+.2f}, {gain.high:+.2f}]"
 
 
