@@ -30,6 +30,8 @@ FIXED = {
     "interctc_use_conditioning": False,
     "layer_drop_rate": 0.0,
 }
+#: options that an encoder which cannot stream refuses
+STREAMING = ("causal", "chunk")
 
 
 class PrunableAsrEncoder(PrunableEncoder):
@@ -72,7 +74,12 @@ class PrunableAsrEncoder(PrunableEncoder):
         for base in cls.__mro__:
             if issubclass(base, PrunableAsrEncoder) and "__init__" in vars(base):
                 found = {**inspect.signature(base.__init__).parameters, **found}
-        named = [one for one in found.values() if one.kind is not one.VAR_KEYWORD]
+        named = [
+            one
+            for name, one in found.items()
+            if one.kind is not one.VAR_KEYWORD
+            and (cls.can_stream or name not in STREAMING)
+        ]
         _, *options = sorted(named, key=lambda one: one.default is not one.empty)
         cls.__signature__ = inspect.Signature(options)  # without self
 

@@ -535,8 +535,19 @@ def test_print_config_prints_the_prunable_encoder_and_the_supernet_model(tmp_pat
     assert config["encoder"] == "layer_prunable_conformer"
     assert config["encoder_conf"]["conv_norm"] == "batch_norm"
     assert config["encoder_conf"]["granularity"] == "branch"
+    assert config["encoder_conf"]["causal"] is False
     assert config["model"] == "omni"
     assert config["model_conf"]["loss_normalization"] == "frames"
+
+
+@pytest.mark.parametrize("encoder", ["e_branchformer", "transformer"])
+def test_print_config_shows_no_option_that_the_encoder_refuses(encoder, tmp_path):
+    arguments = ["--print_config", "--encoder", f"omni_sparse_{encoder}"]
+    outcome = train(arguments, tmp_path / "log")
+    assert outcome.code == 0, outcome.output
+    shown = yaml.safe_load(outcome.output.split("\n", 1)[1])["encoder_conf"]
+    assert shown["pattern"] == "8x1"
+    assert "causal" not in shown and "chunk" not in shown
 
 
 @pytest.mark.parametrize(
