@@ -9,9 +9,12 @@ import dataclasses
 import hashlib
 import math
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from espnet2.tasks.abs_task import AbsTask
 
 from espnet_omnisparse.core.schedule import resolve_updates
 from espnet_omnisparse.core.spec import REPAIRED
@@ -158,7 +161,7 @@ def own_options(config: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: That of the training before.
     """
-    defaults = task_of(config).get_default_config()
+    defaults = _defaults(task_of(config))
     return {
         name: value
         for name, value in config.items()
@@ -167,6 +170,16 @@ def own_options(config: Mapping[str, Any]) -> dict[str, Any]:
         and name not in _NOT_OURS
         and not name.startswith(_OF_DATA)
     }
+
+
+def _defaults(task: type[AbsTask]) -> dict[str, Any]:
+    """A task's options without arguments: ESPnet would read this process' own."""
+    arguments = sys.argv
+    sys.argv = arguments[:1]
+    try:
+        return task.get_default_config()
+    finally:
+        sys.argv = arguments
 
 
 def training_config(

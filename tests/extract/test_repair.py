@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,16 @@ from espnet_omnisparse.extract.experiment import (
     read_config,
     selected_specs,
 )
-from espnet_omnisparse.extract.repair import Repair, repair_of, training_config
+from espnet_omnisparse.extract.repair import (
+    Repair,
+    own_options,
+    repair_of,
+    training_config,
+)
 from espnet_omnisparse.recipe.options import length_of
 from espnet_omnisparse.report.results import read_size
 from espnet_omnisparse.supernet.config import SupernetConfig
-from espnet_omnisparse.tasks import OmniASRTransducerTask
+from espnet_omnisparse.tasks import OmniASRTask, OmniASRTransducerTask
 from espnet_omnisparse.train.journal import read_log
 from espnet_omnisparse.train.kept_zeros import keep_zeros, zeros_of
 
@@ -171,6 +177,20 @@ def test_either_task_reads_its_configuration(tmp_path):
     read = parser.parse_args(["--config", str(path), "--output_dir", "unused"])
     assert read.keep_zeros and read.encoder_conf == config["encoder_conf"]
     assert (read.max_epoch, read.num_iters_per_epoch) == (2, 25)
+
+
+def test_arguments_of_the_process_are_no_defaults(monkeypatch):
+    """ESPnet reads them into its defaults; some of a command are ambiguous there."""
+    parser = OmniASRTask.get_parser()
+    given = ["--output_dir", "unused", "--batch_bins", "777", "--grad_clip", "3.0"]
+    config = vars(parser.parse_args(given))
+    monkeypatch.setattr("sys.argv", ["omnisparse"])
+    expected = own_options(config)
+    assert expected["batch_bins"] == 777 and expected["grad_clip"] == 3.0
+    argv = ["omnisparse", "shrink", "--data", "train", "--batch_bins", "777"]
+    monkeypatch.setattr("sys.argv", argv)
+    assert own_options(config) == expected
+    assert sys.argv == argv
 
 
 def test_zeros_hold_whatever_moves_the_weights(tmp_path):

@@ -39,9 +39,12 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def layer_family(model, corpus, tmp_path_factory):
-    """A family of the layer axis, made without an interruption."""
+    """A family of the layer axis, made without an interruption, from a console."""
     out = tmp_path_factory.mktemp("exp") / "asr_family"
-    cli.main(command(model, corpus, out, *LAYERS))
+    argv = command(model, corpus, out, *LAYERS)
+    typed = [sys.executable, "-m", "espnet_omnisparse.cli", *argv]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    subprocess.run(typed, env=environment, check=True)
     return out
 
 
