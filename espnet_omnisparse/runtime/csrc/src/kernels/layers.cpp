@@ -55,6 +55,12 @@ void activate(const Tiles& x, Activation activation, Context& context) {
   context.pool->each(x.count(), [&](int t) { table.activate(x.tile(t), size, activation); });
 }
 
+void multiply(const Tiles& x, const Tiles& y, Context& context) {
+  const KernelTable& table = kernels();
+  const size_t size = static_cast<size_t>(x.channels) * x.width;
+  context.pool->each(x.count(), [&](int t) { table.multiply(x.tile(t), y.tile(t), size); });
+}
+
 void depthwise(const Tiles& x, const float* weight, const float* bias, int kernel, int before,
                float* past, bool keep, const Tiles& y, Context& context) {
   Scope scope(*context.scratch);
