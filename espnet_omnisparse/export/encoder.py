@@ -21,10 +21,15 @@ _ADDED = {
     "PositionalEncoding": True,
     "ScaledPositionalEncoding": True,
     "RelPositionalEncoding": False,
-    "LegacyRelPositionalEncoding": False,  # told of where an attention takes them
+    "LegacyRelPositionalEncoding": False,
     "NoneType": False,
 }
 
+# ESPnet's class of attention -> its relative positions
+_RELATIVE = {
+    "RelPositionMultiHeadedAttention": "relative",
+    "LegacyRelPositionMultiHeadedAttention": "legacy",
+}
 # in which the parts of any block are computed
 _ORDER = ("ffn1", "merge", "mhsa", "conv", "ffn2")
 
@@ -48,7 +53,7 @@ def describe_encoder(model: Any, config: Mapping[str, Any]) -> Told:
     block_modules = encoder.get_submodule(layout.blocks)
     attention = layout.parts["mhsa"][1]
     found = (getattr(block, attention, None) for block in block_modules)
-    relative = {_is_relative(module) for module in found if module is not None}
+    relative = {_relative(module) for module in found if module is not None}
     blocks = [_block(model, block, layout) for block in block_modules]
     last = getattr(encoder, "after_norm", None)
     if last is None:
@@ -68,7 +73,7 @@ def describe_encoder(model: Any, config: Mapping[str, Any]) -> Told:
         "width": getattr(encoder, "width", None) or encoder.output_size(),
         "causal": bool(getattr(encoder, "causal", False)),
         "chunk": None if chunk is None else {"size": chunk.size, "left": chunk.left},
-        **_positions(encoder, any(relative)),
+        **_positions(encoder, next(iter(relative), None)),
         "blocks": blocks,
         "norm": name_of(model, last),
         "norm_eps": epsilons.pop(),
@@ -87,12 +92,19 @@ def input_scale(encoder: Any) -> float:
     return float(getattr(positions, "xscale", 1.0))
 
 
-def _positions(encoder: Any, relative: bool) -> Told:
-    """Which positions an encoder's frames have."""
-    if relative:
-        return {"positions": "relative"}
+def _positions(encoder: Any, relative: str | None) -> Told:
+    """Which positions an encoder's frames have.
+
+    Args:
+        encoder: Of ESPnet or this package.
+        relative: What `_relative` tells of its attentions.
+    """
     encoding = getattr(encoder.embed, "pos_enc", None)
     name = type(encoding).__name__
+    if relative == "legacy":
+        return {"positions": relative, "position_count": encoding.pe.size(1)}
+    if relative is not None:
+        return {"positions": relative}
     if name not in _ADDED:
         raise UserError(
             f"The positions {name} cannot be exported: train with pos_enc_layer_type: "
@@ -105,19 +117,20 @@ def _positions(encoder: Any, relative: bool) -> Told:
     return {"positions": "absolute", "position_scale": scale}
 
 
-def _is_relative(attention: Any) -> bool:
+def _relative(attention: Any) -> str | None:
+    """Which relative positions an attention takes, if any."""
     name = type(attention).__name__
-    if name == "RelPositionMultiHeadedAttention":
+    if name in _RELATIVE:
         if getattr(attention, "zero_triu", False):
             raise UserError("A model with zero_triu cannot be exported.")
-        return True
+        return _RELATIVE[name]
     if name == "MultiHeadedAttention":
         if not isinstance(attention.q_norm, torch.nn.Identity):
             raise UserError("A model with qk_norm cannot be exported.")
-        return False
+        return None
     raise UserError(
-        f"The attention {name} cannot be exported: train with rel_pos_type: latest, or "
-        "with absolute positions."
+        f"The attention {name} cannot be exported: train with relative or absolute "
+        "positions."
     )
 
 

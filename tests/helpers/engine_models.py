@@ -174,6 +174,15 @@ MAKERS = {
             "activation_type": "hardtanh",
         }
     ),
+    "legacy": lambda: ctc({"rel_pos_type": "legacy"}, **STOCK),
+    "legacy-sides": lambda: e_branchformer(
+        {
+            "kept": ONE_SIDE,
+            "num_blocks": 4,
+            "rel_pos_type": "legacy",
+            "max_pos_emb_len": 20,
+        }
+    ),
     "stock-one-ffn": lambda: ctc({"macaron_style": False}, **STOCK),
     "stock-no-conv": lambda: ctc({"use_cnn_module": False}, **STOCK),
     "local": local,
@@ -181,7 +190,6 @@ MAKERS = {
 }
 #: the same of those that a packed file cannot have
 OTHERS = {
-    "legacy": lambda: ctc({"rel_pos_type": "legacy"}, **STOCK),
     "linear": lambda: ctc({"input_layer": "linear"}, **STOCK),
     "loudness": lambda: ctc(speech_volume_normalize=0.5),
 }

@@ -18,7 +18,8 @@ class Attention : public Branch {
         heads_(told.bounded("heads", 1, 1024)),
         head_width_(told.bounded("head_width", 1, 4096)),
         size_(heads_ * head_width_),
-        relative_(options.relative) {
+        relative_(options.relative),
+        late_(options.late) {
     const std::string module = told.at("module").string() + ".";
     std::vector<WeightView> weights;
     std::vector<std::vector<float>> biases;
@@ -110,17 +111,18 @@ class Attention : public Branch {
   void see(const Tiles& qkv, int first, int frames, const KeyValues& kept, const Tiles& seen,
            const Sight& sight, Context& context) const {
     if (!relative_) {
-      attend(qkv, first, frames, kept, nullptr, 0, 0, nullptr, nullptr, seen, context);
+      attend(qkv, first, frames, kept, nullptr, 0, 0, nullptr, nullptr, false, seen,
+             context);
       return;
     }
     attend(qkv, first, frames, kept, sight.positions->of.at(this).data(),
-           sight.positions->stride, sight.positions->zero, bias_u_.data(), bias_v_.data(), seen,
-           context);
+           sight.positions->stride, sight.positions->zero, bias_u_.data(), bias_v_.data(), late_,
+           seen, context);
   }
 
   Norm norm_;
   int heads_, head_width_, size_;
-  bool relative_;
+  bool relative_, late_;
   Linear in_, out_;  // q, k and v; linear_out
   Linear position_;
   std::vector<float> bias_u_, bias_v_;

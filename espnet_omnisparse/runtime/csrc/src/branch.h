@@ -65,7 +65,7 @@ class Branch {
 struct BranchOptions {
   int width;
   float epsilon;  // of the norms
-  bool causal, relative;
+  bool causal, relative, late;  // late: see `attend`
 };
 
 // Each throws an Error unless the file has what is told.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "error.h"
 #include "kernels/table.h"
@@ -10,14 +11,19 @@ namespace omnisparse {
 
 namespace {
 
-// ESPnet's encodings of places, that of `first` + m * `step` in lane m.
-void encode(const Tiles& x, long first, long step, float scale) {
+constexpr long kNowhere = std::numeric_limits<long>::min();
+
+// ESPnet's encodings, in each lane that of a place, or zeros where that is nowhere.
+template <class PlaceOf>
+void encode(const Tiles& x, float scale, PlaceOf place_of) {
   std::fill_n(x.data, x.size(), 0.0f);
   const float base = -static_cast<float>(std::log(10000.0) / x.channels);
   for (int d = 0; d < x.channels; d += 2) {
     const float rate = std::exp(static_cast<float>(d) * base);
     for (int m = 0; m < x.frames; ++m) {
-      const float angle = static_cast<float>(first + m * step) * rate;
+      const long place = place_of(m);
+      if (place == kNowhere) continue;
+      const float angle = static_cast<float>(place) * rate;
       float* to = x.tile(m / x.width) + static_cast<size_t>(d) * x.width + m % x.width;
       to[0] = scale * std::sin(angle);
       if (d + 1 < x.channels) to[x.width] = scale * std::cos(angle);
@@ -34,6 +40,9 @@ Encoder::Encoder(const Container& file) {
   const std::string& positions = told.at("positions").string();
   if (positions == "relative") {
     places_ = Places::kRelative;
+  } else if (positions == "legacy") {
+    places_ = Places::kLegacy;
+    place_count_ = told.bounded("position_count", 1, 1 << 24);
   } else if (positions == "absolute") {
     places_ = Places::kAbsolute;
     place_scale_ = static_cast<float>(told.at("position_scale").number());
@@ -46,8 +55,10 @@ Encoder::Encoder(const Container& file) {
     chunk_.left = told.at("chunk").bounded("left", 0, 1 << 16);
   }
   const float epsilon = static_cast<float>(told.at("norm_eps").number());
-  const BranchOptions options{width_, epsilon, causal_, places_ == Places::kRelative};
-  bool needs_all = places_ == Places::kAbsolute;
+  const bool late = places_ == Places::kLegacy;
+  const BranchOptions options{width_, epsilon, causal_, late || places_ == Places::kRelative,
+                              late};
+  bool needs_all = late || places_ == Places::kAbsolute;
   for (const Json& one : told.at("blocks").array()) {
     Block block;
     for (const Json& branch : one.at("branches").array()) {
@@ -67,22 +78,35 @@ Encoder::Encoder(const Container& file) {
 std::shared_ptr<const Positions> Encoder::positions(int past, int future,
                                                     Context& context) const {
   if (places_ == Places::kNone) return nullptr;
-  const bool relative = places_ == Places::kRelative;
+  const bool absolute = places_ == Places::kAbsolute, legacy = places_ == Places::kLegacy;
   std::lock_guard<std::mutex> lock(mutex_);
   // the last eight queries' band sticks out on both sides; the last tile is added to as a whole
-  const long left = relative ? past + 16 : 0, right = future + (relative ? 48 : 32);
-  if (made_ != nullptr && made_->zero >= left && made_->stride - made_->zero >= right)
+  const long left = absolute ? 0 : past + 16, right = future + (absolute ? 32 : 48);
+  if (made_ != nullptr && (legacy ? made_->zero == left
+                                  : made_->zero >= left && made_->stride - made_->zero >= right))
     return made_;
   auto fresh = std::make_shared<Positions>();
   fresh->zero = left;
   fresh->stride = left + right;
   Scope scope(*context.scratch);
   const Tiles x = new_tiles(width_, static_cast<int>(fresh->stride), 32, context);
-  encode(x, left, relative ? -1 : 1, place_scale_);
-  if (!relative) fresh->encodings = rows_of(x);
+  if (absolute) {
+    encode(x, place_scale_, [](long m) { return m; });
+    fresh->encodings = rows_of(x);
+  } else if (legacy) {
+    // ESPnet's table has the last place first, and a recording begins there: what is so many
+    // frames away has another encoding in recordings of another length
+    const long last = std::max(place_count_, past);
+    encode(x, 1.0f, [&](long m) {
+      const long away = left - m;
+      return away >= 0 ? last - past + away : away == -1 ? kNowhere : last + 1 + away;
+    });
+  } else {
+    encode(x, 1.0f, [&](long m) { return left - m; });
+  }
   for (const Block& block : blocks_)
     for (const Block::Residual& one : block.residuals)
-      if (relative) one.branch->project(x, *fresh, context);
+      if (!absolute) one.branch->project(x, *fresh, context);
   made_ = fresh;
   return made_;
 }

@@ -36,12 +36,13 @@ class Encoder {
   void place(const Tiles& x, const Positions* positions) const;
 
  private:
-  enum class Places { kNone, kRelative, kAbsolute };
+  enum class Places { kNone, kRelative, kLegacy, kAbsolute };
 
   int width_ = 0;
   bool causal_ = false;
   Places places_ = Places::kNone;
-  float place_scale_ = 1.0f;
+  float place_scale_ = 1.0f;  // absolute
+  int place_count_ = 0;       // legacy: of ESPnet's table
   Chunk chunk_;
   std::vector<Block> blocks_;
   Norm norm_;

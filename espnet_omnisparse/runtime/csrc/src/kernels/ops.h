@@ -164,10 +164,11 @@ void append_keys(const Tiles& qkv, int first, int frames, KeyValues& kv);
 // Relative attention of the queries of `qkv`, frames first .. first + frames, to all of `kv`,
 // whose last `frames` frames are the queries' own. `positions` are rows [head][width][stride]:
 // projected distances, the column `zero` that of distance 0, farther past to its left.
-// Null positions: without. bias_u and bias_v: [heads][width] each.
+// Null positions: without. bias_u and bias_v: [heads][width] each. `late`: the distance of a
+// key in the future is that of the next query, as in ESPnet's older attention.
 void attend(const Tiles& qkv, int first, int frames, const KeyValues& kv,
             const float* positions, long stride, long zero, const float* bias_u,
-            const float* bias_v, const Tiles& out, Context& context);
+            const float* bias_v, bool late, const Tiles& out, Context& context);
 
 // Copies between tiles and rows [frames, channels].
 void to_tiles(const float* rows, const Tiles& tiles);
