@@ -35,14 +35,19 @@ class Attention(torch.nn.Module):
         attention: ESPnet's module.
         chunk: Of a stream, whose past has always `chunk.left` frames: what positions
             there are is then computed once for all.
+        table: Entries of ESPnet's table, of attentions of `rel_pos_type: legacy`, whose
+            positions begin at its end.
     """
 
-    def __init__(self, attention: Any, chunk: Chunk | None = None):
+    def __init__(
+        self, attention: Any, chunk: Chunk | None = None, table: int | None = None
+    ):
         super().__init__()
         self.inner = attention
         self.heads, self.width = heads_of(attention), attention.d_k
         self.size = attention.linear_q.in_features
         self.chunk, self.relative = chunk, hasattr(attention, "linear_pos")
+        self.last = None if table is None else table - 1
         if chunk is not None:
             distances = torch.arange(chunk.left + chunk.size - 1, -chunk.size, -1)
             with torch.no_grad():
@@ -88,6 +93,10 @@ class Attention(torch.nn.Module):
         if self.chunk is not None:  # the last chunk of a recording may be shorter
             first = self.chunk.size - queries
             positions = self.table[..., first : first + keys + queries - 1]
+        elif self.last is not None:
+            count = torch.arange(keys, device=query.device)
+            last = count[-1].clamp(min=self.last)
+            positions = self._positions(last - count)
         else:
             count = torch.arange(2 * keys - 1, device=query.device)
             positions = self._positions(keys - 1 - count)
@@ -199,9 +208,10 @@ class Merge(torch.nn.Module):
     Args:
         model: Whose they are.
         told: What its description tells of the merge.
+        table: As in `Attention`.
     """
 
-    def __init__(self, model: Any, told: Mapping[str, Any]):
+    def __init__(self, model: Any, told: Mapping[str, Any], table: int | None):
         super().__init__()
         sides = told["sides"]
         self.norms = torch.nn.ModuleList(
@@ -209,7 +219,7 @@ class Merge(torch.nn.Module):
         )
         modules = ((one["kind"], model.get_submodule(one["module"])) for one in sides)
         self.sides = torch.nn.ModuleList(
-            Attention(module) if kind == "mhsa" else Gating(module)
+            Attention(module, None, table) if kind == "mhsa" else Gating(module)
             for kind, module in modules
         )
         self.bias = model.get_parameter(told["projection"]["bias"])

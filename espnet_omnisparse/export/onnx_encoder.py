@@ -80,17 +80,17 @@ class Encoder(torch.nn.Module):
         super().__init__()
         told = description["encoder"]
         self.width, self.chunk = told["width"], chunk
-        self.place_scale = told.get("position_scale")
+        self.place_scale, table = told.get("position_scale"), told.get("position_count")
         self.plan = []
         self.norms, self.branches = torch.nn.ModuleList(), torch.nn.ModuleList()
         for block in told["blocks"]:
             for branch in block["branches"]:
                 if branch["kind"] == "merge":
-                    self._add("merge", 1.0, None, Merge(model, branch))
+                    self._add("merge", 1.0, None, Merge(model, branch, table))
                     continue
                 module = model.get_submodule(branch["module"])
                 if branch["kind"] == "mhsa":
-                    module = Attention(module, chunk)
+                    module = Attention(module, chunk, table)
                 elif branch["kind"] == "conv":
                     module = Convolution(module, told["causal"])
                 norm = model.get_submodule(branch["norm"])

@@ -38,6 +38,7 @@ RATE = 16000
 STFT = {"frontend": "default", "frontend_conf": {**FRONTEND, "n_mels": FEATURES}}
 KALDI = {"frontend": "kaldi_fbank", "frontend_conf": {"fs": "16k"}}
 LIVE = {"causal": True, "chunk": {"size": 4, "left": 8}}
+ABSOLUTE = {"selfattention_layer_type": "selfattn", "rel_pos_type": "latest"}
 PASTLESS = {"causal": True, "chunk": {"size": 3, "left": 0}}
 NARROWED = [{"mhsa": 1, "ffn1": 2}, {}, {"conv": 1, "mhsa": 2, "ffn2": 3}]
 ENCODERS = {
@@ -115,7 +116,7 @@ OTHERS = (
     *("e-branchformer", "e-branchformer-sides", "e-branchformer-parts"),
     *("e-branchformer-masked", "e-branchformer-no-ffn", "e-branchformer-absolute"),
     *("transformer", "transformer-dropped", "absolute", "scaled-absolute"),
-    "stock-no-conv",
+    *("stock-no-conv", "legacy", "legacy-sides"),
 )
 
 
@@ -305,7 +306,11 @@ def test_the_command_writes_a_folder(tmp_path, capsys):
             "cannot stream, since its encoder needs the whole recording",
         ),
         (lambda: asr(LIVE), ["--left", "4"], "--left needs --chunk"),
-        (lambda: asr({"rel_pos_type": "legacy"}), [], "rel_pos_type: latest"),
+        (
+            lambda: asr({**ABSOLUTE, "pos_enc_layer_type": "conv"}),
+            [],
+            "rel_pos or abs_pos",
+        ),
         (lambda: asr(PASTLESS), [], "give --chunk and --left"),
     ],
 )

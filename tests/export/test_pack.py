@@ -212,7 +212,6 @@ REFUSED = {
     ),
     "default frontend": lambda: plain() | {"frontend": None, "input_size": FEATURES},
     "volume_normalize": lambda: plain() | {"speech_volume_normalize": 0.5},
-    "rel_pos_type: latest": lambda: altered(plain(), rel_pos_type="legacy"),
 }
 
 

@@ -190,6 +190,9 @@ MAKERS = {
 }
 #: the same of those that a packed file cannot have
 OTHERS = {
+    "post-norm": lambda: transformer(
+        {"normalize_before": False}, encoder="transformer", model="espnet"
+    ),
     "linear": lambda: ctc({"input_layer": "linear"}, **STOCK),
     "loudness": lambda: ctc(speech_volume_normalize=0.5),
 }

@@ -75,6 +75,19 @@ def test_whole_recordings_equal_espnet(engine, kind):
     assert expected.std() > 0.5
 
 
+def test_older_positions_are_those_of_a_recordings_length(engine):
+    """ESPnet's table is as long as `max_pos_emb_len`, or as the recording."""
+    model, _ = made("legacy-sides")
+    loaded = engine("legacy-sides")
+    encoding = model.encoder.embed.pos_enc
+    count = loaded.info["encoder"]["position_count"]
+    for samples in (RATE, 10 * RATE, 3 * RATE):
+        wave = sound(samples)
+        encoding.pe = encoding.pe[:, -count:]  # it stays as long as it once was
+        expected = log_probs(model, wave)
+        assert np.abs(loaded.log_probs(wave, RATE) - expected).max() < 1e-4
+
+
 @pytest.mark.parametrize("kind", STREAMING)
 def test_streams_equal_whole_recordings(engine, kind):
     model, loaded = made(kind)[0], engine(kind)
@@ -88,7 +101,7 @@ def test_streams_equal_whole_recordings(engine, kind):
 
 @pytest.mark.parametrize("threads", [2, 3])
 @pytest.mark.parametrize(
-    "kind, whole", [("live", 0), ("live", 1), ("e-branchformer", 1), ("absolute", 1)]
+    "kind, whole", [("live", 0), ("live", 1), ("e-branchformer", 1), ("legacy", 1)]
 )
 def test_threads_change_nothing(engine, kind, whole, threads):
     wave = sound(RATE)
@@ -100,7 +113,9 @@ def test_threads_change_nothing(engine, kind, whole, threads):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", ["e-branchformer-masked", "e-branchformer-absolute"])
+@pytest.mark.parametrize(
+    "kind", ["e-branchformer-masked", "e-branchformer-absolute", "legacy"]
+)
 def test_all_instruction_sets_say_the_same(engine, kernels, kind, dtype):
     """`kernels` has one in use; of others the best one's output is expected."""
     samples = (3000, 2 * RATE + 77)  # a narrow tile, and wide ones
