@@ -91,6 +91,8 @@ class EBranchformerBlock(PrunableBlock):
             open_gates.append(_openness(gate))
         if not outs:
             return torch.zeros_like(x) + self.merge_proj.bias
+        if not masked and all(isinstance(row[side], float) for side in self._sides):
+            return self._whole(torch.cat(outs, -1), frames)
         fusion, projection = self.depthwise_conv_fusion, self.merge_proj
         sides = torch.cat(outs, -1)
         parts = fusion.weight, fusion.bias, projection.weight
@@ -109,6 +111,13 @@ class EBranchformerBlock(PrunableBlock):
         groups = kernel.size(0)
         fused = F.conv1d(padded, kernel, bias, padding=padding, groups=groups)
         return F.linear(sides + fused.transpose(1, 2), weight, projection.bias)
+
+
+    def _whole(self, sides: torch.Tensor, frames: Frames) -> torch.Tensor:
+        """The projection of all sides, by the modules: they may be quantised ones."""
+        padded = mask_padded_frames(sides.transpose(1, 2), frames.mask)
+        fused = self.depthwise_conv_fusion(padded).transpose(1, 2)
+        return self.merge_proj(sides + fused)
 
 
 def _openness(gate: BranchGate) -> torch.Tensor | float:

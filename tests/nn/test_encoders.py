@@ -215,6 +215,16 @@ def test_a_supernet_trains(kind, axis, feats):
 
 
 @ALL
+def test_a_net_is_quantised_as_espnet_does_it(kind, feats):
+    model = build(config_of(kind)).eval()
+    with torch.no_grad():
+        expected, _, _ = model.encoder(*feats)
+        small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+        found, _, _ = small.encoder(*feats)
+    assert 0 < (found - expected).abs().max() < 0.3
+
+
+@ALL
 def test_what_cannot_stream_says_so(kind):
     model = build(config_of(kind))
     if kind.startswith("conformer"):
