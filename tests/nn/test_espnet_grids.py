@@ -1,0 +1,151 @@
+"""ESPnet's own unit tests of its encoders, with ours in their place.
+
+Wherever one of these tests runs an encoder, its output and gradients are those of
+ESPnet's own encoder with the same weights, and under masks those of ESPnet's own with
+the masked weights.
+"""
+
+import inspect
+import re
+
+import pytest
+import torch
+from helpers.espnet_source import cases_of, espnets_tests, pairwise
+
+from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.tasks import encoder_choices
+
+#: ESPnet's name of an encoder -> the file of its tests, the class that they test
+TESTED = {
+    "conformer": ("test_conformer_encoder", "ConformerEncoder"),
+    "e_branchformer": ("test_e_branchformer_encoder", "EBranchformerEncoder"),
+    "transformer": ("test_transformer_encoder", "TransformerEncoder"),
+}
+AXES = ("layer_prunable", "omni_sparse")
+EVERY = pytest.mark.parametrize("name", TESTED)
+BOTH = pytest.mark.parametrize("axis", AXES)
+#: option of ESPnet's grids -> its values that are refused, and in which words
+REFUSED = {
+    "interctc_layer_idx": ([[1], [0, 1], [1, 2]], "interctc_layer_idx: .* set it to"),
+    "stochastic_depth_rate": (
+        [0.1, [0.1], [0.1, 0.1], [0.1, 0.1, 0.1]],
+        "stochastic_depth_rate: .*layer dropout is an option of model_conf.supernet",
+    ),
+    "layer_drop_rate": (
+        [0.1],
+        "layer_drop_rate: .*layer dropout is an option of model_conf.supernet",
+    ),
+    "attention_layer_type": (["fast_selfattn"], "choose rel_selfattn or selfattn"),
+}
+#: ESPnet's tests that an option of these is refused in its words
+OF_REFUSED = ("invalid_interctc_layer_idx", "invalid_stochastic_depth_rate")
+DROPOUT = ("dropout_rate", "positional_dropout_rate")
+
+
+def beside_espnets(ours, stock):
+    """A class of ours that computes nothing without comparing it to ESPnet's own."""
+
+    class Beside(ours):
+        def __init__(self, input_size, **options):
+            if options.get("output_size") == 2:
+                # the norm of two channels is a sign, and whether rounding flips it luck
+                options["output_size"] = 8
+            if "layer_drop_rate" in inspect.getsource(stock.forward):
+                # it draws a number per layer even at a rate of zero
+                options |= dict.fromkeys(DROPOUT, 0.0)
+            super().__init__(input_size, **options)
+            if "macaron_style" in inspect.signature(stock).parameters:
+                options = {"macaron_style": True} | options  # our default
+            self.espnets = [stock(input_size, **options)]  # in a list: no part of it
+
+        def forward(self, feats, lengths):
+            (own,) = self.espnets
+            own.load_state_dict(self.state_dict(), strict=True)
+            own.train(self.training)
+            drawn = torch.get_rng_state()
+            expected, own_lengths, _ = own(feats, lengths)
+            torch.set_rng_state(drawn)  # the same dropout
+            encoded, our_lengths, more = super().forward(feats, lengths)
+            assert torch.equal(our_lengths, own_lengths) and more is None
+            assert torch.allclose(encoded, expected, atol=1e-6, rtol=0)
+            if encoded.requires_grad:
+                _same_gradients(self, encoded, own, expected)
+            return encoded, our_lengths, None
+
+    return Beside
+
+
+def _same_gradients(ours, encoded, stock, expected):
+    weights = torch.linspace(-1, 1, encoded.numel()).view_as(encoded)
+    pairs = []
+    for encoder, output in ((ours, encoded), (stock, expected)):
+        parameters = dict(encoder.named_parameters())
+        found = torch.autograd.grad(
+            (weights * output).sum(),
+            list(parameters.values()),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        pairs.append(dict(zip(parameters, found, strict=True)))
+    for name, gradient in pairs[1].items():
+        if gradient is None:
+            assert pairs[0][name] is None
+        else:
+            assert torch.allclose(pairs[0][name], gradient, atol=1e-4, rtol=1e-4), name
+
+
+def refusal_of(case):
+    """The words in which a case is refused; `None`: it is not."""
+    for option, (values, words) in REFUSED.items():
+        if case.get(option) in values:
+            return words
+    return None
+
+
+def run(name, axis, full):
+    """Runs ESPnet's tests of an encoder; returns how many cases ran, and were refused.
+
+    Args:
+        name: ESPnet's name of the encoder.
+        axis: Which of ours takes its place.
+        full: Every case of its grids, not only one for each pair of values.
+    """
+    file, stock = TESTED[name]
+    ran = refused = 0
+    with espnets_tests(file) as module:
+        espnets = getattr(module, stock)
+        ours = encoder_choices.classes[f"{axis}_{name}"]
+        setattr(module, stock, beside_espnets(ours, espnets))
+        for test, function in inspect.getmembers(module, inspect.isfunction):
+            if not test.lower().startswith("test_") or test.endswith(OF_REFUSED):
+                continue
+            cases = cases_of(function)
+            taken = [case for case in cases if refusal_of(case) is None]
+            left = [case for case in cases if refusal_of(case) is not None]
+            if not full:
+                taken, left = pairwise(taken), pairwise(left)
+            for case in taken:
+                try:
+                    function(**case)
+                except Exception as error:
+                    raise AssertionError(f"{test}: {case}") from error
+            for case in left:
+                with pytest.raises(UserError) as told:
+                    function(**case)
+                assert re.search(refusal_of(case), str(told.value)), case
+            ran, refused = ran + len(taken), refused + len(left)
+    return ran, refused
+
+
+@EVERY
+@BOTH
+def test_espnets_own_tests_pass_with_our_encoder(name, axis):
+    ran, refused = run(name, axis, full=False)
+    assert ran and refused
+
+
+@pytest.mark.slow
+@EVERY
+@BOTH
+def test_espnets_own_tests_pass_with_our_encoder_in_every_case(name, axis):
+    print(name, axis, *run(name, axis, full=True))
