@@ -217,6 +217,7 @@ def test_a_derived_configuration_trains(axis):
     [
         ({"encoder": "vgg_rnn"}, "Its encoder is vgg_rnn"),
         ({"model": "maskctc"}, "Its model is maskctc"),
+        ({"postencoder": "length_adaptor"}, "Its postencoder is length_adaptor"),
         ({"model_conf": {"supernet": {"method": "uniform"}}}, "a supernet already"),
     ],
 )
