@@ -8,7 +8,7 @@ import io
 import pytest
 import torch
 import yaml
-from espnet2.tasks.asr import ASRTask
+from espnet2.tasks.asr import ASRTask, preencoder_choices
 from helpers.espnet_source import espnet_source
 from helpers.tiny import TOKENS
 
@@ -62,7 +62,9 @@ def stock_encoder(config, tmp_path):
     args = arguments(ASRTask, config, tmp_path)
     if args is None:
         return None
-    size = (args["preencoder_conf"] or {}).get("output_size", FEATURES)
+    size = FEATURES
+    if (preencoder := preencoder_choices.get_class(args["preencoder"])) is not None:
+        size = preencoder(**args["preencoder_conf"]).output_size()
     stock = encoder_choices.get_class(args["encoder"])
     try:
         with torch.device("meta"):
