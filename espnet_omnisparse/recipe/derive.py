@@ -90,7 +90,7 @@ def with_supernet(
     encoder_conf = dict(config.get("encoder_conf") or {})
     if encoder is not None:
         derived |= {"encoder": encoder, "model": "omni"}
-        if config["encoder"] == ASR_LAYOUT.stock:
+        if config.get("encoder") == ASR_LAYOUT.stock:
             encoder_conf.setdefault(
                 "macaron_style", False
             )  # ESPnet's default, not ours

@@ -42,6 +42,8 @@ OF_MASKS = {
 }
 #: ESPnet's tests that an option of these is refused in its words
 OF_REFUSED = ("invalid_interctc_layer_idx", "invalid_stochastic_depth_rate")
+FAST = {"attention_layer_type": "fast_selfattn", "pos_enc_layer_type": "abs_pos"}
+SMALL = {"output_size": 8, "attention_heads": 2, "num_blocks": 1}
 DROPOUT = ("dropout_rate", "positional_dropout_rate")
 
 
@@ -175,3 +177,28 @@ def test_espnets_own_tests_pass_with_our_encoder(name, axis):
 def test_espnets_own_tests_pass_with_our_encoder_in_every_case(name):
     ran, refused = run(name, "layer_prunable", full=True)
     print(f"{name}: {ran} cases run, {refused} refused")
+
+
+@pytest.mark.parametrize(
+    "encoder, options, words",
+    [
+        ("layer_prunable_conformer", {"use_cnn_module": False}, "set it to True"),
+        ("layer_prunable_conformer", {"ctc_trim": True}, "set it to False"),
+        ("layer_prunable_transformer", {"normalize_before": False}, "set it to True"),
+        ("layer_prunable_transformer", {"concat_after": True}, "set it to False"),
+        (
+            "layer_prunable_e_branchformer",
+            {"gradient_checkpoint_layers": [1]},
+            "gradient_checkpoint_layers cannot be combined",
+        ),
+        (
+            "layer_prunable_e_branchformer",
+            {**FAST, "granularity": "component"},
+            "fast_selfattn has neither masks nor components",
+        ),
+        ("omni_sparse_e_branchformer", FAST, "has neither masks nor components"),
+    ],
+)
+def test_what_espnets_tests_leave_out_and_we_refuse(encoder, options, words):
+    with pytest.raises(UserError, match=words):
+        encoder_choices.classes[encoder](20, **SMALL, **options)
