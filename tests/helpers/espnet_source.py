@@ -45,12 +45,14 @@ def espnet_source() -> Path:
 
 
 def _is_wanted(member: tarfile.TarInfo) -> bool:
+    """Whether a file is what `espnet_source` is for; packages need their beginnings."""
+    path = Path(*Path(member.name).parts[1:])
     if not member.isfile():
         return False
-    path = Path(*Path(member.name).parts[1:])
     if path.is_relative_to("egs2"):
-        return path.match("*/*/asr1/conf/*") or "conf" in path.parts[3:4]
-    return path.is_relative_to(_TESTS) or path.name == "__init__.py"
+        return path.parts[2:4] == ("asr1", "conf")
+    is_package = path.is_relative_to("test") and path.name == "__init__.py"
+    return is_package or path.is_relative_to(_TESTS)
 
 
 @contextmanager
