@@ -138,7 +138,8 @@ def run_scaled(
     weight, bias = f"{_OUTPUTS[branch]}.weight", f"{_OUTPUTS[branch]}.bias"
     whole = tensors.get(weight, module.get_parameter(weight))
     columns = gates.repeat_interleave(whole.size(1) // parts)
-    tensors[weight] = whole * columns
+    # of a convolution at every place of its window
+    tensors[weight] = whole * columns.view(-1, *[1] * (whole.dim() - 2))
     tensors[bias] = module.get_parameter(bias) * gates.amax()
     return functional_call(skeleton, tensors, tuple(inputs), tie_weights=False)
 
@@ -171,6 +172,8 @@ def narrowed(
         setattr(target, leaf, torch.nn.Parameter(tensor.detach().clone()))
         if isinstance(target, torch.nn.Linear):
             target.out_features, target.in_features = target.weight.shape
+        elif isinstance(target, torch.nn.Conv1d):
+            target.out_channels, target.in_channels, _ = target.weight.shape
     return small
 
 

@@ -21,7 +21,7 @@ from espnet_omnisparse.core.layout import (
 )
 from espnet_omnisparse.core.mask import group_ranks, weight_mask
 from espnet_omnisparse.core.own_parameters import own_tensors
-from espnet_omnisparse.core.search_space import Place, place
+from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.core.weight_masks import is_settled
 from espnet_omnisparse.errors import UserError
@@ -161,20 +161,15 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
             continue
         full_name = tensors.get(name)
         weight = state.get(full_name)
-        if weight is None or not _is_matrix(weight, at):
+        if weight is None:
             raise UserError(
-                f"The spec {spec.name!r} masks {name}, which is no linear layer of "
-                "this net: use a spec of the same encoder options."
+                f"The spec {spec.name!r} masks {name}, which this net has not: use a "
+                "spec of the same encoder options."
             )
         ranks = settled[name] if settled else group_ranks(weight, pattern)
         keep = weight_mask(ranks, weight.shape, sparsity, pattern)
         found[full_name] = weight.masked_fill(~keep, 0.0)
     return found
-
-
-def _is_matrix(weight: torch.Tensor, at: Place) -> bool:
-    """Whether it can be masked: of a block's convolutions a pointwise one can."""
-    return weight.dim() > 1 and (at.block is None or weight[0, 0].numel() == 1)
 
 
 def _settled_ranks(state: Mapping[str, torch.Tensor]) -> State:

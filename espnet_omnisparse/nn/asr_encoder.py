@@ -123,8 +123,6 @@ class PrunableAsrEncoder(PrunableEncoder):
         ffn = getattr(first, parts["ffn2"][1])
         if granularity == "component":
             _check_components(ffn, attention)
-        if self.space.pattern is not None:
-            _check_maskable(ffn)
         self.set_pattern(self.space.pattern)
         self._change(self.encoders)
         rows = kept if kept is not None else [self.space.branches] * len(self.encoders)
@@ -271,22 +269,12 @@ def _same(given: Any, needed: Any) -> bool:
     return given == needed or (not needed and not given)
 
 
-def _check_maskable(ffn: torch.nn.Module | None) -> None:
-    """Refuses blocks whose weights are not those of linear layers."""
-    if ffn is not None and not isinstance(getattr(ffn, "w_1", None), torch.nn.Linear):
-        raise UserError(
-            "encoder_conf.pattern needs positionwise_layer_type: linear: set it, or "
-            "leave the pattern out."
-        )
-
-
 def _check_components(ffn: torch.nn.Module | None, attention: torch.nn.Module) -> None:
     """Refuses what cannot be divided into components."""
-    hidden = getattr(getattr(ffn, "w_1", None), "out_features", 0)
-    if ffn is not None and (not hidden or hidden % FFN_CHUNKS):
+    if ffn is not None and ffn.w_1.weight.size(0) % FFN_CHUNKS:
         raise UserError(
-            "encoder_conf.granularity: component needs positionwise_layer_type: linear "
-            f"and linear_units divisible by {FFN_CHUNKS}."
+            "encoder_conf.granularity: component needs linear_units divisible by "
+            f"{FFN_CHUNKS}."
         )
     if getattr(attention, "use_flash_attn", False):
         raise UserError(

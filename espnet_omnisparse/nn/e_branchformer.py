@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.legacy.nets.pytorch_backend.conformer.convolution import (
     mask_padded_frames,
 )
@@ -73,6 +74,13 @@ class EBranchformerBlock(PrunableBlock):
         if (gate := row.get("ffn2")) is not None:
             x = x + self._residual("ffn2", x, frames, gate, masked)
         return self.norm_final(x)
+
+    def _inputs(
+        self, branch: str, x: torch.Tensor, frames: Frames
+    ) -> tuple[torch.Tensor | None, ...]:
+        if branch == "mhsa" and isinstance(self.attn, FastSelfAttention):
+            return (x, frames.mask)
+        return super()._inputs(branch, x, frames)
 
     def _merged(
         self,
@@ -145,17 +153,22 @@ class LayerPrunableEBranchformerEncoder(PrunableAsrEncoder, EBranchformerEncoder
     block_class = EBranchformerBlock
 
     def __init__(self, input_size: int, **options):
-        if options.get("attention_layer_type") == "fast_selfattn":
-            raise UserError(
-                "encoder_conf.attention_layer_type: fast_selfattn cannot be combined "
-                "with prunable branches: choose rel_selfattn or selfattn."
-            )
         if options.get("gradient_checkpoint_layers"):
             raise UserError(
                 "encoder_conf.gradient_checkpoint_layers cannot be combined with "
                 "prunable branches: leave it out."
             )
         super().__init__(input_size, **options)
+
+    def _change(self, layers: torch.nn.ModuleList) -> None:
+        is_fast = isinstance(layers[0].attn, FastSelfAttention)
+        space = self.space
+        if is_fast and (space.pattern or space.granularity == "component"):
+            raise UserError(
+                "encoder_conf.attention_layer_type: fast_selfattn has neither masks "
+                "nor components: choose rel_selfattn or selfattn, or prune whole "
+                "branches, without a pattern."
+            )
 
 
 class OmniSparseEBranchformerEncoder(OmniSparse, LayerPrunableEBranchformerEncoder):

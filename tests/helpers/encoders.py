@@ -15,6 +15,7 @@ VARIANTS = {
     "sdpa": {"use_sdpa": True},
     "linear-input": {"input_layer": "linear"},
     "conv1d-feed-forward": {"positionwise_layer_type": "conv1d"},
+    "conv1d-linear-feed-forward": {"positionwise_layer_type": "conv1d-linear"},
 }
 
 

@@ -34,6 +34,10 @@ SHAPE = {
 SIDES = {**SHAPE, "cgmlp_linear_units": 24, "cgmlp_conv_kernel": 7}
 FFNS = {"use_ffn": True, "macaron_ffn": True}
 ABSOLUTE = {"pos_enc_layer_type": "abs_pos", "attention_layer_type": "selfattn"}
+CONVOLUTIONS = {
+    "positionwise_layer_type": "conv1d",
+    "positionwise_conv_kernel_size": 3,
+}
 #: name -> ESPnet's name of the encoder, its class, its options, branches of a block
 KINDS = {
     "e_branchformer": (
@@ -55,6 +59,12 @@ KINDS = {
         ("ffn1", "mhsa", "cgmlp", "ffn2"),
     ),
     "transformer": ("transformer", TransformerEncoder, SHAPE, ("mhsa", "ffn2")),
+    "transformer-conv1d": (
+        "transformer",
+        TransformerEncoder,
+        {**SHAPE, **CONVOLUTIONS, "qk_norm": True},
+        ("mhsa", "ffn2"),
+    ),
     "conformer-one-ffn": (
         "conformer",
         ConformerEncoder,
