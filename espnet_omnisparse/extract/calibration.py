@@ -62,9 +62,9 @@ def espnet3_dataset(
     """
     from hydra.utils import instantiate  # of ESPnet3, which not every training needs
 
-    named = {**config["dataset"], "test": None}
+    named = {**config["dataset"], "preprocessor": None, "test": None}
     try:
-        organizer = instantiate({**named, "preprocessor": None}, preprocessor=preprocess)
+        organizer = instantiate(named, preprocessor=preprocess)
     except ImportError as error:
         raise UserError(
             f"The datasets of the training are not found ({error}): run in the "

@@ -11,7 +11,10 @@ def add_commands(commands: Commands) -> None:
     """Registers the commands."""
     command = add_command(commands, recipe)
     command.add_argument(
-        "recipe", type=Path, metavar="PATH", help="its folder: egs2/x/asr1, egs3/x/esp2_asr"
+        "recipe",
+        type=Path,
+        metavar="PATH",
+        help="its folder, such as egs2/x/asr1",
     )
     command.add_argument(
         "--config",
