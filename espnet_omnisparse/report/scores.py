@@ -95,5 +95,9 @@ def _read_alignment(path: Path) -> Score:
     words = hits + wrong[0] + wrong[1]
     sentences = len(decoded.read_text(encoding="utf-8").splitlines())
     with_errors = sum(bool(line.strip()) for line in _UTTERANCE.findall(text))
-    shares = [100.0 * count / max(words, 1) for count in (hits, *wrong, sum(wrong))]
-    return Score(sentences, words, *shares, 100.0 * with_errors / max(sentences, 1))
+
+    def share(count: int, of: int) -> float:
+        return round(100.0 * count / max(of, 1), 1)  # as sclite's
+
+    shares = [share(count, words) for count in (hits, *wrong, sum(wrong))]
+    return Score(sentences, words, *shares, share(with_errors, sentences))

@@ -36,3 +36,5 @@ for SIZE in "$@"; do
     python3 run.py --stages infer measure --inference_config conf/inference_@NAME@.yaml \
         --metrics_config conf/metrics.yaml
 done
+# RESULTS.md, a row for each size
+python3 -m espnet_omnisparse.cli report "$exp"
