@@ -64,13 +64,29 @@ def derive(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
     Raises:
         UserError: If the model has no supernet of this kind.
     """
+    return _trained(derive_model(config, axis))
+
+
+def derive_model(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
+    """The part of `derive` that concerns the model, whoever trains it.
+
+    Args:
+        config: A configuration, or the section `model` of one of ESPnet3.
+        axis: `layer` or `weight`.
+
+    Returns:
+        The configuration; `config` is left as it is.
+
+    Raises:
+        UserError: If the model has no supernet of this kind.
+    """
     if supernet_section(config):
         raise UserError("It trains a supernet already: use it as it is.")
     if not is_of_standalone_task(config):
         _check_model(config)
         encoder = _encoder(config, axis)
-        return with_supernet(_with_ctc_at_its_end(config), SUPERNETS[axis], encoder)
-    derived = with_supernet(config, SUPERNETS[axis])
+        return _supernet(_with_ctc_at_its_end(config), SUPERNETS[axis], encoder)
+    derived = _supernet(config, SUPERNETS[axis])
     if axis == "weight":
         derived["encoder_conf"]["pattern"] = "8x1"
     return derived
@@ -86,14 +102,28 @@ def with_supernet(
         supernet: The section of that name.
         encoder: Of the task `asr`: the one in place of its own.
     """
-    derived = {key: value for key, value in config.items() if key != "patience"}
+    return _trained(_supernet(config, supernet, encoder))
+
+
+def _trained(derived: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what ESPnet2's trainer needs for a supernet."""
+    kept = {key: value for key, value in derived.items() if key != "patience"}
+    return kept | {
+        "best_model_criterion": [CRITERION],
+        "num_att_plot": 0,  # a pass has the attention of several subnets
+    }
+
+
+def _supernet(
+    config: Mapping[str, Any], supernet: Mapping[str, Any], encoder: str | None = None
+) -> dict[str, Any]:
+    derived = dict(config)
     encoder_conf = dict(config.get("encoder_conf") or {})
     if encoder is not None:
         derived |= {"encoder": encoder, "model": "omni"}
         if config.get("encoder") == ASR_LAYOUT.stock:
-            encoder_conf.setdefault(
-                "macaron_style", False
-            )  # ESPnet's default, not ours
+            # ESPnet's default, not ours
+            encoder_conf.setdefault("macaron_style", False)
         for name in _OF_STOCK_BLOCKS:
             encoder_conf.pop(name, None)
     model_conf = {
@@ -102,12 +132,7 @@ def with_supernet(
         "loss_normalization": "batch",
         "supernet": dict(supernet),
     }
-    return derived | {
-        "encoder_conf": encoder_conf,
-        "model_conf": model_conf,
-        "best_model_criterion": [CRITERION],
-        "num_att_plot": 0,  # a pass has the attention of several subnets
-    }
+    return derived | {"encoder_conf": encoder_conf, "model_conf": model_conf}
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

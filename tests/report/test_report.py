@@ -23,7 +23,7 @@ from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.names import CHECKPOINT
 from espnet_omnisparse.files import load_tensors, save_tensors, write_yaml
 from espnet_omnisparse.report import family as report
-from espnet_omnisparse.report import plots, results
+from espnet_omnisparse.report import plots, results, scores
 from espnet_omnisparse.report.timing import time_models
 
 EXP = Path("exp/asr_tiny")
@@ -393,13 +393,13 @@ def test_baselines_are_series_of_their_own(make_exp, extract):
 def test_read_score_tells_what_is_wrong(tmp_path):
     path = tmp_path / "result.txt"
     with pytest.raises(UserError, match=r"does not exist.*stage 13"):
-        results.read_score(path)
+        scores.read_score(path)
     for text in ("", "| Sum/Avg | 1 |\n", "| Sum/Avg | 1 2 | 3.0 4.0 x 0 0 0 |\n"):
         path.write_text(text)
         with pytest.raises(UserError, match="not sclite's table"):
-            results.read_score(path)
+            scores.read_score(path)
     path.write_text("| Sum/Avg|   26   525 | 97.5  2.2  0.3  0.3  2.8 31.6 |-0.4 |\n")
-    assert results.read_score(path) == results.Score(
+    assert scores.read_score(path) == scores.Score(
         26, 525, 97.5, 2.2, 0.3, 0.3, 2.8, 31.6
     )
 
