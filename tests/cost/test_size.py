@@ -6,11 +6,12 @@ from helpers.tiny import FEATURES, WIDE
 
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
-from espnet_omnisparse.cost import count as cost
+from espnet_omnisparse.cost import unit_costs as cost
 from espnet_omnisparse.cost.budget import parse_number
-from espnet_omnisparse.cost.count import cost_table, count_cost
+from espnet_omnisparse.cost.count import count_cost
 from espnet_omnisparse.cost.metrics import METRICS, OF_SIZES
 from espnet_omnisparse.cost.size import CostTable, Size, kinds_needed, parse_size
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.selection import build_selection

@@ -13,7 +13,8 @@ from helpers.tiny import FEATURES, asr_config, build
 from espnet_omnisparse.core.layout import layout_in, layout_of, space_of
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
-from espnet_omnisparse.cost.count import cost_table, count_macs
+from espnet_omnisparse.cost.count import count_macs
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.description import describe
 from espnet_omnisparse.extract import experiment
