@@ -117,6 +117,8 @@ def block_numbers(spec: SubnetSpec) -> dict[int, int]:
 
 def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     """The weights that a spec masks, whole, with their zeros."""
+    if not spec.sparsities:
+        return {}
     there, pattern = spec.weights, spec.space.pattern
     tensors = weight_tensors(spec.space, state)
     settled = _settled_ranks(state)

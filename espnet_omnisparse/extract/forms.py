@@ -110,6 +110,7 @@ def _check_has_stock_form(config: Mapping[str, Any], spec: SubnetSpec) -> None:
     whole = spec.space.parts.get("cgmlp")
     if any(len(row.get("cgmlp", ())) not in (0, whole) for row in spec.kept):
         raise UserError(
-            "A size with some of a cgMLP's channels has no form that stock ESPnet loads, "
-            "whose LayerNorm would count the dropped ones: extract without --stock."
+            "A size with some of a cgMLP's channels has no form that stock ESPnet "
+            "loads, whose LayerNorm would count the dropped ones: extract without "
+            "--stock."
         )
