@@ -73,10 +73,11 @@ _CLOSED = 1e-6  # gates that add up to less
 
 @dataclass(frozen=True)
 class Masked:
-    """The weights of a branch's module that are not its own.
+    """The weights of a branch's module, or of a merge, that are not its own.
 
     Attributes:
-        weights: Name inside the module -> the weight, zero where it is masked.
+        weights: Name inside the module -> the weight, zero where it is masked; of a
+            merge, in the block.
         density: Share of the branch's weights that is not masked.
     """
 

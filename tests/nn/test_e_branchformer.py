@@ -7,9 +7,8 @@ import pytest
 import torch
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.layers.cgmlp import ConvolutionalGatingMLP
-from helpers.encoders import randomize
+from helpers.encoders import FFNS, SIDES, randomize
 from helpers.tiny import FEATURES, asr_config, build
-from test_encoders import FFNS, SIDES
 
 from espnet_omnisparse.core.branches import MERGE
 from espnet_omnisparse.core.components import (
@@ -406,18 +405,19 @@ def test_a_cgmlp_that_has_no_quarters_is_refused(units):
 
 
 def test_stock_espnet_has_no_cgmlp_of_some_channels(feats):
-    config = config_of(COMPONENTS, axis="layer_prunable")
+    config = config_of(COMPONENTS)
     model = build(config)
+    model.encoder.refresh_masks()
     space = model.encoder.space
     lost = {"0.cgmlp.1"}
     units = tuple(unit not in lost for unit in space.units)
     spec = SubnetSpec("small", "x", space, units)
     with pytest.raises(UserError, match="some of a cgMLP's channels has no form"):
         form_of(config, spec, stock=True)
-    # whole ones, with parts of others
+    # whole ones, with parts of others, and masks on all
     lost = {f"0.cgmlp.{part}" for part in range(4)} | {"1.mhsa.0", "2.ffn1.3"}
     units = tuple(unit not in lost for unit in space.units)
-    spec = SubnetSpec("small", "x", space, units)
+    spec = SubnetSpec("small", "x", space, units, drawn(space, 2)[1])
     form = form_of(config, spec, stock=True)
     assert form.name == STOCK_ZEROED
     state = model.state_dict()
@@ -425,5 +425,5 @@ def test_stock_espnet_has_no_cgmlp_of_some_channels(feats):
     assert type(stock.encoder) is EBranchformerEncoder
     stock.load_state_dict(form.state(cut_state(state, spec), state, spec), strict=True)
     with torch.no_grad():
-        expected = model.encoder(*feats, gates=spec.gates())[0]
+        expected = model.encoder(*feats, None, spec.gates(), spec.sparsity)[0]
         assert torch.allclose(stock.encoder(*feats)[0], expected, atol=2e-6, rtol=0)

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from espnet2.bin.asr_inference import Speech2Text
 from helpers.trained import assert_same_tensors, assert_same_training, load
 from helpers.training import CONFIG, train
@@ -10,6 +11,8 @@ from helpers.training import CONFIG, train
 from espnet_omnisparse import cli
 from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import count_packed_bytes
+from espnet_omnisparse.extract import experiment
+from espnet_omnisparse.files import read_yaml
 
 # warm start to 2, step 1 to 7, ramp to 12, settled from 16 of 20 updates
 TRAINING = {
@@ -69,12 +72,21 @@ def test_its_sizes_are_extracted_and_searched(uninterrupted, tmp_path, capsys):
     cli.main(["search", str(exp), *budgets, "--profile", "1"])
     assert "merge.merge_proj" in capsys.readouterr().out
     cli.main(["extract", str(exp), "--out", out])
+    net = experiment.build(read_yaml(exp / "config.yaml")).eval()
+    net.load_state_dict(load(exp / "valid.loss_sizes.ave.pth"), strict=True)
+    net.encoder.refresh_masks()
+    generator = torch.Generator().manual_seed(0)
+    feats = torch.randn(2, 60, 80, generator=generator), torch.tensor([60, 51])
     zeros = {}
     for name in ("small", "medium", "full", "60pct", "125kB"):
         folder = tmp_path / f"size_{name}"
         spec, state = read_spec(folder / "subnet.yaml"), load(folder / "model.pth")
         model = Speech2Text(folder / "config.yaml", folder / "model.pth").asr_model
         assert_same_tensors(dict(model.state_dict()), state)
+        with torch.no_grad():
+            expected = net.encoder(*feats, None, spec.gates(), spec.sparsity)[0]
+            found = model.encoder(*feats)[0]
+        assert torch.allclose(found, expected, atol=1e-5, rtol=0)
         zeros[name] = [
             float((state[tensor] == 0).float().mean())
             for tensor in state
