@@ -3,7 +3,7 @@
 Its attention and cgMLP run side by side; both outputs, one after the other in channels,
 go through a depthwise convolution and a projection. A side that is dropped takes half
 of that convolution's channels and of that projection's inputs with it. The projection's
-bias belongs to neither side and stays; its weights take no masks.
+bias belongs to neither side and stays.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +16,8 @@ from espnet2.legacy.nets.pytorch_backend.conformer.convolution import (
     mask_padded_frames,
 )
 
-from espnet_omnisparse.core.components import Masked
+from espnet_omnisparse.core.branches import MERGE, SIDES
+from espnet_omnisparse.core.components import Masked, select
 from espnet_omnisparse.core.gate import stack_gates
 from espnet_omnisparse.core.layout import E_BRANCHFORMER_LAYOUT
 from espnet_omnisparse.errors import UserError
@@ -41,11 +42,11 @@ class EBranchformerBlock(PrunableBlock):
         self, layer: torch.nn.Module, kept: Collection[str] | Mapping[str, int]
     ):
         super().__init__(layer, kept)
-        self._sides = tuple(side for side in self.layout.sides if side in self.kept)
+        self._sides = tuple(side for side in SIDES if side in self.kept)
         size, fusion = layer.size, layer.depthwise_conv_fusion
         count = len(self._sides)
         self.merge_proj = layer.merge_proj
-        if count == len(self.layout.sides):
+        if count == len(SIDES):
             self.depthwise_conv_fusion = fusion
         elif count:
             self.depthwise_conv_fusion = torch.nn.Conv1d(
@@ -103,13 +104,17 @@ class EBranchformerBlock(PrunableBlock):
             return self._whole(torch.cat(outs, -1), frames)
         fusion, projection = self.depthwise_conv_fusion, self.merge_proj
         sides = torch.cat(outs, -1)
-        parts = fusion.weight, fusion.bias, projection.weight
-        if len(places) < len(self._sides):
-            parts = tuple(
-                torch.cat([part.chunk(len(self._sides), dim)[p] for p in places], dim)
-                for part, dim in zip(parts, (0, 0, 1), strict=True)
-            )
-        kernel, bias, weight = parts
+        tensors = {
+            "depthwise_conv_fusion.weight": fusion.weight,
+            "depthwise_conv_fusion.bias": fusion.bias,
+            "merge_proj.weight": projection.weight,
+        }
+        if masked and MERGE in masked:
+            tensors |= masked[MERGE].weights
+        kernel, bias, weight = (
+            select(MERGE, name, tensor, places, len(self._sides))
+            for name, tensor in tensors.items()
+        )
         if any(isinstance(one, torch.Tensor) for one in open_gates):
             # the outputs have their gates; the bias belongs to the whole side
             sizes = zip(bias.chunk(len(places)), open_gates, strict=True)

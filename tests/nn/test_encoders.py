@@ -7,13 +7,14 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
-from helpers.encoders import randomize
+from helpers.encoders import FFNS, PLAIN, SIDES, randomize
 from helpers.tiny import FEATURES, asr_config, build
 
 from espnet_omnisparse.core.layout import layout_in, layout_of, space_of
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
-from espnet_omnisparse.cost.count import cost_table, count_macs
+from espnet_omnisparse.cost.count import count_macs
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment
 from espnet_omnisparse.extract.config import cut_config
@@ -22,17 +23,6 @@ from espnet_omnisparse.extract.forms import STOCK, STOCK_ZEROED, form_of
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.tasks import encoder_choices
 
-SHAPE = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 32,
-    "num_blocks": 3,
-    "dropout_rate": 0.0,
-    "positional_dropout_rate": 0.0,
-    "attention_dropout_rate": 0.0,
-}
-SIDES = {**SHAPE, "cgmlp_linear_units": 24, "cgmlp_conv_kernel": 7}
-FFNS = {"use_ffn": True, "macaron_ffn": True}
 ABSOLUTE = {"pos_enc_layer_type": "abs_pos", "attention_layer_type": "selfattn"}
 CONVOLUTIONS = {
     "positionwise_layer_type": "conv1d",
@@ -58,18 +48,18 @@ KINDS = {
         {**SIDES, **FFNS, **ABSOLUTE, "use_linear_after_conv": True},
         ("ffn1", "mhsa", "cgmlp", "ffn2"),
     ),
-    "transformer": ("transformer", TransformerEncoder, SHAPE, ("mhsa", "ffn2")),
+    "transformer": ("transformer", TransformerEncoder, PLAIN, ("mhsa", "ffn2")),
     "transformer-conv1d": (
         "transformer",
         TransformerEncoder,
-        {**SHAPE, **CONVOLUTIONS, "qk_norm": True},
+        {**PLAIN, **CONVOLUTIONS, "qk_norm": True},
         ("mhsa", "ffn2"),
     ),
     "conformer-one-ffn": (
         "conformer",
         ConformerEncoder,
         {
-            **SHAPE,
+            **PLAIN,
             "macaron_style": False,
             "cnn_module_kernel": 7,
             "rel_pos_type": "latest",
