@@ -20,7 +20,6 @@ from espnet_omnisparse.core.layout import (
 )
 from espnet_omnisparse.core.mask import group_ranks, weight_mask
 from espnet_omnisparse.core.own_parameters import own_tensors
-from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.core.weight_masks import is_settled
 from espnet_omnisparse.errors import UserError
