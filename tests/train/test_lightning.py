@@ -19,7 +19,7 @@ from espnet_omnisparse.extract import experiment
 from espnet_omnisparse.extract.names import CHECKPOINT
 from espnet_omnisparse.files import load_tensors, read_yaml
 from espnet_omnisparse.train.asr_model import OmniASRModel
-from espnet_omnisparse.train.journal import SUBNETS, read_specs
+from espnet_omnisparse.train.journal import SUBNETS, read_log, read_specs
 from espnet_omnisparse.train.lightning import AVERAGE
 
 TRAIN, VALID, BATCH = 12, 4, 2
@@ -190,13 +190,37 @@ def test_a_resumed_run_keeps_its_phases_and_count(configured, watched):
         train(configured({"step1": 6}, fit={"ckpt_path": str(last)}))
 
 
-def test_an_update_of_several_batches_counts_once(configured, watched):
+@pytest.mark.parametrize("accumulated", [2, 4])
+def test_an_update_of_several_batches_counts_once(configured, watched, accumulated):
     config = configured(
-        {"warm_start": 1, "step1": 8}, trainer={"accumulate_grad_batches": 2}
+        {"warm_start": 1, "step1": 6}, trainer={"accumulate_grad_batches": accumulated}
     )
     train(config)
-    expected = [update for update in range(UPDATES // 2) for _ in range(2)]
+    # Lightning makes an update of what remains at the end of an epoch
+    batches = TRAIN // BATCH
+    of_epoch = [batch // accumulated for batch in range(batches)]
+    updates = of_epoch[-1] + 1
+    expected = [updates * e + n for e in range(EPOCHS) for n in of_epoch]
     assert [update for update, _, _ in watched] == expected
+    log = read_log(Path(config.exp_dir))
+    assert [line["update"] for line in log] == [
+        updates * (epoch + 1) for epoch in range(EPOCHS)
+    ]
+
+
+def test_the_log_tells_of_every_epoch_once(configured):
+    config = configured(trainer={"max_epochs": 3})
+    train(config)
+    exp, made = Path(config.exp_dir), 3 * TRAIN // BATCH
+    before = read_log(exp)
+    assert [line["epoch"] for line in before] == [1, 2, 3]
+    train(configured(fit={"ckpt_path": str(exp / f"step{made}.ckpt")}))
+    log = read_log(exp)
+    assert log[:3] == before
+    assert [line["epoch"] for line in log] == [*range(1, EPOCHS + 1)]
+    spec = read_specs(exp / SUBNETS)["small"]
+    assert log[-1]["kept"]["small"] == sum(spec.mask)
+    assert all(line["train_seconds"] > 0.0 for line in log)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +229,7 @@ def test_an_update_of_several_batches_counts_once(configured, watched):
         ({"score_lr": 0.1}, {}, "score_lr has no meaning"),
         ({}, {"best_model_criterion": [["valid/loss", 1, "min"]]}, "loss_sizes"),
         ({}, {"trainer": {"max_epochs": -1}}, "the run's length"),
+        ({"update": "per_accum"}, {}, "set accumulate_grad_batches to 3 or a multiple"),
         ({}, {"model": {"model": "espnet", "model_conf": {}}}, "is for supernets"),
     ],
 )
