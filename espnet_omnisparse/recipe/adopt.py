@@ -61,7 +61,7 @@ def plan(
     changed = tuple(changed_keys(read_yaml(source), derived))
     wrapper, target = f"run_{name}.sh", f"conf/{name}.yaml"
     origin = "A Conformer with CTC" if source == STARTER else below(source, recipe)
-    files = {target: commented(derived, origin, changed)}
+    files = {target: commented(derived, f"{origin} as a supernet", changed)}
     options, inference = {"asr_config": target}, ""
     if is_of_standalone_task(derived):
         options["asr_task"] = "asr_transducer"

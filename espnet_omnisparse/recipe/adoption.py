@@ -55,15 +55,15 @@ def find_config(recipe: Path, config: Path) -> Path:
     raise UserError(f"--config {config} exists neither here nor in {recipe}.")
 
 
-def commented(config: Mapping[str, Any], origin: str, changed: Sequence[str]) -> str:
+def commented(config: Mapping[str, Any], heading: str, changed: Sequence[str]) -> str:
     """A configuration as YAML that begins with what differs.
 
     Args:
-        config: The supernet's.
-        origin: What it is derived from, in words.
+        config: The configuration.
+        heading: What it is, in words.
         changed: The keys in which it differs.
     """
-    comment = f"# {origin} as a supernet, by `omnisparse recipe`. What differs:\n"
+    comment = f"# {heading}, by `omnisparse recipe`. What differs:\n"
     comment += "".join(f"#   {key}\n" for key in changed)
     text = yaml.safe_dump(dict(config), sort_keys=False, default_flow_style=None)
     return comment + text

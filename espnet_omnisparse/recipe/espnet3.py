@@ -70,7 +70,7 @@ def plan(
             "supernet's from with --config."
         )
     source = find_config(recipe, config or _DEFAULT)
-    given, origin = read_config(source), below(source, recipe)
+    given, heading = read_config(source), f"{below(source, recipe)} as a supernet"
     try:
         derived = derive(given, axis)
         changed = changed_keys(given, derived)
@@ -79,12 +79,12 @@ def plan(
             raise UserError(f"{source}: {error}") from None
         print(f"{source} gets another model. {error}")
         derived = derive(starter(given), axis)
-        origin += ", with a Conformer with CTC,"
+        heading += ", a Conformer with CTC"
         changed = [key.split(".")[0] for key in changed_keys(given, derived)]
     changed = tuple(dict.fromkeys(changed))
     training, inference = f"training_{name}", f"inference_{name}"
     files = {
-        f"conf/{training}.yaml": commented(derived, origin, changed),
+        f"conf/{training}.yaml": commented(derived, heading, changed),
         f"conf/{inference}.yaml": _inference(recipe, training, derived),
     }
     wrapper = f"run_{name}.sh"
@@ -128,6 +128,12 @@ def derive(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
             f"configuration of {_TASKS[0]}."
         )
     trainer = config.get("trainer") or {}
+    # phases are fractions of the run, whose length must be known
+    others = [
+        one
+        for one in trainer.get("callbacks") or ()
+        if not str(one.get("_target_")).endswith("EarlyStopping")
+    ]
     callback = {"_target_": _CALLBACK, "exp_dir": "${exp_dir}"}
     phase, key, mode = CRITERION
     averaged = [count for _, count, _ in config.get("best_model_criterion") or ()]
@@ -136,10 +142,7 @@ def derive(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
         "task": TASK,
         "model": derive_model(config.get("model") or {}, axis),
         "best_model_criterion": [[f"{phase}/{key}", max(averaged, default=10), mode]],
-        "trainer": {
-            **trainer,
-            "callbacks": [*(trainer.get("callbacks") or ()), callback],
-        },
+        "trainer": {**trainer, "callbacks": [*others, callback]},
         "fit": {"ckpt_path": "last", **(config.get("fit") or {})},
     }
 
@@ -186,4 +189,4 @@ def _inference(recipe: Path, training: str, derived: Mapping[str, Any]) -> str:
     kept = {name: v for name, v in given.items() if name not in _OF_EXPERIMENT}
     config = {"exp_tag": training + "_${oc.env:SIZE}", **kept, "model": model}
     changed = changed_keys(given, config)
-    return commented(config, "conf/inference.yaml for a size, SIZE,", changed)
+    return commented(config, "conf/inference.yaml for the size $SIZE", changed)

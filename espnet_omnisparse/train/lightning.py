@@ -15,7 +15,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from espnet_omnisparse.core.spec import fingerprint
 from espnet_omnisparse.errors import UserError
@@ -72,6 +72,11 @@ class SupernetCallback(lightning.Callback):
             raise UserError(
                 "SupernetCallback is for supernets: set task: "
                 "espnet_omnisparse.tasks.OmniASRTask and model.model: omni."
+            )
+        if any(isinstance(one, EarlyStopping) for one in trainer.callbacks):
+            raise UserError(
+                "EarlyStopping cannot be combined with a supernet, whose phases need "
+                "the run's length: remove it and set trainer.max_epochs."
             )
         if len(trainer.optimizers) != 1:
             raise UserError("A supernet needs one optimizer, not named optimizers.")

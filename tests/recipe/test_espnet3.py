@@ -38,7 +38,8 @@ MODEL = {
     "normalize": "global_mvn",
     "normalize_conf": {"stats_file": "${stats_dir}/train/feats_stats.npz"},
 }
-EARLY = {"_target_": "lightning.pytorch.callbacks.ModelSummary"}
+SUMMARY = {"_target_": "lightning.pytorch.callbacks.ModelSummary"}
+EARLY = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "x"}
 TRAINING = {
     "task": "espnet3.systems.esp2_asr.task.ASRTask",
     "exp_tag": "conformer",
@@ -47,7 +48,7 @@ TRAINING = {
     "model": MODEL,
     "optimizer": {"lr": 0.005},
     "best_model_criterion": [["valid/acc", 5, "max"]],
-    "trainer": {"max_epochs": 7, "callbacks": [EARLY]},
+    "trainer": {"max_epochs": 7, "callbacks": [SUMMARY, EARLY]},
 }
 INFERENCE = {
     "exp_tag": "conformer",
@@ -108,7 +109,7 @@ def test_only_what_makes_it_a_supernet_differs(recipe, capsys, axis):
         "model": derive_model(MODEL, axis),
         "optimizer": TRAINING["optimizer"],
         "best_model_criterion": [["valid/loss_sizes", 5, "min"]],
-        "trainer": {"max_epochs": 7, "callbacks": [EARLY, callback]},
+        "trainer": {"max_epochs": 7, "callbacks": [SUMMARY, callback]},
         "fit": {"ckpt_path": "last"},
     }
     for key in ("task", "model.encoder", "model.model_conf.supernet", "trainer"):

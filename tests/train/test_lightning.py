@@ -27,6 +27,7 @@ EPOCHS = 4
 UPDATES = EPOCHS * TRAIN // BATCH
 NAMES = ("encoder", "encoder_conf", "model", "model_conf", "input_size", "token_list")
 CALLBACK = "espnet_omnisparse.train.lightning.SupernetCallback"
+EARLY = "lightning.pytorch.callbacks.EarlyStopping"
 
 
 class Utterances(torch.utils.data.Dataset):
@@ -229,6 +230,18 @@ def test_the_log_tells_of_every_epoch_once(configured):
         ({"score_lr": 0.1}, {}, "score_lr has no meaning"),
         ({}, {"best_model_criterion": [["valid/loss", 1, "min"]]}, "loss_sizes"),
         ({}, {"trainer": {"max_epochs": -1}}, "the run's length"),
+        (
+            {},
+            {
+                "trainer": {
+                    "callbacks": [
+                        {"_target_": CALLBACK, "exp_dir": "${exp_dir}"},
+                        {"_target_": EARLY, "monitor": "valid/loss"},
+                    ]
+                }
+            },
+            "EarlyStopping cannot",
+        ),
         ({"update": "per_accum"}, {}, "set accumulate_grad_batches to 3 or a multiple"),
         ({}, {"model": {"model": "espnet", "model_conf": {}}}, "is for supernets"),
     ],
