@@ -60,17 +60,18 @@ def espnet3_dataset(
     Raises:
         UserError: If the recipe's datasets are not found from here.
     """
-    from hydra.utils import instantiate  # of ESPnet3, which not every training needs
+    from hydra.utils import get_class  # of ESPnet3, which not every training needs
 
-    named = {**config["dataset"], "preprocessor": None, "test": None}
+    section = {**config["dataset"], "preprocessor": preprocess, "test": None}
+    organizer = get_class(section["_target_"])
+    options = {name: v for name, v in section.items() if not name.startswith("_")}
     try:
-        organizer = instantiate(named, preprocessor=preprocess)
-    except ImportError as error:
+        dataset = getattr(organizer(**options), split)
+    except (ImportError, OSError) as error:
         raise UserError(
             f"The datasets of the training are not found ({error}): run in the "
             "recipe's folder."
         ) from error
-    dataset = getattr(organizer, split)
     dataset.use_espnet_collator = True  # which takes ids as well
     return dataset
 
