@@ -125,7 +125,6 @@ class EBranchformerBlock(PrunableBlock):
         fused = F.conv1d(padded, kernel, bias, padding=padding, groups=groups)
         return F.linear(sides + fused.transpose(1, 2), weight, projection.bias)
 
-
     def _whole(self, sides: torch.Tensor, frames: Frames) -> torch.Tensor:
         """The projection of all sides, by the modules: they may be quantised ones."""
         padded = mask_padded_frames(sides.transpose(1, 2), frames.mask)
