@@ -1,8 +1,7 @@
 """The residual branches of an encoder's block, and the weights in them."""
 
-# of a Conformer, in the order in which a block computes them; -> its residual scale
-SCALES = {"ffn1": 0.5, "mhsa": 1.0, "conv": 1.0, "ffn2": 0.5}
-BRANCHES = tuple(SCALES)
+# of a Conformer, in the order in which a block computes them
+BRANCHES = ("ffn1", "mhsa", "conv", "ffn2")
 QUARTERS = 4
 # of an E-Branchformer's block: what joins the outputs of two branches, and is itself
 # none; the branches in the order in which it has their channels

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from espnet_omnisparse.core.branches import is_ffn
+from espnet_omnisparse.core.branches import MERGE, SIDES, is_ffn
 from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.core.layout import Layout, layout_of
 from espnet_omnisparse.errors import UserError
@@ -31,7 +31,7 @@ _RELATIVE = {
     "LegacyRelPositionMultiHeadedAttention": "legacy",
 }
 # in which the parts of any block are computed
-_ORDER = ("ffn1", "merge", "mhsa", "conv", "ffn2")
+_ORDER = ("ffn1", MERGE, "mhsa", "conv", "ffn2")
 
 Told = dict[str, Any]
 
@@ -141,9 +141,9 @@ def _block(model: Any, block: torch.nn.Module, layout: Layout) -> Told:
         for branch, (norm, name) in layout.parts.items()
         if (module := getattr(block, name, None)) is not None
     }
-    if layout.sides:
-        sides = [found.pop(side) for side in layout.sides if side in found]
-        found["merge"] = _merge(model, block, sides)
+    if hasattr(block, "merge_proj"):
+        sides = [found.pop(side) for side in SIDES if side in found]
+        found[MERGE] = _merge(model, block, sides)
     norm = getattr(block, "norm_final", None)
     named = norm is not None and not isinstance(norm, torch.nn.Identity)
     return {
@@ -211,7 +211,7 @@ def _gating(module: Any) -> Told:
 def _merge(model: Any, block: Any, sides: list[Told]) -> Told:
     """What merges the sides of a block; of one without sides a bias is left."""
     told = {
-        "kind": "merge",
+        "kind": MERGE,
         "scale": 1.0,
         "sides": sides,
         "projection": weight_of(model, block.merge_proj),

@@ -31,6 +31,15 @@ void encode(const Tiles& x, float scale, PlaceOf place_of) {
   }
 }
 
+// Which place ESPnet's older encodings give to what is so many frames back, or ahead, in a
+// recording of `frames`. Their table of `count` has its last place first, and recordings begin
+// there, so that their length matters; frames ahead are counted from the next one.
+long older_place(long back, long frames, long count) {
+  const long last = std::max(count, frames);
+  if (back == -1) return kNowhere;
+  return back >= 0 ? last - frames + back : last + 1 + back;
+}
+
 }  // namespace
 
 Encoder::Encoder(const Container& file) {
@@ -94,13 +103,7 @@ std::shared_ptr<const Positions> Encoder::positions(int past, int future,
     encode(x, place_scale_, [](long m) { return m; });
     fresh->encodings = rows_of(x);
   } else if (legacy) {
-    // ESPnet's table has the last place first, and a recording begins there: what is so many
-    // frames away has another encoding in recordings of another length
-    const long last = std::max(place_count_, past);
-    encode(x, 1.0f, [&](long m) {
-      const long away = left - m;
-      return away >= 0 ? last - past + away : away == -1 ? kNowhere : last + 1 + away;
-    });
+    encode(x, 1.0f, [&](long m) { return older_place(left - m, past, place_count_); });
   } else {
     encode(x, 1.0f, [&](long m) { return left - m; });
   }

@@ -36,7 +36,8 @@ class Gating : public Branch {
     weight_ = file.floats(unit + "conv.weight", static_cast<size_t>(half) * kernel_);
     bias_ = file.floats(unit + "conv.bias", half);
     linear_ = told.at("linear").boolean();
-    if (linear_) mixing_ = read_linear(file, unit + "linear.weight", unit + "linear.bias", half, half);
+    if (linear_)
+      mixing_ = read_linear(file, unit + "linear.weight", unit + "linear.bias", half, half);
     out_ = read_linear(file, module + "channel_proj2.weight", module + "channel_proj2.bias",
                        options.width, half);
   }
