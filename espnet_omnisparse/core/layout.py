@@ -125,6 +125,18 @@ def is_standalone(config: Mapping[str, Any]) -> bool:
     return "body_conf" in config["encoder_conf"]
 
 
+def has_ctc_alone(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a configuration has CTC and no decoder.
+
+    Args:
+        config: Of either task; what it does not say has ESPnet's defaults.
+    """
+    if "body_conf" in (config.get("encoder_conf") or {}):
+        return False
+    weight = (config.get("model_conf") or {}).get("ctc_weight", 0.5)
+    return weight == 1.0 and config.get("decoder") != "transducer"
+
+
 def layout_of(config: Mapping[str, Any]) -> Layout:
     """Where the model of a configuration keeps its blocks."""
     if is_standalone(config):

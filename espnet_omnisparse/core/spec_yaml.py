@@ -7,6 +7,7 @@ from typing import Any
 
 from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE, parts_of
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.decoder import decoder_text, parse_decoder
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec
@@ -14,7 +15,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_yaml
 
 _FORMAT = 1
-_OPTIONAL = {"weights", "chunk", "block"}
+_OPTIONAL = {"weights", "chunk", "block", "decoder"}
 
 
 def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
@@ -50,6 +51,8 @@ def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
             value["weights"]["front_end"] = list(spec.space.front_end)
     if spec.chunk is not None:
         value["chunk"] = spec.chunk.as_dict()
+    if spec.decoder is not None:
+        value["decoder"] = decoder_text(spec.decoder)
     write_yaml(path, value)
 
 
@@ -71,7 +74,8 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
         raise UserError(
             f"{source} is not a subnet spec: it needs exactly the keys "
             f"{', '.join(sorted(keys))}, weights where it masks them, chunk where it "
-            "streams, and block where its blocks are not a Conformer's."
+            "streams, decoder where it keeps less of one, and block where its blocks "
+            "are not a Conformer's."
         )
     if value["format"] != _FORMAT:
         raise UserError(
@@ -97,8 +101,11 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
         )
     space, sparsity = _weights_of(value.get("weights"), space, source)
     chunk = Chunk.parse(value.get("chunk"), f"{source}: chunk")
+    decoder = None
+    if "decoder" in value:
+        decoder = parse_decoder(value["decoder"], f"{source}: decoder")
     name, supernet = str(value["name"]), str(value["supernet"])
-    spec = SubnetSpec(name, supernet, space, mask, sparsity, chunk)
+    spec = SubnetSpec(name, supernet, space, mask, sparsity, chunk, decoder)
     kept, of, _ = spec.counts
     if value[noun] != {"kept": kept, "of": of}:
         raise UserError(

@@ -33,10 +33,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_omnisparse.core.branches import PRUNABLE
-from espnet_omnisparse.core.layout import (
-    LAYOUTS,
-    front_layers,
-)
+from espnet_omnisparse.core.decoder import DECODER, layer_of
+from espnet_omnisparse.core.layout import LAYOUTS, front_layers
 from espnet_omnisparse.core.mask import Pattern, matrix_shape, nonzero_groups
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.size import CostTable
@@ -235,6 +233,20 @@ def measure_rtf(
     return {name: [t / seconds for t in row] for name, row in times.items()}
 
 
+def _of_decoder(model: Any, kind: str) -> list[int]:
+    """What an attention decoder costs outside its layers, then each; see `CostTable`.
+
+    MACs and time end at CTC: in them it costs nothing.
+    """
+    each = {"params": 1, "nonzero": 1, "bytes": _VALUE}.get(kind, 0)
+    costs: dict[int | None, int] = {None: 0}
+    for name, parameter in model.named_parameters():
+        if name.startswith(DECODER):
+            layer = layer_of(name)
+            costs[layer] = costs.get(layer, 0) + each * parameter.numel()
+    return list(costs.values())
+
+
 def cost_table(model: Any, kind: str) -> CostTable:
     """What each unit of a model's encoder costs, found on physically smaller models.
 
@@ -256,13 +268,13 @@ def cost_table(model: Any, kind: str) -> CostTable:
     with torch.random.fork_rng(devices=[]):
         costs = _measure(dict(_variants(model, space, kinds)), kind)
     model.train(was_training)  # the variants share its modules
-    full = costs["full"]
+    full, decoder = costs["full"], _of_decoder(model, kind)
     if space.granularity == "block":
         once = [costs[_variant("one", number)] for number in kinds]
         # the rest is in each of them, and in the full net once
         rest = (sum(once) - full) / max(1, space.num_blocks - 1)
         each = [cost - rest for cost in once]
-        return CostTable(kind, space, rest, each, [0.0] * len(space))
+        return CostTable(kind, space, rest, each, [0.0] * len(space), decoder)
     rest = costs["rest"]
     part, once = {}, {}
     for number in dict.fromkeys(kinds):
@@ -291,6 +303,7 @@ def cost_table(model: Any, kind: str) -> CostTable:
         rest,
         [scale * part[kinds[int(block)], branch] for block, branch in units],
         [scale * once[number, branch] for number in kinds for branch in space.branches],
+        decoder,
     )
 
 

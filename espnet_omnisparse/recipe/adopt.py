@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
+from espnet_omnisparse.core.layout import has_ctc_alone
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import atomic_path, read_yaml
 from espnet_omnisparse.recipe import template
 from espnet_omnisparse.recipe.derive import (
     changed_keys,
-    decodes_with_ctc_alone,
     derive,
     is_of_standalone_task,
 )
@@ -85,7 +85,7 @@ def plan(
     options, inference = {"asr_config": target}, ""
     if is_of_standalone_task(derived):
         options["asr_task"] = "asr_transducer"
-    elif decodes_with_ctc_alone(derived):
+    elif has_ctc_alone(derived):
         inference = f"conf/{name}_decode_ctc.yaml"
         files[inference] = DECODE_CTC.read_text(encoding="utf-8")
         options |= {"inference_config": inference, "use_lm": "false"}

@@ -19,6 +19,7 @@ from espnet_omnisparse.losses.distillation import (
 )
 from espnet_omnisparse.losses.head import HeadLoss
 from espnet_omnisparse.nn.asr_encoder import PrunableAsrEncoder
+from espnet_omnisparse.nn.decoder import check_decoders, first_layers
 from espnet_omnisparse.supernet.config import CURRENT
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
@@ -55,6 +56,7 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         _refuse_unsupported(encoder, ctc_weight, loss_normalization, model_conf)
         super().__init__(encoder=encoder, ctc=ctc, ctc_weight=ctc_weight, **model_conf)
         self.plan_supernet(supernet, loss_normalization)
+        check_decoders(self.supernet.sizes.values(), self.decoder)
         self.size_ctc = torch.nn.ModuleDict()
         if self.supernet.config.heads == "per_size":
             for size in self.supernet.sizes:
@@ -113,9 +115,11 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         """ESPnet's objective of the part's utterances on one subnet's output.
 
         A transducer's is `rnnt + ctc_weight * ctc`, that beside attention
-        `ctc_weight * ctc + (1 - ctc_weight) * attention`; the teacher's is mixed alike.
+        `ctc_weight * ctc + (1 - ctc_weight) * attention`, that of a size without a
+        decoder `ctc`; the teacher's is mixed alike.
         """
         head, kind = self.head(size), self.supernet.config.distillation
+        layers = self._decoder_layers(size)
         stats: dict[str, Any] = {}
 
         def log(name: str, value: Any) -> None:  # under ESPnet's names
@@ -143,8 +147,8 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
                     joint, teacher.lattice, *labels, self.blank_id, kind
                 )
                 taught = nodes + self.ctc_weight * taught
-        elif self.ctc_weight < 1.0:
-            attention, accuracy, cer, wer = self._calc_att_loss(
+        elif self.ctc_weight < 1.0 and layers != 0:
+            attention, accuracy, cer, wer = self._with_decoder(layers)._calc_att_loss(
                 # a copy: with a language token ESPnet lengthens it in place
                 encoded,
                 lengths,
@@ -160,6 +164,24 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         else:
             loss = ctc
         return HeadLoss(loss, taught, stats)
+
+    def _decoder_layers(self, size: str) -> int | None:
+        """How many layers of the attention decoder a size keeps; `None`: all."""
+        sizes = self.supernet.sizes
+        return sizes[size].decoder if size in sizes else None
+
+    def _with_decoder(self, layers: int | None) -> "OmniASRModel":
+        """A view of the model as a size has it; it shares all tensors.
+
+        Args:
+            layers: How many of the decoder's layers are kept, at least 1; `None`: all.
+        """
+        if layers is None:
+            return self
+        view = copy.copy(self)
+        decoder = first_layers(self.decoder, layers)
+        view._modules = {**self._modules, "decoder": decoder}
+        return view
 
     def head(self, size: str) -> CTC:
         """The CTC head of a size."""

@@ -68,7 +68,7 @@ class GradientDiagnosis:
     Args:
         supernet: Says when, and which sizes there are.
         encoder: Its encoder.
-        loss: Of hidden frames, utterances, gates and sparsities.
+        loss: Of hidden frames, utterances, gates, sparsities and a size's name.
     """
 
     def __init__(self, supernet: Supernet, encoder: PrunableEncoder, loss: Loss):
@@ -142,7 +142,8 @@ class GradientDiagnosis:
             torch.autocast(device.type, enabled=False),
             self._encoder.as_subnet("none"),
         ):
-            loss = self._loss(hidden, batch, subnet.gates, subnet.sparsity)
+            arguments = subnet.gates, subnet.sparsity, subnet.size
+            loss = self._loss(hidden, batch, *arguments)
             found = torch.autograd.grad(loss, [*weights.values()], allow_unused=True)
         return {
             name: torch.zeros_like(weight) if gradient is None else gradient

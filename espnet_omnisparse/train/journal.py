@@ -107,6 +107,7 @@ def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]
             tuple(mask.tolist()),
             supernet.size_sparsity(name),
             supernet.sizes[name].chunk,
+            supernet.sizes[name].decoder,
         )
         for name, mask in reversed(supernet.size_masks().items())
     }

@@ -16,6 +16,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher, collapse, lattice_loss
 from espnet_omnisparse.losses.head import HeadLoss
 from espnet_omnisparse.losses.rnnt import Lattice, make_criterion
+from espnet_omnisparse.nn.decoder import check_decoders
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.update import SupernetModel
 
@@ -76,6 +77,7 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
                 "it to false."
             )
         self.plan_supernet(supernet, loss_normalization)
+        check_decoders(self.supernet.sizes.values(), self.decoder)
         if self.supernet.config.heads != "shared":
             raise UserError(
                 "supernet.heads: per_size is made for CTC's output; a transducer's "

@@ -291,17 +291,19 @@ class SupernetModel:
         batch: Batch,
         gates: Sequence[Gate],
         sparsity: Sequence[float] = (),
+        size: str = FULL,
     ) -> torch.Tensor:
-        """Mean loss over utterances of one subnet, through the full net's head.
+        """Mean loss over utterances of one subnet.
 
         Args:
             hidden: The front end's output for the batch, with the same sparsity.
             batch: The utterances.
             gates: A gate per unit.
             sparsity: A sparsity per weight; the masks are those of the last refresh.
+            size: Whose head and decoder it has.
         """
         encoded, lengths = self.encoder.blocks(hidden, gates, sparsity)
-        return self._head_loss(FULL, encoded, lengths, batch).loss
+        return self._head_loss(size, encoded, lengths, batch).loss
 
     def accumulate(self, batches: int) -> None:
         """Says that an update has so many micro-batches, and that one begins."""
