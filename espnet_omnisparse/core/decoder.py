@@ -1,6 +1,7 @@
 """How much of a hybrid model's attention decoder a size keeps, by ESPnet's names.
 
-A size has all of its layers, the first few, or no decoder, and then CTC alone.
+A size has all of its layers, the first few, or no decoder, and then CTC alone. The
+weights of these layers can be masked.
 """
 
 from typing import Any
@@ -8,8 +9,17 @@ from typing import Any
 from espnet_omnisparse.errors import UserError
 
 DECODER = "decoder."
-_LAYERS = "decoder.decoders."
+DECODER_LAYERS = "decoder.decoders."
 _NONE = "none"
+_ATTENTION = ("linear_q", "linear_k", "linear_v", "linear_out")
+# a layer's modules -> their linear layers
+_MASKABLE = {
+    "self_attn": _ATTENTION,
+    "src_attn": _ATTENTION,
+    "feed_forward": ("w_1", "w_2"),
+}
+#: The linear layers of one decoder layer whose weights can be masked.
+MASKABLE = tuple(f"{part}.{name}" for part in _MASKABLE for name in _MASKABLE[part])
 
 
 def parse_decoder(value: Any, where: str) -> int:
@@ -53,9 +63,26 @@ def layer_of(name: str) -> int | None:
     >>> layer_of("decoder.decoders.3.norm1.weight"), layer_of("decoder.embed.0.weight")
     (3, None)
     """
-    if not name.startswith(_LAYERS):
+    if not name.startswith(DECODER_LAYERS):
         return None
-    return int(name.removeprefix(_LAYERS).split(".", 1)[0])
+    return int(name.removeprefix(DECODER_LAYERS).split(".", 1)[0])
+
+
+def is_maskable(name: str) -> bool:
+    """Whether a tensor of the model is a weight of the decoder that can be masked.
+
+    Args:
+        name: The tensor's.
+
+    >>> is_maskable("decoder.decoders.3.src_attn.linear_q.weight")
+    True
+    >>> is_maskable("decoder.output_layer.weight")
+    False
+    """
+    if layer_of(name) is None:
+        return False
+    inside, _, leaf = name.split(".", 3)[3].rpartition(".")
+    return inside in MASKABLE and leaf == "weight"
 
 
 def keeps(layers: int | None, name: str) -> bool:

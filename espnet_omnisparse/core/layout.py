@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from espnet_omnisparse.core.decoder import DECODER, DECODER_LAYERS, layer_of
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.core.search_space import FRONT, SearchSpace, place
 
@@ -210,8 +211,10 @@ def weight_tensors(space: SearchSpace, names: Collection[str]) -> dict[str, str]
     layout, front, found = layout_in(names), front_layers(names), {}
     for weight in space.weights:
         at = place(weight)
-        if at.block is None:
+        if at.branch == FRONT:
             tensor = front.get(at.layer)
+        elif at.block is None:
+            tensor = f"{weight.replace(DECODER, DECODER_LAYERS, 1)}.weight"
         else:
             module = layout.parts[at.branch][1]
             tensor = f"{layout.prefix}{at.block}.{module}.{at.layer}.weight"
@@ -224,11 +227,14 @@ def own_tensor(name: str, layout: Layout) -> str:
     """The tensor instead of which a subnet has one of its own.
 
     Args:
-        name: Its name in an `OwnParameters`: in the list of blocks, or the front end.
+        name: Its name in an `OwnParameters`: in the list of blocks, the front end, or
+            the decoder's layers.
         layout: Where the model keeps its blocks.
     """
     if name.startswith(f"{FRONT}."):
         return FRONT_END + name.removeprefix(f"{FRONT}.")
+    if name.startswith(DECODER):
+        return name.replace(DECODER, DECODER_LAYERS, 1)
     return layout.prefix + name
 
 
@@ -261,6 +267,7 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
     found = [locate(n, layout) for n in state if n.startswith(layout.prefix)]
     blocks = {number for number, _, _ in found}
     branches = {branch for _, branch, _ in found}
+    decoder = {layer_of(name) for name in state} - {None}
     conf = config["encoder_conf"]
     if is_standalone(config):
         heads = conf["body_conf"][0].get("heads", _STOCK_HEADS)
@@ -280,4 +287,5 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         any(name.endswith(_POSITIONS) for name in state),
         tuple(front_layers(state)) if conf.get("mask_front_end") else (),
         tuple(branch for branch in layout.parts if branch in branches),
+        len(decoder) if (config.get("model_conf") or {}).get("mask_decoder") else 0,
     )

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE, parts_of
+from espnet_omnisparse.core.decoder import DECODER, MASKABLE
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.errors import UserError
 
@@ -15,8 +16,9 @@ class Place:
     """Where a weight that takes a mask is.
 
     Attributes:
-        block: Number of its block; `None`: it is the front end's.
-        branch: One of `SearchSpace.branches`, or `FRONT`.
+        block: Number of its block; `None`: it is the front end's or the decoder's.
+        branch: One of `SearchSpace.branches`, `FRONT`, or the decoder and the number of
+            its layer.
         layer: Its layer's name there.
     """
 
@@ -26,8 +28,8 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """What it has in common with weights of other blocks."""
-        return f"{self.branch}.{self.layer}"
+        """What it has in common with weights of other blocks, or decoder layers."""
+        return f"{self.branch.split('.')[0]}.{self.layer}"
 
 
 def place(weight: str) -> Place:
@@ -38,12 +40,16 @@ def place(weight: str) -> Place:
 
     >>> place("3.mhsa.linear_q"), place("front.out").kind
     (Place(block=3, branch='mhsa', layer='linear_q'), 'front.out')
+    >>> place("decoder.1.self_attn.linear_q")
+    Place(block=None, branch='decoder.1', layer='self_attn.linear_q')
     """
     first, _, rest = weight.partition(".")
     if first == FRONT:
         return Place(None, FRONT, rest)
-    branch, layer = rest.split(".", 1)
-    return Place(int(first), branch, layer)
+    second, layer = rest.split(".", 1)
+    if weight.startswith(DECODER):
+        return Place(None, f"{first}.{second}", layer)
+    return Place(int(first), second, layer)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,7 @@ class SearchSpace:
         front_end: The front end's layers whose weights take a mask too; see
             `layout.front_layers`.
         branches: Those of a block, in the order in which it computes them.
+        decoder: Layers of the attention decoder whose weights take masks too.
 
     >>> SearchSpace(2).units[:5]
     ('0.ffn1', '0.mhsa', '0.conv', '0.ffn2', '1.ffn1')
@@ -85,6 +92,7 @@ class SearchSpace:
     positional: bool = True
     front_end: tuple[str, ...] = ()
     branches: tuple[str, ...] = BRANCHES
+    decoder: int = 0
 
     def __post_init__(self):
         if self.granularity not in GRANULARITIES:
@@ -98,6 +106,7 @@ class SearchSpace:
         if self.pattern is None:
             object.__setattr__(self, "positional", True)
             object.__setattr__(self, "front_end", ())
+            object.__setattr__(self, "decoder", 0)
 
     @property
     def parts(self) -> dict[str, int]:
@@ -157,7 +166,12 @@ class SearchSpace:
             for layer in PRUNABLE[branch]
             if self.positional or layer != "linear_pos"
         )
-        return (*front, *blocks)
+        decoder = (
+            f"{DECODER}{number}.{layer}"
+            for number in range(self.decoder)
+            for layer in MASKABLE
+        )
+        return (*front, *blocks, *decoder)
 
     @property
     def noun(self) -> str:

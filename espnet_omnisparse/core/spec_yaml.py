@@ -49,6 +49,8 @@ def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
         }
         if spec.space.front_end:
             value["weights"]["front_end"] = list(spec.space.front_end)
+        if spec.space.decoder:
+            value["weights"]["decoder"] = spec.space.decoder
     if spec.chunk is not None:
         value["chunk"] = spec.chunk.as_dict()
     if spec.decoder is not None:
@@ -150,10 +152,12 @@ def _weights_of(
     if section is None:
         return space, ()
     keys = {"pattern", "norm", "positional", "sparsity"}
-    if not isinstance(section, dict) or set(section) - {"front_end"} != keys:
+    more = {"front_end", "decoder"}
+    if not isinstance(section, dict) or set(section) - more != keys:
         raise UserError(
-            f"{source}: weights needs exactly the keys {', '.join(sorted(keys))}, and "
-            "front_end where it masks layers of the front end."
+            f"{source}: weights needs exactly the keys {', '.join(sorted(keys))}, "
+            "front_end where it masks layers of the front end, and decoder where it "
+            "masks layers of the decoder."
         )
     try:
         pattern = Pattern.parse(section["pattern"], section["norm"])
@@ -167,11 +171,15 @@ def _weights_of(
     front = section.get("front_end", [])
     if not isinstance(front, list) or not all(isinstance(one, str) for one in front):
         raise UserError(f"{source}: weights.front_end must list layers.")
+    decoder = section.get("decoder", 0)
+    if isinstance(decoder, bool) or not isinstance(decoder, int) or decoder < 0:
+        raise UserError(f"{source}: weights.decoder must be a number of layers.")
     space = dataclasses.replace(
         space,
         pattern=pattern,
         positional=section["positional"],
         front_end=tuple(front),
+        decoder=decoder,
     )
     given = section["sparsity"]
     if not isinstance(given, dict):

@@ -114,7 +114,7 @@ def without_training(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, A
         small["decoder_conf"]["num_blocks"] = spec.decoder
     # what it was once started from has no part in it any more
     small["init_param"] = []
-    for name in ("supernet", "loss_normalization"):
+    for name in ("supernet", "loss_normalization", "mask_decoder"):
         small["model_conf"].pop(name, None)
     if is_standalone(config):
         return small

@@ -161,6 +161,8 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
         if at.block is not None and at.branch not in rows[at.block]:
             continue
         full_name = tensors.get(name)
+        if full_name is not None and not keeps(spec.decoder, full_name):
+            continue
         weight = state.get(full_name)
         if weight is None or not _is_matrix(weight, at):
             raise UserError(

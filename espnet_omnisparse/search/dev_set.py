@@ -25,6 +25,7 @@ from espnet_omnisparse.extract.experiment import calibration_batches
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.streaming.search import greedy_search
 from espnet_omnisparse.streaming.text import tokenizer_of
+from espnet_omnisparse.supernet.sampling import SampledSubnet
 from espnet_omnisparse.tasks import task_of
 from espnet_omnisparse.train.batch import Batch
 
@@ -163,7 +164,8 @@ class DevSet:
         """Summed loss and utterances, or errors and words."""
         model = self._model
         if objective == "loss":
-            loss = model.subnet_loss(hidden, batch, gates, sparsity, size)
+            subnet = SampledSubnet(size, gates, sparsity=sparsity)
+            loss = model.subnet_loss(hidden, batch, subnet)
             return float(loss) * len(batch), len(batch)
         encoded, lengths = model.encoder.blocks(hidden, gates, sparsity)
         errors = words = 0

@@ -168,8 +168,9 @@ def _genes(
 ) -> Genes:
     places = [place(name) for name in space.weights]
     kinds = list(dict.fromkeys(at.kind for at in places))
-    # the front end is there in every subnet, and a block of its own
-    blocks = [-1 if at.block is None else at.block for at in places]
+    # the front end, and each decoder layer, is there in every subnet, like a block
+    within = [at.branch if at.block is None else at.block for at in places]
+    blocks = list(map(list(dict.fromkeys(within)).index, within))
     alive = []
     for mask in masks:
         rows = SubnetSpec("", "", space, mask).kept

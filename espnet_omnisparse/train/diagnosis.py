@@ -68,7 +68,7 @@ class GradientDiagnosis:
     Args:
         supernet: Says when, and which sizes there are.
         encoder: Its encoder.
-        loss: Of hidden frames, utterances, gates, sparsities and a size's name.
+        loss: Of hidden frames, utterances and a subnet.
     """
 
     def __init__(self, supernet: Supernet, encoder: PrunableEncoder, loss: Loss):
@@ -142,8 +142,7 @@ class GradientDiagnosis:
             torch.autocast(device.type, enabled=False),
             self._encoder.as_subnet("none"),
         ):
-            arguments = subnet.gates, subnet.sparsity, subnet.size
-            loss = self._loss(hidden, batch, *arguments)
+            loss = self._loss(hidden, batch, subnet)
             found = torch.autograd.grad(loss, [*weights.values()], allow_unused=True)
         return {
             name: torch.zeros_like(weight) if gradient is None else gradient

@@ -4,7 +4,7 @@ Its predictor and joint network are shared by all sizes. What a joint network pu
 has a value per frame, label and token; never are those of two subnets alive together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -147,6 +147,7 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
         lengths: torch.Tensor,
         part: Batch,
         teacher: Teacher | None = None,
+        sparsity: Sequence[float] = (),
     ) -> HeadLoss:
         """ESPnet's losses of the part's utterances on one subnet's output."""
         lattice, predicted = self.lattice(encoded, lengths, part.text)
