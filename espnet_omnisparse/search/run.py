@@ -223,7 +223,15 @@ def run_search(
 
     Returns:
         What was found, in the first process; `None` in the others.
+
+    Raises:
+        UserError: If the objective is not of all weights that take masks.
     """
+    if objective == "wer" and problem.model.encoder.space.decoder:
+        raise UserError(
+            "--objective wer is by greedy CTC search, in which the attention decoder, "
+            "whose weights take masks, has no part: search with --objective loss."
+        )
     workers = Workers()
     checkpoint = problem.exp / problem.checkpoint
     header = {

@@ -10,7 +10,11 @@ from typing import Any
 from espnet_omnisparse.bin import asr_train
 from espnet_omnisparse.console import say
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
+from espnet_omnisparse.extract.experiment import (
+    extract_size,
+    read_config,
+    wanted_specs,
+)
 from espnet_omnisparse.extract.names import CALIBRATION, CHECKPOINT, size_folder
 from espnet_omnisparse.files import atomic_folder, read_yaml, write_yaml
 from espnet_omnisparse.report.family import write_family
@@ -185,7 +189,8 @@ def _places(wish: Wish) -> list[Path]:
     """How sizes are decoded: where some have less of the decoder, also with it."""
     sizes = wish.supernet["sizes"].values()
     fewer = any(isinstance(one, Mapping) and "decoder" in one for one in sizes)
-    return [PLACE, BEAM_PLACE] if fewer else [PLACE]
+    masked = read_config(wish.out)["model_conf"].get("mask_decoder")
+    return [PLACE, BEAM_PLACE] if fewer or masked else [PLACE]
 
 
 def _line(size: SizeResult) -> str:

@@ -86,14 +86,18 @@ def test_beam_search_without_a_decoder_is_by_ctc_alone(ctc_family, corpus, tmp_p
     }
 
 
-def test_sizes_of_fewer_layers_load_by_stock_espnet(corpus, tmp_path):
+def test_sizes_of_fewer_masked_layers_load_by_stock_espnet(corpus, tmp_path):
     options = ("--sparsity", "50%", "--decoder", "1")
     family = shrunk(corpus, tmp_path, *options)
     size = size_of(family, "s50")
     assert read_yaml(size / "config.yaml")["decoder_conf"]["num_blocks"] == 1
     assert read_yaml(size / "subnet.yaml")["decoder"] == 1
+    assert {*read_size(size).wer} == {"decode_greedy/dev", "decode_beam/dev"}
     model, _ = ASRTask.build_model_from_file(size / "config.yaml", size / "model.pth")
-    assert len(model.decoder.decoders) == 1
+    (layer,) = model.decoder.decoders
+    for linear in (layer.src_attn.linear_k, layer.feed_forward.w_1):
+        zeros = float((linear.weight == 0).float().mean())
+        assert zeros == pytest.approx(0.5, abs=0.05)
 
 
 def test_a_decoder_that_is_not_there_is_told(corpus, tmp_path, capsys):
