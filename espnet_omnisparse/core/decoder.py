@@ -9,7 +9,7 @@ from typing import Any
 from espnet_omnisparse.errors import UserError
 
 DECODER = "decoder."
-DECODER_LAYERS = "decoder.decoders."
+_LAYERS = "decoder.decoders."
 _NONE = "none"
 _ATTENTION = ("linear_q", "linear_k", "linear_v", "linear_out")
 # a layer's modules -> their linear layers
@@ -63,9 +63,21 @@ def layer_of(name: str) -> int | None:
     >>> layer_of("decoder.decoders.3.norm1.weight"), layer_of("decoder.embed.0.weight")
     (3, None)
     """
-    if not name.startswith(DECODER_LAYERS):
+    if not name.startswith(_LAYERS):
         return None
-    return int(name.removeprefix(DECODER_LAYERS).split(".", 1)[0])
+    return int(name.removeprefix(_LAYERS).split(".", 1)[0])
+
+
+def in_layers(name: str) -> str:
+    """The name in the model of what has a name of the search space, or of its own.
+
+    Args:
+        name: The number of the layer, and the name there, behind `DECODER`.
+
+    >>> in_layers("decoder.3.src_attn.linear_q")
+    'decoder.decoders.3.src_attn.linear_q'
+    """
+    return _LAYERS + name.removeprefix(DECODER)
 
 
 def is_maskable(name: str) -> bool:

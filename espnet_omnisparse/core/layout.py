@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from espnet_omnisparse.core.decoder import DECODER, DECODER_LAYERS, layer_of
+from espnet_omnisparse.core.decoder import DECODER, in_layers, layer_of
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.core.search_space import FRONT, SearchSpace, place
 
@@ -214,7 +214,7 @@ def weight_tensors(space: SearchSpace, names: Collection[str]) -> dict[str, str]
         if at.branch == FRONT:
             tensor = front.get(at.layer)
         elif at.block is None:
-            tensor = f"{weight.replace(DECODER, DECODER_LAYERS, 1)}.weight"
+            tensor = f"{in_layers(weight)}.weight"
         else:
             module = layout.parts[at.branch][1]
             tensor = f"{layout.prefix}{at.block}.{module}.{at.layer}.weight"
@@ -234,7 +234,7 @@ def own_tensor(name: str, layout: Layout) -> str:
     if name.startswith(f"{FRONT}."):
         return FRONT_END + name.removeprefix(f"{FRONT}.")
     if name.startswith(DECODER):
-        return name.replace(DECODER, DECODER_LAYERS, 1)
+        return in_layers(name)
     return layout.prefix + name
 
 

@@ -60,10 +60,10 @@ DEFINITIONS = """\
 SPARSE_DEFINITIONS = """\
 - **zeros**: share of the model's parameters that is zero. They are stored and
   multiplied like any other number: a file, MACs and RTF do not shrink with them.
-- **packed**: the model's tensors in millions of bytes, if the blocks' weights are
-  stored by their non-zero groups of the masks' pattern: the values (4 bytes each), a
-  16-bit column per group, and where each row of groups begins (32 bits); where that is
-  no gain, and for all else, 4 bytes per value.
+- **packed**: the model's tensors in millions of bytes, if the weights of the blocks and
+  of an attention decoder's layers are stored by their non-zero groups of the masks'
+  pattern: the values (4 bytes each), a 16-bit column per group, and where each row of
+  groups begins (32 bits); where that is no gain, and for all else, 4 bytes per value.
 """
 _METRICS = "params encoder nonzero macs_10s macs_30s file bytes rtf".split()
 _HEADINGS = {name: METRICS[name].heading for name in _METRICS}

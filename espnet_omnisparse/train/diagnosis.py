@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from espnet_omnisparse.core.decoder import DECODER, in_layers, keeps
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.nn.encoder import PrunableEncoder
 from espnet_omnisparse.supernet.sampling import SampledSubnet
@@ -117,9 +118,18 @@ class GradientDiagnosis:
             size.size: compare(
                 reference,
                 self._gradients(size, shared, batch),
-                self._encoder.kept_weights(size.sparsity),
+                self._kept(size),
             )
             for size in sizes
+        }
+
+    def _kept(self, size: SampledSubnet) -> dict[str, torch.Tensor]:
+        """Which weights a size keeps: none of decoder layers that it has not."""
+        layers = self._supernet.sizes[size.size].decoder
+        return {
+            name: kept
+            & (not name.startswith(DECODER) or keeps(layers, in_layers(name)))
+            for name, kept in self._encoder.kept_weights(size.sparsity).items()
         }
 
     def _hidden(self, subnet: SampledSubnet, batch: Batch) -> Frames:

@@ -138,6 +138,19 @@ def test_gradients_reach_what_is_kept_alone(masked_config, build, batch):
     assert found["decoder.embed.0.weight"].any()
 
 
+def test_the_log_takes_a_decoder_that_a_size_has_not_for_masked(
+    masked_config, build, batch
+):
+    config = masked_config({"diagnose": 1})
+    model = build(config, update=END).train()
+    model(**batch)
+    found = model.diagnosis.means()
+    assert {*found} == {*SUPERNET["sizes"]}
+    # of the dense net's gradient the whole decoder's share is on masked weights
+    masked = {name: one["dense_norm_masked"] for name, one in found.items()}
+    assert masked["s80"] < masked["shorter"] < masked["ctc"]
+
+
 def test_recomputed_activations_see_the_same_masks(masked_config, build, batch):
     found = []
     for layers in ([], [1, 2]):
