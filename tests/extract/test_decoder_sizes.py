@@ -8,7 +8,7 @@ from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
 from espnet_omnisparse.cost.count import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import build, cut
-from espnet_omnisparse.train.journal import settled_specs
+from espnet_omnisparse.train.journal import read_specs, settled_specs, write_specs
 
 LAYERS = 3
 SIZES = {
@@ -190,3 +190,10 @@ def test_models_without_such_a_decoder_are_refused(tiny_config, hybrid_config, b
     for config in (rnn, ctc):
         with pytest.raises(UserError, match="needs decoder: transformer"):
             build(config)
+
+
+def test_specs_are_read_smallest_first(hybrid_config, build, tmp_path):
+    config = hybrid_config({"ctc": {"decoder": "none"}, "x": {"decoder": 2}, "s": 4})
+    model = build(config, update=STEP2)
+    write_specs(tmp_path, settled_specs(model.supernet, fingerprint_of(config, model)))
+    assert [*read_specs(tmp_path)] == ["s", "ctc", "x", "full"]
