@@ -249,12 +249,12 @@ def _check_conf(section: str, built: type, args: argparse.Namespace) -> None:
     for ancestor in built.__mro__:
         if "__init__" not in vars(ancestor):
             continue
-        parameters = inspect.signature(ancestor.__init__).parameters
-        known += [name for name in parameters if name != "self"]
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        _, *parameters = inspect.signature(ancestor.__init__).parameters.values()
+        known += [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     conf: Mapping[str, Any] = getattr(args, f"{section}_conf")
-    check_keys(f"{section}_conf", conf, known)
+    check_keys(f"{section}_conf", conf, list(dict.fromkeys(known)))
 
 
 def _check_initial_parameters(args: argparse.Namespace) -> None:

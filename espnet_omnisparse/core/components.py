@@ -1,39 +1,83 @@
 """Components: the parts by which a branch of a block can be narrowed.
 
-An FFN is divided into chunks of its hidden channels, an attention into its heads; a
-Conv and a cgMLP are one part each. Dropping a part removes the same hidden units from
-every tensor that has them: a chunk's rows of the first weight and its columns of the
-second.
+An FFN is divided into chunks of its hidden channels, an attention into its heads, and a
+cgMLP into chunks of its gated channels; a Conv is one part. Dropping a part removes the
+same hidden units from every tensor that has them: a chunk's rows of the first weight
+and its columns of the second. What is left is the narrower module: the LayerNorm in a
+cgMLP knows nothing of channels that are dropped.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.func import functional_call
 
-from espnet_omnisparse.core.branches import is_ffn
+from espnet_omnisparse.core.branches import MERGE, is_ffn
 
-# module's tensor -> the dimension along which its parts lie, one after the other
-_FFN = {"w_1.weight": 0, "w_1.bias": 0, "w_2.weight": 1}
+
+class _Axis(NamedTuple):
+    """Along which dimension of a tensor the parts lie, one after the other.
+
+    Attributes:
+        dimension: The dimension.
+        runs: How often all of them do.
+    """
+
+    dimension: int
+    runs: int = 1
+
+
+_OUT, _IN = (_Axis(0),), (_Axis(1),)
+# module's tensor -> where the parts lie
+_FFN = {"w_1.weight": _OUT, "w_1.bias": _OUT, "w_2.weight": _IN}
 _MHSA = {
-    **dict.fromkeys(("linear_q.weight", "linear_q.bias"), 0),
-    **dict.fromkeys(("linear_k.weight", "linear_k.bias"), 0),
-    **dict.fromkeys(("linear_v.weight", "linear_v.bias"), 0),
-    **dict.fromkeys(("linear_pos.weight", "pos_bias_u", "pos_bias_v"), 0),
-    "linear_out.weight": 1,
+    **dict.fromkeys(("linear_q.weight", "linear_q.bias"), _OUT),
+    **dict.fromkeys(("linear_k.weight", "linear_k.bias"), _OUT),
+    **dict.fromkeys(("linear_v.weight", "linear_v.bias"), _OUT),
+    **dict.fromkeys(("linear_pos.weight", "pos_bias_u", "pos_bias_v"), _OUT),
+    "linear_out.weight": _IN,
 }
-_DIMENSIONS = {"ffn1": _FFN, "mhsa": _MHSA, "conv": {}, "cgmlp": {}, "ffn2": _FFN}
-_OUTPUTS = {"ffn1": "w_2", "mhsa": "linear_out", "ffn2": "w_2"}
+_CGMLP = {
+    # the channels that are gated, then those that the gates are made of
+    **dict.fromkeys(("channel_proj1.0.weight", "channel_proj1.0.bias"), (_Axis(0, 2),)),
+    **dict.fromkeys(("csgu.norm.weight", "csgu.norm.bias"), _OUT),
+    **dict.fromkeys(("csgu.conv.weight", "csgu.conv.bias"), _OUT),
+    "csgu.linear.weight": (*_OUT, *_IN),
+    "csgu.linear.bias": _OUT,
+    "channel_proj2.weight": _IN,
+}
+_MERGE = {
+    "depthwise_conv_fusion.weight": _OUT,
+    "depthwise_conv_fusion.bias": _OUT,
+    "merge_proj.weight": _IN,
+}
+_AXES = {
+    "ffn1": _FFN,
+    "mhsa": _MHSA,
+    "conv": {},
+    "cgmlp": _CGMLP,
+    "ffn2": _FFN,
+    MERGE: _MERGE,
+}
+_OUTPUTS = {
+    "ffn1": "w_2",
+    "mhsa": "linear_out",
+    "cgmlp": "channel_proj2",
+    "ffn2": "w_2",
+}
+_CLOSED = 1e-6  # gates that add up to less
 
 
 @dataclass(frozen=True)
 class Masked:
-    """The weights of a branch's module that are not its own.
+    """The weights of a branch's module, or of a merge, that are not its own.
 
     Attributes:
-        weights: Name inside the module -> the weight, zero where it is masked.
+        weights: Name inside the module -> the weight, zero where it is masked; of a
+            merge, in the block.
         density: Share of the branch's weights that is not masked.
     """
 
@@ -41,14 +85,49 @@ class Masked:
     density: float = 1.0
 
 
+class _GatedNorm(torch.nn.Module):
+    """A LayerNorm to whose statistics each channel counts as much as it is open.
+
+    Args:
+        norm: The norm of `[..., channels]`.
+        gates: `[channels]`; zeros and ones give the norm of the channels with a one.
+    """
+
+    def __init__(self, norm: torch.nn.LayerNorm, gates: torch.Tensor):
+        super().__init__()
+        self._norm = norm
+        total = gates.sum()
+        # where nothing is open nothing comes out, but its gradient tells what would
+        shares = gates / total.clamp(min=_CLOSED)
+        self._shares = torch.where(total > _CLOSED, shares, 1.0 / gates.numel())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalises `[..., channels]`."""
+        mean = (x * self._shares).sum(-1, keepdim=True)
+        x = x - mean
+        variance = (x.square() * self._shares).sum(-1, keepdim=True)
+        scaled = x * torch.rsqrt(variance + self._norm.eps)
+        return scaled * self._norm.weight + self._norm.bias
+
+
+def is_divided(branch: str, name: str) -> bool:
+    """Whether the parts of a branch, or the sides of a merge, divide a tensor.
+
+    Args:
+        branch: A key of `PRUNABLE`, or `MERGE`.
+        name: The tensor's name inside the branch's module; of a merge, in the block.
+    """
+    return name in _AXES[branch]
+
+
 def select(
     branch: str, name: str, tensor: torch.Tensor, kept: Sequence[int], of: int
 ) -> torch.Tensor:
-    """What the kept parts of a branch have of one of its tensors.
+    """What the kept parts of a branch, or sides of a merge, have of one of its tensors.
 
     Args:
-        branch: A key of `PRUNABLE`.
-        name: The tensor's name inside the branch's module.
+        branch: A key of `PRUNABLE`, or `MERGE`.
+        name: The tensor's name inside the branch's module; of a merge, in the block.
         tensor: The whole tensor.
         kept: Numbers of the kept parts, ascending.
         of: How many parts there are.
@@ -61,11 +140,13 @@ def select(
     tensor([[2., 3.],
             [6., 7.]])
     """
-    dimension = _DIMENSIONS[branch].get(name)
-    if dimension is None or len(kept) == of:
+    if len(kept) == of:
         return tensor
-    parts = tensor.tensor_split(of, dimension)
-    return torch.cat([parts[part] for part in kept], dimension)
+    for dimension, runs in _AXES[branch].get(name, ()):
+        pieces = tensor.tensor_split(runs * of, dimension)
+        chosen = [pieces[number] for number in _pieces(kept, of, runs)]
+        tensor = torch.cat(chosen, dimension)
+    return tensor
 
 
 def scatter(
@@ -74,18 +155,26 @@ def scatter(
     """The inverse of `select`: the whole tensor, zero where nothing is kept.
 
     Args:
-        branch: A key of `PRUNABLE`.
-        name: The tensor's name inside the branch's module.
+        branch: A key of `PRUNABLE`, or `MERGE`.
+        name: The tensor's name inside the branch's module; of a merge, in the block.
         small: The narrower tensor.
         kept: Numbers of the kept parts, ascending.
         of: How many parts there are.
     """
-    dimension = _DIMENSIONS[branch].get(name)
-    if dimension is None or len(kept) == of:
+    if len(kept) == of:
         return small
-    chosen = dict(zip(kept, small.tensor_split(len(kept), dimension), strict=True))
-    empty = torch.zeros_like(chosen[kept[0]])
-    return torch.cat([chosen.get(part, empty) for part in range(of)], dimension)
+    for dimension, runs in _AXES[branch].get(name, ()):
+        pieces = small.tensor_split(runs * len(kept), dimension)
+        chosen = dict(zip(_pieces(kept, of, runs), pieces, strict=True))
+        empty = torch.zeros_like(pieces[0])
+        every = [chosen.get(number, empty) for number in range(runs * of)]
+        small = torch.cat(every, dimension)
+    return small
+
+
+def _pieces(kept: Sequence[int], of: int, runs: int) -> list[int]:
+    """Numbers of the kept parts where all of them lie so often one after the other."""
+    return [run * of + part for run in range(runs) for part in kept]
 
 
 def run_narrowed(
@@ -135,11 +224,18 @@ def run_scaled(
     """
     parts = gates.numel()
     skeleton, tensors = _narrow(branch, module, range(parts), parts, masked)
-    weight, bias = f"{_OUTPUTS[branch]}.weight", f"{_OUTPUTS[branch]}.bias"
-    whole = tensors.get(weight, module.get_parameter(weight))
-    columns = gates.repeat_interleave(whole.size(1) // parts)
-    tensors[weight] = whole * columns
+    for name, whole in module.named_parameters():
+        if _Axis(1) in _AXES[branch].get(name, ()):
+            columns = gates.repeat_interleave(whole.size(1) // parts)
+            # of a convolution at every place of its window
+            columns = columns.view(-1, *[1] * (whole.dim() - 2))
+            tensors[name] = tensors.get(name, whole) * columns
+    bias = f"{_OUTPUTS[branch]}.bias"
     tensors[bias] = module.get_parameter(bias) * gates.amax()
+    if branch == "cgmlp":
+        norm = skeleton.csgu.norm
+        columns = gates.repeat_interleave(norm.weight.numel() // parts)
+        skeleton.csgu.norm = _GatedNorm(norm, columns)
     return functional_call(skeleton, tensors, tuple(inputs), tie_weights=False)
 
 
@@ -171,7 +267,21 @@ def narrowed(
         setattr(target, leaf, torch.nn.Parameter(tensor.detach().clone()))
         if isinstance(target, torch.nn.Linear):
             target.out_features, target.in_features = target.weight.shape
+        elif isinstance(target, torch.nn.Conv1d):
+            target.out_channels, inputs, _ = target.weight.shape
+            target.in_channels = target.groups * inputs
     return small
+
+
+def joins_parts(branch: str, module: torch.nn.Module) -> bool:
+    """Whether a weight leads from each part of a branch to each other.
+
+    Args:
+        branch: A key of `PRUNABLE`.
+        module: The branch's module.
+    """
+    names = (name for name, _ in module.named_parameters())
+    return any(len(_AXES[branch].get(name, ())) > 1 for name in names)
 
 
 def _narrow(
@@ -189,6 +299,12 @@ def _narrow(
         if hasattr(module, "compute_att_score"):
             # the standalone transducer's keeps a method that is bound to the original
             skeleton.compute_att_score = skeleton.compute_attention_score
+    elif branch == "cgmlp":
+        csgu = _own_view(skeleton, "csgu")
+        norm, conv = _own_view(csgu, "norm"), _own_view(csgu, "conv")
+        channels = conv.groups * len(kept) // of
+        norm.normalized_shape = (channels,)
+        conv.in_channels = conv.out_channels = conv.groups = channels
     elif is_ffn(branch):  # no part and no weight owns the activations of others
         rate = module.dropout.p * masked.density * len(kept) / of
         skeleton._modules = dict(module._modules)
@@ -199,6 +315,13 @@ def _narrow(
     tensors = {
         name: select(branch, name, masked.weights.get(name, tensor), kept, of)
         for name, tensor in module.named_parameters()
-        if name in _DIMENSIONS[branch] or name in masked.weights
+        if name in _AXES[branch] or name in masked.weights
     }
     return skeleton, tensors
+
+
+def _own_view(view: torch.nn.Module, name: str) -> torch.nn.Module:
+    """Makes a submodule of a view a view as well: of the same tensors."""
+    view._modules = dict(view._modules)
+    view._modules[name] = copy.copy(view._modules[name])
+    return view._modules[name]

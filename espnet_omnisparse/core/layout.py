@@ -5,9 +5,11 @@ All that knows ESPnet's tensor and option names and needs no ESPnet is here.
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from espnet_omnisparse.core.branches import MERGE
+from espnet_omnisparse.core.components import is_divided
 from espnet_omnisparse.core.decoder import DECODER, in_layers, layer_of
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.core.search_space import FRONT, SearchSpace, place
@@ -18,7 +20,7 @@ MASK_ORDER = "supernet.order."  # what `weight_masks.MaskOrder` has settled
 OWN_PARAMETERS = "supernet.own."
 FRONT_END = "encoder.embed."  # of both tasks
 _STOCK_HEADS = 4  # ESPnet's default
-_POSITIONS = "linear_pos.weight"
+_POSITIONS, _GATE_LINEAR = "linear_pos.weight", "csgu.linear.weight"
 _CONVOLUTION = re.compile(re.escape(FRONT_END) + r"conv\.(\d+)\.weight")
 
 
@@ -32,17 +34,12 @@ class Layout:
         stock: ESPnet's name of the encoder, in the task `asr`.
         sign: What only this layout's tensors of a block begin with; empty: it is known
             by `blocks` alone.
-        sides: The branches whose outputs are merged, in the order in which the merge
-            has their channels.
-        merge: The merge's tensors -> the dimension along which the sides lie.
     """
 
     blocks: str
     parts: Mapping[str, tuple[str, str]]
     stock: str = "conformer"
     sign: str = ""
-    sides: tuple[str, ...] = ()
-    merge: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def prefix(self) -> str:
@@ -51,6 +48,9 @@ class Layout:
 
     def branch_of(self, name: str) -> str | None:
         """The branch that a block's tensor belongs to; `None`: the block's own.
+
+        A merge's are those that its sides divide. The bias of its projection belongs to
+        no side: it is the block's own.
 
         >>> ASR_LAYOUT.branch_of("conv_module.norm.weight")
         'conv'
@@ -61,7 +61,26 @@ class Layout:
         for branch, names in self.parts.items():
             if first in names:
                 return branch
-        return None
+        return MERGE if is_divided(MERGE, name) else None
+
+    def inside(self, branch: str, name: str) -> str:
+        """A tensor's name in the module of its branch; a merge's is the block itself.
+
+        Args:
+            branch: What `branch_of` says.
+            name: The tensor's name in its block.
+        """
+        return name if branch == MERGE else name.split(".", 1)[1]
+
+    def weight_of(self, branch: str, layer: str) -> str:
+        """The name in its block of the weight of a layer; the inverse of `inside`.
+
+        Args:
+            branch: A branch, or `MERGE`.
+            layer: Its layer's name.
+        """
+        module = "" if branch == MERGE else f"{self.parts[branch][1]}."
+        return f"{module}{layer}.weight"
 
 
 ASR_LAYOUT = Layout(
@@ -93,13 +112,6 @@ E_BRANCHFORMER_LAYOUT = Layout(
     },
     "e_branchformer",
     "merge_proj.",
-    ("mhsa", "cgmlp"),
-    # the bias of the projection belongs to no side: it stays
-    {
-        "depthwise_conv_fusion.weight": 0,
-        "depthwise_conv_fusion.bias": 0,
-        "merge_proj.weight": 1,
-    },
 )
 TRANSFORMER_LAYOUT = Layout(
     "encoders",
@@ -164,7 +176,7 @@ def layout_in(state: Collection[str]) -> Layout:
 
 
 def locate(name: str, layout: Layout) -> tuple[int, str | None, str]:
-    """Block, branch (`None`: the block's own) and name within the block of a tensor.
+    """Block, branch (see `Layout.branch_of`) and name within the block of a tensor.
 
     Args:
         name: The tensor's name in the model.
@@ -216,8 +228,8 @@ def weight_tensors(space: SearchSpace, names: Collection[str]) -> dict[str, str]
         elif at.block is None:
             tensor = f"{in_layers(weight)}.weight"
         else:
-            module = layout.parts[at.branch][1]
-            tensor = f"{layout.prefix}{at.block}.{module}.{at.layer}.weight"
+            inside = layout.weight_of(at.branch, at.layer)
+            tensor = f"{layout.prefix}{at.block}.{inside}"
         if tensor in names:
             found[weight] = tensor
     return found
@@ -287,5 +299,15 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         any(name.endswith(_POSITIONS) for name in state),
         tuple(front_layers(state)) if conf.get("mask_front_end") else (),
         tuple(branch for branch in layout.parts if branch in branches),
+        has_gate_linear(state),
         len(decoder) if (config.get("model_conf") or {}).get("mask_decoder") else 0,
     )
+
+
+def has_gate_linear(names: Collection[str]) -> bool:
+    """Whether cgMLPs have a linear layer behind their convolution.
+
+    Args:
+        names: Of an encoder's tensors.
+    """
+    return any(name.endswith(_GATE_LINEAR) for name in names)

@@ -2,7 +2,14 @@
 
 from dataclasses import dataclass
 
-from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE, parts_of
+from espnet_omnisparse.core.branches import (
+    BRANCHES,
+    MERGE,
+    MERGE_PRUNABLE,
+    PRUNABLE,
+    SIDES,
+    parts_of,
+)
 from espnet_omnisparse.core.decoder import DECODER, MASKABLE
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.errors import UserError
@@ -17,8 +24,8 @@ class Place:
 
     Attributes:
         block: Number of its block; `None`: it is the front end's or the decoder's.
-        branch: One of `SearchSpace.branches`, `FRONT`, or the decoder and the number of
-            its layer.
+        branch: One of `SearchSpace.branches`, `MERGE`, `FRONT`, or the decoder and the
+            number of its layer.
         layer: Its layer's name there.
     """
 
@@ -62,8 +69,8 @@ class SearchSpace:
         num_blocks: Blocks of the full net.
         granularity: `"branch"`: each branch of a block is a unit and the
             block-final norm always stays; `"block"`: a unit is a whole block, final
-            norm included; `"component"`: a unit is a quarter of an FFN's channels, an
-            attention head, or a whole Conv or cgMLP.
+            norm included; `"component"`: a unit is a quarter of an FFN's or a
+            cgMLP's channels, an attention head, or a whole Conv.
         heads: Attention heads of a block; only components depend on it.
         pattern: Of the weights' masks; `None`: weights are not masked.
         positional: Whether the attention has a layer for relative positions; only
@@ -71,6 +78,8 @@ class SearchSpace:
         front_end: The front end's layers whose weights take a mask too; see
             `layout.front_layers`.
         branches: Those of a block, in the order in which it computes them.
+        gate_linear: Whether a cgMLP has a linear layer behind its convolution; only
+            weights, and what components cost, depend on it.
         decoder: Layers of the attention decoder whose weights take masks too.
 
     >>> SearchSpace(2).units[:5]
@@ -92,6 +101,7 @@ class SearchSpace:
     positional: bool = True
     front_end: tuple[str, ...] = ()
     branches: tuple[str, ...] = BRANCHES
+    gate_linear: bool = False
     decoder: int = 0
 
     def __post_init__(self):
@@ -114,6 +124,31 @@ class SearchSpace:
         if self.granularity != "component":
             return dict.fromkeys(self.branches, 1)
         return {branch: parts_of(branch, self.heads) for branch in self.branches}
+
+    @property
+    def slices(self) -> dict[str, int]:
+        """Into how many slices the tensors of each branch are divided, and of a merge.
+
+        A branch's slices are its units; a merge has one for each side, whatever the
+        units are.
+        """
+        found = {}
+        for branch, count in self.parts.items():
+            found[branch] = count
+            if branch == SIDES[-1]:
+                found[MERGE] = len(SIDES)
+        return found
+
+    def layers(self, branch: str) -> tuple[str, ...]:
+        """The layers of a branch, or of a merge, whose weights can be masked.
+
+        Args:
+            branch: A key of `slices`.
+        """
+        if branch == MERGE:
+            return MERGE_PRUNABLE
+        there = {"linear_pos": self.positional, "csgu.linear": self.gate_linear}
+        return tuple(one for one in PRUNABLE[branch] if there.get(one, True))
 
     def unit(self, block: int, branch: str, part: int = 0) -> str:
         """Name of the unit that a part of a branch belongs to.
@@ -162,9 +197,8 @@ class SearchSpace:
         blocks = (
             f"{block}.{branch}.{layer}"
             for block in range(self.num_blocks)
-            for branch in self.branches
-            for layer in PRUNABLE[branch]
-            if self.positional or layer != "linear_pos"
+            for branch in self.slices
+            for layer in self.layers(branch)
         )
         decoder = (
             f"{DECODER}{number}.{layer}"

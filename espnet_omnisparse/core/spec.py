@@ -11,10 +11,17 @@ from dataclasses import dataclass
 
 import torch
 
+from espnet_omnisparse.core.branches import MERGE, SIDES
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.decoder import decoder_text, layer_of
+from espnet_omnisparse.core.decoder import (
+    DECODER,
+    decoder_text,
+    in_layers,
+    keeps,
+    layer_of,
+)
 from espnet_omnisparse.core.gate import Gate, mask_gates
-from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.search_space import SearchSpace, place
 from espnet_omnisparse.errors import UserError
 
 FULL = "full"
@@ -113,6 +120,32 @@ class SubnetSpec:
                     row[branch] = chosen
             rows.append(row)
         return tuple(rows)
+
+    @property
+    def slices(self) -> tuple[dict[str, tuple[int, ...]], ...]:
+        """Per block of the full net: `kept`, and of a merge the sides that are kept."""
+        rows = []
+        for row in self.kept:
+            sides = tuple(n for n, side in enumerate(SIDES) if side in row)
+            there = sides and MERGE in self.space.slices
+            rows.append({**row, MERGE: sides} if there else row)
+        return tuple(rows)
+
+    @property
+    def weights(self) -> dict[str, tuple[int, ...]]:
+        """The weights of the space that are there, masked or not -> their slices."""
+        rows, found = self.slices, {}
+        for name in self.space.weights:
+            at = place(name)
+            if at.block is not None:
+                kept = rows[at.block].get(at.branch)
+            elif name.startswith(DECODER):
+                kept = (0,) if keeps(self.decoder, in_layers(name)) else None
+            else:
+                kept = (0,)  # no selection removes the front end
+            if kept:
+                found[name] = kept
+        return found
 
     @property
     def kept_branches(self) -> tuple[tuple[str, ...], ...]:

@@ -15,7 +15,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_yaml
 
 _FORMAT = 1
-_OPTIONAL = {"weights", "chunk", "block", "decoder"}
+_OPTIONAL = {"weights", "chunk", "block", "gate_linear", "decoder"}
 
 
 def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
@@ -39,6 +39,8 @@ def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
     }
     if spec.space.branches != BRANCHES:
         value["block"] = list(spec.space.branches)
+    if spec.space.gate_linear:
+        value["gate_linear"] = True
     pattern = spec.space.pattern
     if pattern is not None:
         value["weights"] = {
@@ -76,8 +78,8 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
         raise UserError(
             f"{source} is not a subnet spec: it needs exactly the keys "
             f"{', '.join(sorted(keys))}, weights where it masks them, chunk where it "
-            "streams, decoder where it keeps less of one, and block where its blocks "
-            "are not a Conformer's."
+            "streams, decoder where it keeps less of one, and block and gate_linear "
+            "where its blocks are not a Conformer's."
         )
     if value["format"] != _FORMAT:
         raise UserError(
@@ -127,9 +129,12 @@ def _space_of(value: Mapping[str, Any], rows: list, source: str) -> SearchSpace:
             f"{source}: block must list the branches of a block, each once, of "
             f"{', '.join(PRUNABLE)}."
         )
-    branches = tuple(branches)
+    gate_linear = value.get("gate_linear", False)
+    if not isinstance(gate_linear, bool):
+        raise UserError(f"{source}: gate_linear must be true or false.")
+    space = SearchSpace(len(rows), branches=tuple(branches), gate_linear=gate_linear)
     if value["granularity"] != "component":
-        return SearchSpace(len(rows), value["granularity"], branches=branches)
+        return dataclasses.replace(space, granularity=value["granularity"])
     declared = value["components"]
     units = declared.get("of") if isinstance(declared, dict) else None
     # what is not an attention head has a fixed number of parts
@@ -142,7 +147,7 @@ def _space_of(value: Mapping[str, Any], rows: list, source: str) -> SearchSpace:
             f"{source} contradicts itself: {len(rows)} blocks cannot have "
             f"{units} components."
         )
-    return SearchSpace(len(rows), "component", heads, branches=branches)
+    return dataclasses.replace(space, granularity="component", heads=heads)
 
 
 def _weights_of(

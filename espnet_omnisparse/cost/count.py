@@ -21,11 +21,10 @@
   the audio's duration, batch 1, one thread, median of repeated runs.
 """
 
-import copy
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,23 +32,20 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from espnet_omnisparse.core.branches import PRUNABLE
-from espnet_omnisparse.core.decoder import DECODER, is_maskable, layer_of
+from espnet_omnisparse.core.branches import MERGE, MERGE_PRUNABLE, PRUNABLE
+from espnet_omnisparse.core.decoder import is_maskable
 from espnet_omnisparse.core.layout import LAYOUTS, front_layers
 from espnet_omnisparse.core.mask import Pattern, matrix_shape, nonzero_groups
-from espnet_omnisparse.core.search_space import SearchSpace
-from espnet_omnisparse.cost.size import CostTable
-from espnet_omnisparse.errors import UserError
 
 FRAMES_PER_SECOND = 100
 SAMPLE_RATE = 16_000
 _VALUE, _COLUMN, _BEGIN = 4, 2, 4  # bytes
 _MASKABLE = re.compile(
     "|".join(
-        rf"encoder\.{layout.blocks}\.\d+\.{layout.parts[branch][1]}\.{layer}\.weight"
+        rf"{re.escape(layout.prefix)}\d+\.{re.escape(layout.weight_of(branch, layer))}"
         for layout in LAYOUTS
-        for branch in layout.parts
-        for layer in map(re.escape, PRUNABLE[branch])
+        for branch in (*layout.parts, MERGE)
+        for layer in {**PRUNABLE, MERGE: MERGE_PRUNABLE}[branch]
     )
 )
 
@@ -232,158 +228,3 @@ def measure_rtf(
     finally:
         torch.set_num_threads(threads)
     return {name: [t / seconds for t in row] for name, row in times.items()}
-
-
-def _of_decoder(model: Any, kind: str) -> list[int]:
-    """What an attention decoder costs outside its layers, then each; see `CostTable`.
-
-    MACs and time end at CTC: in them it costs nothing.
-    """
-    each = {"params": 1, "nonzero": 1, "bytes": _VALUE}.get(kind, 0)
-    costs: dict[int | None, int] = {None: 0}
-    for name, parameter in model.named_parameters():
-        if name.startswith(DECODER):
-            layer = layer_of(name)
-            costs[layer] = costs.get(layer, 0) + each * parameter.numel()
-    return list(costs.values())
-
-
-def cost_table(model: Any, kind: str) -> CostTable:
-    """What each unit of a model's encoder costs, found on physically smaller models.
-
-    A model without any unit gives the rest. For each branch, a model that has one part
-    of it in every block, and one that has all parts, give the cost of a part and of
-    what the branch has once; where blocks are unlike, each kind of block has such
-    models of its own. Parameters and MACs of any subnet follow exactly, latencies as
-    well as time is additive.
-
-    Args:
-        model: Has ESPnet's `encode`, `ctc` and `encoder`, a supernet's.
-        kind: `params`, `nonzero` (nothing masked: the same), `bytes` (stored densely),
-            `macs_10s` or `latency_ms`.
-    """
-    space: SearchSpace = model.encoder.space
-    kinds = _kinds_of_blocks(model.encoder)
-    was_training = model.training
-    # freshly drawn weights must not change what is drawn after them
-    with torch.random.fork_rng(devices=[]):
-        costs = _measure(dict(_variants(model, space, kinds)), kind)
-    model.train(was_training)  # the variants share its modules
-    full, decoder = costs["full"], _of_decoder(model, kind)
-    if space.granularity == "block":
-        once = [costs[_variant("one", number)] for number in kinds]
-        # the rest is in each of them, and in the full net once
-        rest = (sum(once) - full) / max(1, space.num_blocks - 1)
-        each = [cost - rest for cost in once]
-        return CostTable(kind, space, rest, each, [0.0] * len(space), decoder)
-    rest = costs["rest"]
-    part, once = {}, {}
-    for number in dict.fromkeys(kinds):
-        for branch, parts in space.parts.items():
-            one, all_of_it = (
-                (costs[_variant(f"{branch} {count}", number)] - rest)
-                / kinds.count(number)
-                for count in (1, parts)
-            )
-            # never negative, however noisy a time: costs only grow with what is kept
-            one = max(one, 0.0)
-            each = (all_of_it - one) / (parts - 1) if parts > 1 else one
-            part[number, branch] = min(max(each, 0.0), one)
-            once[number, branch] = one - part[number, branch]
-    # times do not add up exactly: the full net's is the one to keep
-    total = sum(
-        once[number, branch] + parts * part[number, branch]
-        for number in kinds
-        for branch, parts in space.parts.items()
-    )
-    scale = (full - rest) / total
-    units = (unit.split(".")[:2] for unit in space.units)
-    return CostTable(
-        kind,
-        space,
-        rest,
-        [scale * part[kinds[int(block)], branch] for block, branch in units],
-        [scale * once[number, branch] for number in kinds for branch in space.branches],
-        decoder,
-    )
-
-
-def _kinds_of_blocks(encoder: Any) -> list[int]:
-    """Of each block, the number of the first block that is like it."""
-    shapes = [
-        [(name, p.shape) for name, p in block.named_parameters()]
-        for block in encoder.layers
-    ]
-    return [shapes.index(one) for one in shapes]
-
-
-def _variant(what: str, number: int) -> str:
-    """The name of the model that has something of the blocks like block `number`."""
-    return f"{what} of {number}" if number else what
-
-
-def _variants(
-    model: Any, space: SearchSpace, kinds: Sequence[int]
-) -> Iterator[tuple[str, Any]]:
-    """The models to measure."""
-    blocks = space.num_blocks
-    yield "full", _with_encoder(model, [space.branches] * blocks)
-    if space.granularity == "block":
-        for number in dict.fromkeys(kinds):
-            yield _variant("one", number), _with_encoder(
-                model, [space.branches], [number]
-            )
-        return
-    yield "rest", _with_encoder(model, [[]] * blocks)
-    for number in dict.fromkeys(kinds):
-        for branch, parts in space.parts.items():
-            for count in {1, parts}:
-                # without components a branch has one part, which is all of it
-                row = {branch: count} if parts > 1 else [branch]
-                kept = [row if like == number else [] for like in kinds]
-                name = _variant(f"{branch} {count}", number)
-                yield name, _with_encoder(model, kept)
-
-
-def _with_encoder(model: Any, kept: Any, blocks: Sequence[int] | None = None) -> Any:
-    """The model as it would be deployed, with another encoder; shares the rest."""
-    small = copy.copy(model)
-    small._modules = dict(model._modules)
-    for training_only in ("supernet", "size_ctc"):
-        small._modules.pop(training_only, None)
-    small.encoder = model.encoder.resized(kept, blocks)
-    return small.eval()
-
-
-def _on_cpu(model: Any) -> Any:
-    """The model, or a copy of it, where latency is measured, in the usual precision."""
-    floating = filter(torch.is_floating_point, (*model.parameters(), *model.buffers()))
-    if all(t.device.type == "cpu" and t.dtype == torch.float32 for t in floating):
-        return model
-    return copy.deepcopy(model).to("cpu", torch.float32)
-
-
-def _measure(models: Mapping[str, Any], kind: str) -> dict[str, float]:
-    if kind == "latency_ms":
-        if getattr(next(iter(models.values())), "frontend", None) is None:
-            raise UserError(
-                "Latency is measured from the waveform on: a size given by latency_ms "
-                "needs --feats_type raw."
-            )
-        seconds = 10
-        models = {name: _on_cpu(model) for name, model in models.items()}
-        rtf = measure_rtf(models, seconds)
-        # pairs of the same round: a machine's speed drifts
-        full = 1e3 * seconds * statistics.median(rtf["full"])
-        return {name: full * paired_ratio(rtf, name, "full") for name in rtf}
-    count = {
-        "params": _count_parameters,
-        "nonzero": _count_parameters,  # a weight that happens to be zero is stored
-        "bytes": count_packed_bytes,
-        "macs_10s": lambda model: count_macs(model, model.encoder.input_size, 10),
-    }[kind]
-    return {name: count(model) for name, model in models.items()}
-
-
-def _count_parameters(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -46,6 +46,8 @@ class CostTable(torch.nn.Module):
         units: Per unit `[units]`.
         shared: Per branch `[branches]`, once if any unit of it is kept: a branch's norm
             and output bias belong to no part of it.
+        pairs: Per branch `[branches]`, once for any two units of it that are kept: what
+            leads from one to the other; `None`: nothing does.
         decoder: Of an attention decoder, which the rest includes: what is in none of
             its layers, then each layer.
     """
@@ -57,6 +59,7 @@ class CostTable(torch.nn.Module):
         rest: float,
         units: torch.Tensor,
         shared: torch.Tensor,
+        pairs: torch.Tensor | None = None,
         decoder: Sequence[float] = (),
     ):
         super().__init__()
@@ -64,10 +67,12 @@ class CostTable(torch.nn.Module):
         self.groups = space.groups
         scale = METRICS[kind].steps
         self._decoder = [round(one * scale) for one in decoder]
-        for name, value in (("rest", rest), ("units", units), ("shared", shared)):
+        pairs = [0.0] * len(set(space.groups)) if pairs is None else pairs
+        costs = {"rest": rest, "units": units, "shared": shared, "pairs": pairs}
+        for name, value in costs.items():
             steps = torch.as_tensor(value, dtype=torch.float64) * scale
-            # what is counted can be counted again
-            kept = kind == MEASURED
+            # what is counted can be counted again, and few nets have pairs
+            kept = kind == MEASURED and (name != "pairs" or space.gate_linear)
             self.register_buffer(name, steps.round().long(), persistent=kept)
         self._on_host: Kept[tuple[int, int, float]] = Kept()
 
@@ -109,9 +114,10 @@ class CostTable(torch.nn.Module):
             raise RuntimeError(f"{self.kind} has not been measured yet")
         ranking = ranking.to(self.units.device)
         groups = torch.tensor(self.groups, device=ranking.device)[ranking]
-        seen = groups[:, None] == groups[None, :]
-        opens = ~seen.tril(-1).any(1)  # the first unit of its branch
-        steps = self.units[ranking] + self.shared[groups] * opens
+        alike = groups[:, None] == groups[None, :]
+        before = alike.tril(-1).sum(1)  # units of the same branch
+        once = self.shared[groups] * (before == 0)
+        steps = self.units[ranking] + once + self.pairs[groups] * before
         return self.rest + steps.cumsum(0)
 
     def of(self, mask: torch.Tensor) -> int:
@@ -127,7 +133,7 @@ class CostTable(torch.nn.Module):
         """
 
         def read() -> tuple[int, int, float]:
-            total = int(self.rest + self.units.sum() + self.shared.sum())
+            total = int(self.rest + self.units.sum() + self._whole_branches.sum())
             return int(self.rest), total, float(self.per_unit.sum())
 
         return self._on_host.get(self.buffers(), read)
@@ -139,9 +145,21 @@ class CostTable(torch.nn.Module):
 
     @property
     def per_unit(self) -> torch.Tensor:
-        """Cost per unit `[units]`, with an even share of what its branch has once."""
+        """Cost per unit `[units]`, with an even share of what its branch has beside."""
         groups = torch.tensor(self.groups, device=self.units.device)
-        return self.units + (self.shared.double() / groups.bincount())[groups]
+        return self.units + (self._whole_branches.double() / groups.bincount())[groups]
+
+    @property
+    def last(self) -> torch.Tensor:
+        """What each unit `[units]` adds to all others of its branch."""
+        groups = torch.tensor(self.groups, device=self.units.device)
+        return self.units + (self.pairs * (groups.bincount() - 1))[groups]
+
+    @property
+    def _whole_branches(self) -> torch.Tensor:
+        """What each branch `[branches]` has beside its units if all are kept."""
+        counts = torch.tensor(self.groups, device=self.units.device).bincount()
+        return self.shared + self.pairs * (counts * (counts - 1) // 2)
 
     def text(self, steps: float) -> str:
         """A cost in words."""
@@ -216,7 +234,7 @@ class Size:
             return
         per_unit = self.table.units + self.table.shared[list(self.table.groups)]
         lowest = int(self.table.rest + per_unit.max())
-        highest = int(self.table.total - self.table.units.min())
+        highest = int(self.table.total - self.table.last.min())
         if lowest <= self.limit <= highest:
             return
         text, digit = self.table.text, METRICS[self.table.kind].digit

@@ -1,6 +1,6 @@
 """What a model is, in plain types: all that a run time needs beside the tensors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,33 +8,25 @@ from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.layers.global_mvn import GlobalMVN
 from espnet2.layers.utterance_mvn import UtteranceMVN
 
-from espnet_omnisparse.core.branches import BRANCHES, SCALES, is_ffn
-from espnet_omnisparse.core.components import heads_of
-from espnet_omnisparse.core.layout import is_standalone, layout_of
+from espnet_omnisparse.core.layout import LAYOUTS, is_standalone, stock_encoder
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.export.encoder import describe_encoder, input_scale
+from espnet_omnisparse.export.modules import activation_of, name_of, weight_of
 from espnet_omnisparse.nn import kaldi_fbank
 
-# activation's class -> its name in a description
-ACTIVATIONS = {
-    "Swish": "swish",
-    "SiLU": "swish",
-    "ReLU": "relu",
-    "Tanh": "tanh",
-    "GELU": "gelu",
-}
 #: Tokens that are no text; `<unk>` is one, as ESPnet's own decoding prints it.
 SILENT = ("<blank>", "<sos/eos>", "<sos>", "<eos>")
 _FLOOR = 1e-10  # of ESPnet's log-mel
 _SPELLED = ("char", "bpe", "word", "phn", None)
 _MODELS = ("espnet", "omni", "omni_transducer")
-_ENCODERS = ("conformer", "layer_prunable_conformer", "omni_sparse_conformer")
+_ENCODERS = tuple(dict.fromkeys(layout.stock for layout in LAYOUTS))
 
 
 def describe(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of a model and where their tensors are, in the order of computation.
 
     Args:
-        model: A size, or any model with a Conformer of this package or of ESPnet.
+        model: A size, or any model with an encoder of this package or of ESPnet.
         config: The configuration that it was built with.
 
     Returns:
@@ -63,7 +55,7 @@ def describe(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         "features": features,
         "normalize": _normalize(model.normalize),
         "front_end": _front_end(model),
-        "encoder": _encoder(model, config),
+        "encoder": describe_encoder(model, config),
         "head": _head(model),
         "transducer": transducer,
         "tokens": list(config["token_list"]),
@@ -86,10 +78,11 @@ def _check_kind(model: Any, config: Mapping[str, Any]) -> None:
             f"A model of the kind {config['model']} cannot be exported, only those "
             f"that are {', '.join(_MODELS)}."
         )
-    if config["encoder"] not in _ENCODERS:
+    if stock_encoder(config) not in _ENCODERS:
         raise UserError(
             f"The encoder {config['encoder']} cannot be exported, only "
-            f"{', '.join(_ENCODERS)}, and those of the task asr_transducer."
+            f"{', '.join(_ENCODERS)}, the prunable ones that are made of them, and "
+            "those of the task asr_transducer."
         )
     if model.encoder.interctc_use_conditioning:
         raise UserError(
@@ -97,46 +90,12 @@ def _check_kind(model: Any, config: Mapping[str, Any]) -> None:
             "without."
         )
     for block in model.encoder.encoders:
-        stock = not hasattr(block, "kept")
-        if stock and (
-            block.feed_forward_macaron is None
-            or block.conv_module is None
-            or not block.normalize_before
-            or block.concat_after
-        ):
+        before = getattr(block, "normalize_before", True)
+        if not before or getattr(block, "concat_after", False):
             raise UserError(
-                "Only a Conformer with macaron_style, use_cnn_module and "
-                "normalize_before, and without concat_after, can be exported: train "
-                "one."
+                "Only an encoder with normalize_before, and without concat_after, can "
+                "be exported: train one."
             )
-
-
-def name_of(model: torch.nn.Module, module: torch.nn.Module) -> str:
-    """Under which name a model has a module.
-
-    Args:
-        model: Any.
-        module: A part of it.
-    """
-    return next(name for name, found in model.named_modules() if found is module)
-
-
-def blocks_of(model: Any, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The branches of each block, by name, as pairs of pre-norm and module.
-
-    Args:
-        model: With a Conformer of this package or of ESPnet.
-        config: The configuration that it was built with.
-    """
-    layout = layout_of(config)
-    for block in model.encoder.get_submodule(layout.blocks):
-        parts = {branch: layout.parts[branch] for branch in BRANCHES}
-        kept = getattr(block, "kept", BRANCHES)
-        yield {
-            branch: (getattr(block, norm), getattr(block, module))
-            for branch, (norm, module) in parts.items()
-            if branch in kept and getattr(block, module, None) is not None
-        }
 
 
 def _features(frontend: Any) -> dict[str, Any]:
@@ -214,7 +173,7 @@ def _front_end(model: Any) -> dict[str, Any]:
         if isinstance(module, torch.nn.Conv2d) and module.padding == (0, 0):
             convs.append(
                 {
-                    **_weight(model, module),
+                    **weight_of(model, module),
                     "kernel": list(module.kernel_size),
                     "stride": list(module.stride),
                 }
@@ -230,130 +189,20 @@ def _front_end(model: Any) -> dict[str, Any]:
     output = getattr(embed, "output", getattr(embed, "out", None))
     if isinstance(output, torch.nn.Sequential):
         output = output[0]
-    positions = getattr(embed, "pos_enc", None)
     return {
         "kind": "conv2d",
         "convs": convs,
-        "output": None if output is None else _weight(model, output),
-        "scale": float(getattr(positions, "xscale", 1.0)),
+        "output": None if output is None else weight_of(model, output),
+        "scale": input_scale(model.encoder),
     }
-
-
-def _scale(block: torch.nn.Module, branch: str) -> float:
-    """A branch's residual scale: an FFN that is alone in its block has another."""
-    own = getattr(block, "ff_scale", SCALES[branch])
-    return own if is_ffn(branch) else SCALES[branch]
-
-
-def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
-    encoder, layout = model.encoder, layout_of(config)
-    blocks = []
-    norms = set()
-    positions = set()
-    block_modules = encoder.get_submodule(layout.blocks)
-    for number, block in enumerate(blocks_of(model, config)):
-        branches = []
-        for branch, (norm, module) in block.items():
-            norms.add(_epsilon(norm))
-            told = {
-                "kind": "ffn" if branch.startswith("ffn") else branch,
-                "scale": _scale(block_modules[number], branch),
-                "norm": name_of(model, norm),
-                "module": name_of(model, module),
-            }
-            if branch == "mhsa":
-                positions.add(_positions(module))
-                told |= {"heads": heads_of(module), "head_width": module.d_k}
-            elif branch == "conv":
-                told |= _conv(module)
-            elif not hasattr(module, "w_1") or not isinstance(
-                module.w_1, torch.nn.Linear
-            ):
-                raise UserError(
-                    "Feed-forward modules of convolutions cannot be exported: train "
-                    "with positionwise_layer_type: linear."
-                )
-            else:
-                told["activation"] = _activation(module.activation)
-            branches.append(told)
-        last = model.encoder.get_submodule(f"{layout.blocks}.{number}").norm_final
-        norms.add(_epsilon(last))
-        blocks.append({"branches": branches, "norm": name_of(model, last)})
-    final = getattr(encoder, "after_norm", None)
-    if final is None:
-        final = encoder.encoders.norm_blocks
-    norms.add(_epsilon(final))
-    if len(norms) > 1 or len(positions) > 1:
-        raise UserError("A model whose blocks are not of one kind cannot be exported.")
-    width = getattr(encoder, "width", None) or encoder.output_size()
-    chunk = getattr(encoder, "chunk", None)
-    return {
-        "width": width,
-        "causal": bool(getattr(encoder, "causal", False)),
-        "chunk": None if chunk is None else {"size": chunk.size, "left": chunk.left},
-        "positions": positions.pop() if positions else "none",
-        "blocks": blocks,
-        "norm": name_of(model, final),
-        "norm_eps": norms.pop(),
-    }
-
-
-def _conv(module: Any) -> dict[str, Any]:
-    norm = module.norm
-    batch = isinstance(norm, torch.nn.BatchNorm1d)
-    return {
-        "kernel": module.depthwise_conv.kernel_size[0],
-        "activation": _activation(module.activation),
-        "conv_norm": "batch_norm" if batch else "layer_norm",
-        "norm_eps": norm.eps if batch else _epsilon(norm.channels),
-    }
-
-
-def _positions(attention: Any) -> str:
-    name = type(attention).__name__
-    if name == "RelPositionMultiHeadedAttention":
-        if getattr(attention, "zero_triu", False):
-            raise UserError("A model with zero_triu cannot be exported.")
-        return "relative"
-    raise UserError(
-        f"The attention {name} cannot be exported: train with rel_pos_type: latest."
-    )
-
-
-def _epsilon(norm: Any) -> float:
-    if isinstance(norm, torch.nn.LayerNorm):
-        return norm.eps
-    raise UserError(
-        f"The norm {type(norm).__name__} cannot be exported: train with layer_norm."
-    )
-
-
-def _activation(activation: Any) -> str:
-    name = type(activation).__name__
-    if name not in ACTIVATIONS:
-        raise UserError(
-            f"The activation {name} cannot be exported: train with one of "
-            f"{', '.join(sorted(set(ACTIVATIONS.values())))}."
-        )
-    if isinstance(beta := getattr(activation, "beta", 1.0), float) and beta > 1.0:
-        raise UserError(
-            f"A swish with a beta of {beta:g} cannot be exported: train with 1."
-        )
-    return ACTIVATIONS[name]
-
-
-def _weight(model: Any, module: torch.nn.Module) -> dict[str, str | None]:
-    name = name_of(model, module)
-    bias = f"{name}.bias" if module.bias is not None else None
-    return {"weight": f"{name}.weight", "bias": bias}
 
 
 def _head(model: Any) -> dict[str, Any] | None:
     ctc = getattr(model, "ctc", None)
     if ctc is not None:
-        return _weight(model, ctc.ctc_lo)
+        return weight_of(model, ctc.ctc_lo)
     auxiliary = getattr(model, "ctc_lin", None)  # the standalone transducer's
-    return None if auxiliary is None else _weight(model, auxiliary)
+    return None if auxiliary is None else weight_of(model, auxiliary)
 
 
 def _transducer(model: Any) -> dict[str, Any] | None:
@@ -388,9 +237,9 @@ def _transducer(model: Any) -> dict[str, Any] | None:
     return {
         "predictor": {**predictor, "embedding": f"{name}.embed.weight"},
         "joint": {
-            "encoder": _weight(model, joint.lin_enc),
-            "decoder": _weight(model, joint.lin_dec),
-            "output": _weight(model, joint.lin_out),
-            "activation": _activation(joint.joint_activation),
+            "encoder": weight_of(model, joint.lin_enc),
+            "decoder": weight_of(model, joint.lin_dec),
+            "output": weight_of(model, joint.lin_out),
+            "activation": activation_of(joint.joint_activation),
         },
     }

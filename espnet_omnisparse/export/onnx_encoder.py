@@ -5,17 +5,19 @@ Python state, and positions that end at some length. `streaming/encoder.py` expl
 what a stream keeps; here that is input and output, of one size from the start on.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.nn.functional import conv1d, pad
+from torch.nn.functional import pad
 
 from espnet_omnisparse.core.chunk import Chunk
-from espnet_omnisparse.core.components import heads_of
-
-_HIDDEN = -1e9  # a score that no softmax notices
+from espnet_omnisparse.export.onnx_branches import (
+    Attention,
+    Convolution,
+    Merge,
+    encodings,
+)
 
 
 class Subsampling(torch.nn.Module):
@@ -58,144 +60,6 @@ class Subsampling(torch.nn.Module):
         return frames
 
 
-def encodings(distances: torch.Tensor, size: int) -> torch.Tensor:
-    """ESPnet's relative positional encodings.
-
-    Args:
-        distances: Frames into the past `[n]`.
-        size: Of the encoder.
-
-    Returns:
-        `[1, n, size]`.
-    """
-    steps = torch.arange(0, size, 2, dtype=torch.float32)
-    angles = distances[:, None].float() * torch.exp(steps * -(math.log(1e4) / size))
-    return torch.stack((angles.sin(), angles.cos()), 2).flatten(1)[None]
-
-
-class Attention(torch.nn.Module):
-    """Relative attention, to itself and to a past that is given.
-
-    Args:
-        attention: ESPnet's module.
-        chunk: Of a stream, whose past has always `chunk.left` frames: what positions
-            there are is then computed once for all.
-    """
-
-    def __init__(self, attention: Any, chunk: Chunk | None = None):
-        super().__init__()
-        self.inner = attention
-        self.heads, self.width = heads_of(attention), attention.d_k
-        self.size = attention.linear_q.in_features
-        self.chunk = chunk
-        if chunk is not None:
-            distances = torch.arange(chunk.left + chunk.size - 1, -chunk.size, -1)
-            with torch.no_grad():
-                self.register_buffer("table", self._positions(distances))
-
-    def _positions(self, distances: torch.Tensor) -> torch.Tensor:
-        """`[1, heads, width, distances]`."""
-        positions = self.inner.linear_pos(encodings(distances, self.size))
-        return positions.view(1, -1, self.heads, self.width).permute(0, 2, 3, 1)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        hidden: torch.Tensor | None,
-        past: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Attends.
-
-        Args:
-            x: `[batch, time, size]`.
-            hidden: True where a frame does not see another, `[batch, 1, 1 or time,
-                frames]`; `None`: each sees all.
-            past: Keys and values of the frames before `[batch, heads, left, width]`.
-
-        Returns:
-            `[batch, time, size]`, and all keys and values.
-        """
-        query, key, value = self.inner.forward_qkv(x, x, x)
-        if past is not None:
-            key = torch.cat((past[0], key), 2)
-            value = torch.cat((past[1], value), 2)
-        queries, keys = query.size(2), key.size(2)
-        if self.chunk is not None:  # the last chunk of a recording may be shorter
-            first = self.chunk.size - queries
-            positions = self.table[..., first : first + keys + queries - 1]
-        else:
-            count = torch.arange(2 * keys - 1, device=x.device)
-            positions = self._positions(keys - 1 - count)
-        content = (query + self.inner.pos_bias_u[:, None]) @ key.transpose(2, 3)
-        place = (query + self.inner.pos_bias_v[:, None]) @ positions
-        scores = (content + by_key(place, keys)) / math.sqrt(self.width)
-        if hidden is not None:
-            scores = scores.masked_fill(hidden, _HIDDEN)
-        seen = (torch.softmax(scores, -1) @ value).transpose(1, 2).flatten(2)
-        return self.inner.linear_out(seen), key, value
-
-
-def by_key(scores: torch.Tensor, keys: int) -> torch.Tensor:
-    """Scores by distance as scores by key.
-
-    Args:
-        scores: `[batch, heads, queries, distances]`.
-        keys: How many there are.
-    """
-    batch, heads, queries, distances = scores.shape
-    shifted = pad(scores, (1, 0)).view(batch, heads, distances + 1, queries)
-    shifted = shifted[:, :, 1:].reshape(batch, heads, queries, distances)
-    return shifted[..., :keys]
-
-
-class Convolution(torch.nn.Module):
-    """A Conv module, whose past is given or silence.
-
-    Args:
-        conv: ESPnet's module.
-        causal: Whether it sees the past alone.
-    """
-
-    def __init__(self, conv: Any, causal: bool):
-        super().__init__()
-        self.inner = conv
-        depthwise = conv.depthwise_conv
-        self.kernel = depthwise.kernel_size[0]
-        half = (self.kernel - 1) // 2
-        self.padding = (self.kernel - 1, 0) if causal else (half, half)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        real: torch.Tensor | None,
-        past: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Convolves.
-
-        Args:
-            x: `[batch, time, size]`.
-            real: True on real frames `[batch, time]`; `None`: all are.
-            past: Inputs of the frames before `[batch, size, kernel - 1]`.
-
-        Returns:
-            `[batch, time, size]`, and all inputs of the depthwise convolution.
-        """
-        inner, depthwise = self.inner, self.inner.depthwise_conv
-        x = torch.nn.functional.glu(_pointwise(inner.pointwise_conv1, x), 2)
-        if real is not None:
-            x = x.masked_fill(~real[..., None], 0.0)
-        x = x.transpose(1, 2)
-        x = pad(x, self.padding) if past is None else torch.cat((past, x), 2)
-        out = conv1d(x, depthwise.weight, depthwise.bias, groups=depthwise.groups)
-        out = inner.activation(inner.norm(out)).transpose(1, 2)
-        return _pointwise(inner.pointwise_conv2, out), x
-
-
-def _pointwise(conv: torch.nn.Conv1d, x: torch.Tensor) -> torch.Tensor:
-    """A convolution of kernel 1 as the matrix product that it is."""
-    return torch.nn.functional.linear(x, conv.weight[..., 0], conv.bias)
-
-
 class Encoder(torch.nn.Module):
     """The blocks and the norm behind them.
 
@@ -216,26 +80,39 @@ class Encoder(torch.nn.Module):
         super().__init__()
         told = description["encoder"]
         self.width, self.chunk = told["width"], chunk
+        self.place_scale, table = told.get("position_scale"), told.get("position_count")
         self.plan = []
         self.norms, self.branches = torch.nn.ModuleList(), torch.nn.ModuleList()
         for block in told["blocks"]:
             for branch in block["branches"]:
+                if branch["kind"] == "merge":
+                    self._add("merge", 1.0, None, Merge(model, branch, table))
+                    continue
                 module = model.get_submodule(branch["module"])
                 if branch["kind"] == "mhsa":
-                    module = Attention(module, chunk)
+                    module = Attention(module, chunk, table)
                 elif branch["kind"] == "conv":
                     module = Convolution(module, told["causal"])
-                self.plan.append((branch["kind"], branch["scale"]))
-                self.norms.append(model.get_submodule(branch["norm"]))
-                self.branches.append(module)
-            self.plan.append(("norm", 1.0))
-            self.norms.append(model.get_submodule(block["norm"]))
-            self.branches.append(torch.nn.Identity())
+                norm = model.get_submodule(branch["norm"])
+                self._add(branch["kind"], branch["scale"], norm, module)
+            if block["norm"] is not None:
+                self._add("norm", 1.0, model.get_submodule(block["norm"]), None)
         self.last = model.get_submodule(told["norm"])
         kinds = [kind for kind, _ in self.plan]
         self.attentions, self.convolutions = kinds.count("mhsa"), kinds.count("conv")
         kernels = [m.kernel for m in self.branches if isinstance(m, Convolution)]
         self.kernel = max(kernels, default=1)
+
+    def _add(
+        self,
+        kind: str,
+        scale: float,
+        norm: torch.nn.Module | None,
+        module: torch.nn.Module | None,
+    ) -> None:
+        self.plan.append((kind, scale))
+        self.norms.append(norm or torch.nn.Identity())
+        self.branches.append(module or torch.nn.Identity())
 
     def forward(
         self,
@@ -260,11 +137,16 @@ class Encoder(torch.nn.Module):
             `convolved`.
         """
         kept, inputs = [], []
+        if self.place_scale is not None:
+            places = torch.arange(x.size(1), device=x.device)
+            x = x + self.place_scale * encodings(places, self.width)
         for (kind, scale), norm, module in zip(
             self.plan, self.norms, self.branches, strict=True
         ):
             if kind == "norm":
                 x = norm(x)
+            elif kind == "merge":
+                x = x + module(x, hidden, real)
             elif kind == "mhsa":
                 past = None
                 if attended is not None:

@@ -99,6 +99,11 @@ def _check(source: Source) -> None:
             "train with frontend: kaldi_fbank, as in conf/deployment.yaml, or export "
             "--to onnx."
         )
+    if description["encoder"]["positions"] == "legacy":
+        raise UserError(
+            "sherpa-onnx pads recordings, and what this model hears depends on their "
+            "length: train with rel_pos_type: latest, or export --to onnx."
+        )
     stride = 1
     for conv in description["front_end"]["convs"]:
         stride *= conv["stride"][0]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.layout import ASR_LAYOUT, layout_of
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.description import describe
 from espnet_omnisparse.export.pack import size_config
@@ -68,6 +69,11 @@ def source_of(model: Any, config: dict[str, Any], args: argparse.Namespace) -> S
     chunk = None if encoder["chunk"] is None else Chunk(**encoder["chunk"])
     if args.chunk is not None:
         chunk = Chunk(args.chunk, 4 * args.chunk if args.left is None else args.left)
+    if chunk is not None and layout_of(config).stock != ASR_LAYOUT.stock:
+        raise UserError(
+            "This model cannot stream, since its encoder needs the whole recording: "
+            "leave out --chunk, or train a Conformer with encoder_conf.causal: true."
+        )
     if chunk is not None and not encoder["causal"]:
         raise UserError(
             "This model cannot stream, since its Conv modules see the future: leave "

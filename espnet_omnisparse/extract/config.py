@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from espnet_omnisparse.core.branches import FFN_CHUNKS
+from espnet_omnisparse.core.branches import QUARTERS
 from espnet_omnisparse.core.layout import (
     LAYER_PRUNABLE,
     expanded,
@@ -64,7 +64,7 @@ def _with_kept(small: dict[str, Any], spec: SubnetSpec) -> dict[str, Any]:
     widths = _ffn_widths(spec) if is_standalone(small) else None
     if widths is not None:
         for block, width in zip(conf["body_conf"], widths, strict=True):
-            block["linear_size"] = block["linear_size"] * width // FFN_CHUNKS
+            block["linear_size"] = block["linear_size"] * width // QUARTERS
         return small
     conf["kept"] = [list(row) for row in spec.kept_branches]
     if spec.space.granularity == "component":

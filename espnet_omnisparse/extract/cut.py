@@ -3,7 +3,7 @@
 Functions of state dicts; no model is needed.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -13,7 +13,6 @@ from espnet_omnisparse.core.layout import (
     MASK_ORDER,
     OWN_PARAMETERS,
     TRAINING_ONLY,
-    Layout,
     head_name,
     layout_in,
     locate,
@@ -22,7 +21,6 @@ from espnet_omnisparse.core.layout import (
 )
 from espnet_omnisparse.core.mask import group_ranks, weight_mask
 from espnet_omnisparse.core.own_parameters import own_tensors
-from espnet_omnisparse.core.search_space import Place, place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.core.weight_masks import is_settled
 from espnet_omnisparse.errors import UserError
@@ -43,7 +41,7 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
         State dict of the extracted model; whole blocks that a block-granular spec
         drops are gone and the others renumbered.
     """
-    rows, parts = spec.kept, spec.space.parts
+    rows, slices = spec.slices, spec.space.slices
     layout = layout_in(state)
     prefix = layout.prefix
     numbers = block_numbers(spec)
@@ -61,12 +59,8 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
         if number not in numbers or branch not in (*rows[number], None):
             continue
         if branch is not None:
-            inner = rest.split(".", 1)[1]
-            tensor = select(branch, inner, tensor, rows[number][branch], parts[branch])
-        elif rest in layout.merge:
-            if not (sides := _sides(rows[number], layout)):
-                continue
-            tensor = _merge_cut(tensor, layout, rest, sides)
+            kept, inner = rows[number][branch], layout.inside(branch, rest)
+            tensor = select(branch, inner, tensor, kept, slices[branch])
         small[f"{prefix}{numbers[number]}.{rest}"] = tensor
     head = f"size_ctc.{head_name(spec.name)}."
     for name, tensor in state.items():
@@ -89,7 +83,7 @@ def full_shape_state(
         full: The supernet's state dict.
         spec: The size, at branch or component granularity.
     """
-    rows, parts = spec.kept, spec.space.parts
+    rows, slices = spec.slices, spec.space.slices
     layout = layout_in(full)
     stock: State = {}
     for name, tensor in full.items():
@@ -102,43 +96,14 @@ def full_shape_state(
         if name in small:
             stock[name] = small[name]
             if branch is not None:
-                kept, inner = rows[number][branch], rest.split(".", 1)[1]
-                stock[name] = scatter(branch, inner, small[name], kept, parts[branch])
-            elif rest in layout.merge:
-                sides = _sides(rows[number], layout)
-                stock[name] = _merge_filled(small[name], layout, rest, sides)
+                kept, inner = rows[number][branch], layout.inside(branch, rest)
+                stock[name] = scatter(branch, inner, small[name], kept, slices[branch])
             continue
         # a variance of 0 would divide by the square root of epsilon: harmless, but 1
         # is what an unused BatchNorm has
         fill = torch.ones_like if rest.endswith("running_var") else torch.zeros_like
         stock[name] = fill(tensor)
     return stock
-
-
-def _sides(row: Collection[str], layout: Layout) -> list[int]:
-    """Numbers of the sides of the merge that a block keeps."""
-    return [number for number, side in enumerate(layout.sides) if side in row]
-
-
-def _merge_cut(
-    tensor: torch.Tensor, layout: Layout, name: str, sides: Sequence[int]
-) -> torch.Tensor:
-    """What the kept sides have of one of the merge's tensors."""
-    dimension = layout.merge[name]
-    shares = tensor.tensor_split(len(layout.sides), dimension)
-    return torch.cat([shares[side] for side in sides], dimension)
-
-
-def _merge_filled(
-    small: torch.Tensor, layout: Layout, name: str, sides: Sequence[int]
-) -> torch.Tensor:
-    """The inverse: zero where a side is dropped."""
-    dimension = layout.merge[name]
-    shares = small.tensor_split(len(sides), dimension)
-    found = dict(zip(sides, shares, strict=True))
-    empty = torch.zeros_like(shares[0])
-    every = range(len(layout.sides))
-    return torch.cat([found.get(side, empty) for side in every], dimension)
 
 
 def block_numbers(spec: SubnetSpec) -> dict[int, int]:
@@ -152,32 +117,26 @@ def block_numbers(spec: SubnetSpec) -> dict[int, int]:
 
 def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     """The weights that a spec masks, whole, with their zeros."""
-    rows, pattern = spec.kept, spec.space.pattern
+    if not spec.sparsities:
+        return {}
+    there, pattern = spec.weights, spec.space.pattern
     tensors = weight_tensors(spec.space, state)
     settled = _settled_ranks(state)
     found: State = {}
     for name, sparsity in spec.sparsities.items():
-        at = place(name)
-        if at.block is not None and at.branch not in rows[at.block]:
+        if name not in there:
             continue
         full_name = tensors.get(name)
-        if full_name is not None and not keeps(spec.decoder, full_name):
-            continue
         weight = state.get(full_name)
-        if weight is None or not _is_matrix(weight, at):
+        if weight is None:
             raise UserError(
-                f"The spec {spec.name!r} masks {name}, which is no linear layer of "
-                "this net: use a spec of the same encoder options."
+                f"The spec {spec.name!r} masks {name}, which this net has not: use a "
+                "spec of the same encoder options."
             )
         ranks = settled[name] if settled else group_ranks(weight, pattern)
         keep = weight_mask(ranks, weight.shape, sparsity, pattern)
         found[full_name] = weight.masked_fill(~keep, 0.0)
     return found
-
-
-def _is_matrix(weight: torch.Tensor, at: Place) -> bool:
-    """Whether it can be masked: of a block's convolutions a pointwise one can."""
-    return weight.dim() > 1 and (at.block is None or weight[0, 0].numel() == 1)
 
 
 def _settled_ranks(state: Mapping[str, torch.Tensor]) -> State:

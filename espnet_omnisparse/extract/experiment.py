@@ -8,17 +8,14 @@ siblings are ordinary ESPnet experiment folders, each with `model.pth`, `config.
 import argparse
 import hashlib
 import json
-import random
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from espnet2.tasks.asr import frontend_choices
-from espnet2.train.collate_fn import CommonCollateFn
-from espnet2.train.dataset import ESPnetDataset
 
 from espnet_omnisparse import __version__
 from espnet_omnisparse.core.layout import space_of
@@ -27,6 +24,7 @@ from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.cost.count import Cost, count_cost
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
+from espnet_omnisparse.extract.calibration import calibration_batches
 from espnet_omnisparse.extract.config import token_list_of
 from espnet_omnisparse.extract.cut import State, cut_state
 from espnet_omnisparse.extract.forms import form_of
@@ -343,56 +341,3 @@ def _write_cost(folder: Path, cost: Cost) -> None:
 def read_cost(folder: Path) -> dict[str, int]:
     """The costs written at extraction, with `file_bytes`."""
     return json.loads((Path(folder) / COST).read_text())
-
-
-def calibration_batches(
-    config: Mapping[str, Any], utterances: int, batch_size: int = 8
-) -> Iterator[dict[str, torch.Tensor]]:
-    """A fixed, seeded subset of the training audio, without augmentation.
-
-    Args:
-        config: An ESPnet configuration.
-        utterances: How many.
-        batch_size: Utterances at a time.
-    """
-    sources = config["train_data_path_and_name_and_type"]
-    path, name, kind = next(source for source in sources if source[1] == "speech")
-    if not Path(path).exists():
-        raise UserError(
-            f"{path}, the training audio that BatchNorm statistics are re-estimated "
-            "on, does not exist: run in the recipe's folder, after stages 1-5 (with "
-            "--num_splits_asr, stage 11)."
-        )
-    owner = {}
-    for part in _parts(Path(path)):
-        dataset = ESPnetDataset([(str(part), name, kind)])
-        owner |= {line.split(maxsplit=1)[0]: dataset for line in part.open()}
-    ids = sorted(owner)
-    chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
-    # by length, as in training: padding would enter the statistics
-    items = sorted((owner[uid][uid] for uid in chosen), key=_samples)
-    collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
-    for start in range(0, len(items), batch_size):
-        yield collate(items[start : start + batch_size])[1]
-
-
-def _parts(path: Path) -> list[Path]:
-    """The files of a list that `--num_splits_asr` may have made a folder."""
-    if not path.is_dir():
-        return [path]
-    try:
-        count = int((path / "num_splits").read_text())
-    except (OSError, ValueError):
-        count = 0
-    parts = [path / f"split.{index}" for index in range(count)]
-    if not parts or not all(part.is_file() for part in parts):
-        raise UserError(
-            f"{path}, the training list in splits, is not whole (num_splits and a "
-            f"split.N for each): delete {path.parent} and run stage 11 again, which "
-            "makes the splits anew and goes on with what is trained."
-        )
-    return parts
-
-
-def _samples(item: tuple[str, dict[str, Any]]) -> tuple[int, str]:
-    return len(item[1]["speech"]), item[0]

@@ -68,8 +68,9 @@ def form_of(config: Mapping[str, Any], spec: SubnetSpec, stock: bool = False) ->
 
     Raises:
         UserError: If `stock` is asked for and there is no such form: the Conv modules
-            have LayerNorm or are causal, which stock ESPnet has not, or the model is a
-            transducer of the `asr` task, for which it needs `warprnnt_pytorch`.
+            have LayerNorm or are causal, which stock ESPnet has not, a cgMLP has some
+            of its channels, or the model is a transducer of the `asr` task, for which
+            it needs `warprnnt_pytorch`.
     """
     standalone = is_standalone(config)
     if standalone:
@@ -80,7 +81,7 @@ def form_of(config: Mapping[str, Any], spec: SubnetSpec, stock: bool = False) ->
         as_it_is = small_in_stock
     if as_it_is or not stock:
         return Form(STOCK if as_it_is else SLIM, cut_config(config, spec))
-    _check_has_stock_form(config)
+    _check_has_stock_form(config, spec)
     name = STOCK if small_in_stock else STOCK_ZEROED
     if not standalone:
         return Form(name, as_stock(without_training(config, spec)))
@@ -91,7 +92,7 @@ def form_of(config: Mapping[str, Any], spec: SubnetSpec, stock: bool = False) ->
     return Form(name, built)
 
 
-def _check_has_stock_form(config: Mapping[str, Any]) -> None:
+def _check_has_stock_form(config: Mapping[str, Any], spec: SubnetSpec) -> None:
     if is_transducer(config):
         raise UserError(
             "A transducer has no form that stock ESPnet loads, whose own needs "
@@ -106,4 +107,11 @@ def _check_has_stock_form(config: Mapping[str, Any]) -> None:
         raise UserError(
             "A size with encoder_conf.causal: true has no form that stock ESPnet "
             "loads, whose own Conformer is not causal: extract without --stock."
+        )
+    whole = spec.space.parts.get("cgmlp")
+    if any(len(row.get("cgmlp", ())) not in (0, whole) for row in spec.kept):
+        raise UserError(
+            "A size with some of a cgMLP's channels has no form that stock ESPnet "
+            "loads, whose LayerNorm would count the dropped ones: extract without "
+            "--stock."
         )

@@ -14,9 +14,10 @@ from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import (
     check_short_utt,
 )
 
-from espnet_omnisparse.core.branches import FFN_CHUNKS
+from espnet_omnisparse.core.branches import QUARTERS
 from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.core.gate import Gate
+from espnet_omnisparse.core.layout import has_gate_linear
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError
@@ -119,12 +120,11 @@ class PrunableAsrEncoder(PrunableEncoder):
             hasattr(attention, "linear_pos"),
             self._maskable_front_end(mask_front_end, pattern),
             tuple(b for b in parts if getattr(first, parts[b][1], None) is not None),
+            has_gate_linear(self._model_parameters()),
         )
         ffn = getattr(first, parts["ffn2"][1])
         if granularity == "component":
-            _check_components(ffn, attention)
-        if self.space.pattern is not None:
-            _check_maskable(ffn)
+            _check_components(ffn, attention, getattr(first, "cgmlp", None))
         self.set_pattern(self.space.pattern)
         self._change(self.encoders)
         rows = kept if kept is not None else [self.space.branches] * len(self.encoders)
@@ -271,22 +271,22 @@ def _same(given: Any, needed: Any) -> bool:
     return given == needed or (not needed and not given)
 
 
-def _check_maskable(ffn: torch.nn.Module | None) -> None:
-    """Refuses blocks whose weights are not those of linear layers."""
-    if ffn is not None and not isinstance(getattr(ffn, "w_1", None), torch.nn.Linear):
-        raise UserError(
-            "encoder_conf.pattern needs positionwise_layer_type: linear: set it, or "
-            "leave the pattern out."
-        )
-
-
-def _check_components(ffn: torch.nn.Module | None, attention: torch.nn.Module) -> None:
+def _check_components(
+    ffn: torch.nn.Module | None,
+    attention: torch.nn.Module,
+    cgmlp: torch.nn.Module | None,
+) -> None:
     """Refuses what cannot be divided into components."""
-    hidden = getattr(getattr(ffn, "w_1", None), "out_features", 0)
-    if ffn is not None and (not hidden or hidden % FFN_CHUNKS):
+    if ffn is not None and ffn.w_1.weight.size(0) % QUARTERS:
         raise UserError(
-            "encoder_conf.granularity: component needs positionwise_layer_type: linear "
-            f"and linear_units divisible by {FFN_CHUNKS}."
+            "encoder_conf.granularity: component needs linear_units divisible by "
+            f"{QUARTERS}."
+        )
+    # half of the units are gates of the other half
+    if cgmlp is not None and cgmlp.channel_proj1[0].out_features % (2 * QUARTERS):
+        raise UserError(
+            "encoder_conf.granularity: component needs cgmlp_linear_units divisible by "
+            f"{2 * QUARTERS}."
         )
     if getattr(attention, "use_flash_attn", False):
         raise UserError(

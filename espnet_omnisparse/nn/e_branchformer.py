@@ -3,7 +3,7 @@
 Its attention and cgMLP run side by side; both outputs, one after the other in channels,
 go through a depthwise convolution and a projection. A side that is dropped takes half
 of that convolution's channels and of that projection's inputs with it. The projection's
-bias belongs to neither side and stays; its weights take no masks.
+bias belongs to neither side and stays.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,11 +11,13 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
+from espnet2.asr.layers.fastformer import FastSelfAttention
 from espnet2.legacy.nets.pytorch_backend.conformer.convolution import (
     mask_padded_frames,
 )
 
-from espnet_omnisparse.core.components import Masked
+from espnet_omnisparse.core.branches import MERGE, SIDES
+from espnet_omnisparse.core.components import Masked, select
 from espnet_omnisparse.core.gate import stack_gates
 from espnet_omnisparse.core.layout import E_BRANCHFORMER_LAYOUT
 from espnet_omnisparse.errors import UserError
@@ -40,11 +42,11 @@ class EBranchformerBlock(PrunableBlock):
         self, layer: torch.nn.Module, kept: Collection[str] | Mapping[str, int]
     ):
         super().__init__(layer, kept)
-        self._sides = tuple(side for side in self.layout.sides if side in self.kept)
+        self._sides = tuple(side for side in SIDES if side in self.kept)
         size, fusion = layer.size, layer.depthwise_conv_fusion
         count = len(self._sides)
         self.merge_proj = layer.merge_proj
-        if count == len(self.layout.sides):
+        if count == len(SIDES):
             self.depthwise_conv_fusion = fusion
         elif count:
             self.depthwise_conv_fusion = torch.nn.Conv1d(
@@ -74,6 +76,13 @@ class EBranchformerBlock(PrunableBlock):
             x = x + self._residual("ffn2", x, frames, gate, masked)
         return self.norm_final(x)
 
+    def _inputs(
+        self, branch: str, x: torch.Tensor, frames: Frames
+    ) -> tuple[torch.Tensor | None, ...]:
+        if branch == "mhsa" and isinstance(self.attn, FastSelfAttention):
+            return (x, frames.mask)
+        return super()._inputs(branch, x, frames)
+
     def _merged(
         self,
         x: torch.Tensor,
@@ -91,15 +100,21 @@ class EBranchformerBlock(PrunableBlock):
             open_gates.append(_openness(gate))
         if not outs:
             return torch.zeros_like(x) + self.merge_proj.bias
+        if not masked and all(isinstance(row[side], float) for side in self._sides):
+            return self._whole(torch.cat(outs, -1), frames)
         fusion, projection = self.depthwise_conv_fusion, self.merge_proj
         sides = torch.cat(outs, -1)
-        parts = fusion.weight, fusion.bias, projection.weight
-        if len(places) < len(self._sides):
-            parts = tuple(
-                torch.cat([part.chunk(len(self._sides), dim)[p] for p in places], dim)
-                for part, dim in zip(parts, (0, 0, 1), strict=True)
-            )
-        kernel, bias, weight = parts
+        tensors = {
+            "depthwise_conv_fusion.weight": fusion.weight,
+            "depthwise_conv_fusion.bias": fusion.bias,
+            "merge_proj.weight": projection.weight,
+        }
+        if masked and MERGE in masked:
+            tensors |= masked[MERGE].weights
+        kernel, bias, weight = (
+            select(MERGE, name, tensor, places, len(self._sides))
+            for name, tensor in tensors.items()
+        )
         if any(isinstance(one, torch.Tensor) for one in open_gates):
             # the outputs have their gates; the bias belongs to the whole side
             sizes = zip(bias.chunk(len(places)), open_gates, strict=True)
@@ -109,6 +124,12 @@ class EBranchformerBlock(PrunableBlock):
         groups = kernel.size(0)
         fused = F.conv1d(padded, kernel, bias, padding=padding, groups=groups)
         return F.linear(sides + fused.transpose(1, 2), weight, projection.bias)
+
+    def _whole(self, sides: torch.Tensor, frames: Frames) -> torch.Tensor:
+        """The projection of all sides, by the modules: they may be quantised ones."""
+        padded = mask_padded_frames(sides.transpose(1, 2), frames.mask)
+        fused = self.depthwise_conv_fusion(padded).transpose(1, 2)
+        return self.merge_proj(sides + fused)
 
 
 def _openness(gate: BranchGate) -> torch.Tensor | float:
@@ -136,17 +157,22 @@ class LayerPrunableEBranchformerEncoder(PrunableAsrEncoder, EBranchformerEncoder
     block_class = EBranchformerBlock
 
     def __init__(self, input_size: int, **options):
-        if options.get("attention_layer_type") == "fast_selfattn":
-            raise UserError(
-                "encoder_conf.attention_layer_type: fast_selfattn cannot be combined "
-                "with prunable branches: choose rel_selfattn or selfattn."
-            )
         if options.get("gradient_checkpoint_layers"):
             raise UserError(
                 "encoder_conf.gradient_checkpoint_layers cannot be combined with "
                 "prunable branches: leave it out."
             )
         super().__init__(input_size, **options)
+
+    def _change(self, layers: torch.nn.ModuleList) -> None:
+        is_fast = isinstance(layers[0].attn, FastSelfAttention)
+        space = self.space
+        if is_fast and (space.pattern or space.granularity == "component"):
+            raise UserError(
+                "encoder_conf.attention_layer_type: fast_selfattn has neither masks "
+                "nor components: choose rel_selfattn or selfattn, or prune whole "
+                "branches, without a pattern."
+            )
 
 
 class OmniSparseEBranchformerEncoder(OmniSparse, LayerPrunableEBranchformerEncoder):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from espnet_omnisparse.core.branches import PRUNABLE
+from espnet_omnisparse.core.branches import MERGE, SIDES
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import Masked
 from espnet_omnisparse.core.gate import Gate, same_gate
@@ -237,22 +237,21 @@ class PrunableEncoder(MaskedWeights):
         row: tuple[BranchGate, ...] | Gate,
         shares: Mapping[str, float],
     ) -> dict[str, Masked]:
-        """The masked weights of the branches of a block that are computed."""
+        """The masked weights of what is computed of a block: branches, and a merge."""
         if not shares:
             return {}
         block = self.layers[number]
         gates = row if isinstance(row, tuple) else (row,) * len(block.kept)
+        pairs = zip(block.kept, gates, strict=True)
+        there = [branch for branch, gate in pairs if gate is not None]
+        if MERGE in self.space.slices and any(side in there for side in SIDES):
+            there.append(MERGE)
         found = {}
-        for branch, gate in zip(block.kept, gates, strict=True):
-            if gate is None:
-                continue
+        for branch in there:
             weights, kept, total = {}, 0.0, 0
-            module = block.module(branch)
-            for layer in PRUNABLE[branch]:
+            for layer in self.space.layers(branch):
                 name = f"{number}.{branch}.{layer}"
-                if layer == "linear_pos" and not self.space.positional:
-                    continue
-                weight = module.get_submodule(layer).weight
+                weight = block.get_parameter(self.layout.weight_of(branch, layer))
                 share = shares.get(name, 0.0)
                 total += weight.numel()
                 kept += (1.0 - share) * weight.numel()

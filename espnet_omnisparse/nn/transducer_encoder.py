@@ -12,7 +12,7 @@ import torch
 from espnet2.asr_transducer.encoder.encoder import Encoder
 from espnet2.asr_transducer.utils import TooShortUttError, make_source_mask
 
-from espnet_omnisparse.core.branches import BRANCHES, FFN_CHUNKS
+from espnet_omnisparse.core.branches import BRANCHES, QUARTERS
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.components import heads_of
 from espnet_omnisparse.core.gate import Gate
@@ -219,10 +219,10 @@ def _check(
                 )
             )
     sizes = [block["linear_size"] for block in body_conf if "linear_size" in block]
-    if granularity == "component" and any(size % FFN_CHUNKS for size in sizes):
+    if granularity == "component" and any(size % QUARTERS for size in sizes):
         raise UserError(
             "encoder_conf.granularity: component needs a linear_size divisible by "
-            f"{FFN_CHUNKS} in every block of body_conf."
+            f"{QUARTERS} in every block of body_conf."
         )
 
 

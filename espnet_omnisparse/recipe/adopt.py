@@ -8,50 +8,32 @@ to 11 run as they are, and what `run.sh` says of data and tokens holds.
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from espnet_omnisparse.core.layout import has_ctc_alone
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import atomic_path, read_yaml
+from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.recipe import template
+from espnet_omnisparse.recipe.adoption import (
+    DECODE_CTC,
+    NAME,
+    OWN,
+    STARTER,
+    Adoption,
+    below,
+    commented,
+    find_config,
+)
 from espnet_omnisparse.recipe.derive import (
     changed_keys,
     derive,
     is_of_standalone_task,
 )
 
-NAME = "omnisparse"
-OWN = Path(__file__).parent / "conf"
-STARTER = OWN / "conformer_ctc.yaml"
-DECODE_CTC = OWN / "decode_ctc.yaml"
 _CALLS_ASR = re.compile(r"^\s*\./asr\.sh\b", re.MULTILINE)
 _ASR_CONFIG = re.compile(r"asr_config[= ]\s*[\"']?(conf/[\w./-]+\.yaml)")
-
-
-@dataclass(frozen=True)
-class Adoption:
-    """What a recipe gets.
-
-    Attributes:
-        wrapper: The name of the wrapper.
-        config: That of the supernet's configuration.
-        files: Name -> content, of these and what else is written, in the recipe.
-        source: What the configuration is derived from.
-        changed: The keys in which it differs.
-        inference_config: What sizes are decoded with; empty: what `run.sh` says.
-    """
-
-    wrapper: str
-    config: str
-    files: Mapping[str, str]
-    source: Path
-    changed: tuple[str, ...]
-    inference_config: str
 
 
 def plan(
@@ -72,16 +54,14 @@ def plan(
     """
     run_sh = _run_sh(recipe)
     if config is not None:
-        places = [path for path in (recipe / config, config) if path.is_file()]
-        if not places:
-            raise UserError(f"--config {config} exists neither here nor in {recipe}.")
-        source = places[0]
+        source = find_config(recipe, config)
         derived = _derived(source, axis)
     else:
         source, derived = _default(recipe, run_sh, axis)
     changed = tuple(changed_keys(read_yaml(source), derived))
     wrapper, target = f"run_{name}.sh", f"conf/{name}.yaml"
-    files = {target: _yaml(derived, source, recipe, changed)}
+    origin = "A Conformer with CTC" if source == STARTER else below(source, recipe)
+    files = {target: commented(derived, origin, changed)}
     options, inference = {"asr_config": target}, ""
     if is_of_standalone_task(derived):
         options["asr_task"] = "asr_transducer"
@@ -92,38 +72,7 @@ def plan(
     lines = "\n    ".join(f"--{key} {value}" for key, value in options.items())
     text = (OWN / "wrapper.sh").read_text(encoding="utf-8")
     files[wrapper] = text.replace("@WRAPPER@", wrapper).replace("@OPTIONS@", lines)
-    return Adoption(wrapper, target, files, source, changed, inference)
-
-
-def adopt(recipe: Path, adoption: Adoption) -> list[str]:
-    """Writes what a recipe gets, and links what its stages need.
-
-    Args:
-        recipe: Its folder.
-        adoption: What `plan` returned.
-
-    Returns:
-        The names of the files that were written; those that were there are not.
-
-    Raises:
-        UserError: If a file is there with other content; then nothing is written.
-    """
-    for name, text in adoption.files.items():
-        path = recipe / name
-        if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise UserError(
-                f"{path} exists with other content than it would get now: delete it, "
-                "or give the new files another name with --name."
-            )
-    template.link(recipe, root_of(recipe))
-    (recipe / "conf").mkdir(exist_ok=True)
-    missing = [name for name in adoption.files if not (recipe / name).exists()]
-    for name in missing:
-        with atomic_path(recipe / name) as path:
-            path.write_text(adoption.files[name], encoding="utf-8")
-            if name == adoption.wrapper:
-                path.chmod(path.stat().st_mode | 0o111)
-    return missing
+    return Adoption(wrapper, files, source, changed, inference, root_of(recipe))
 
 
 def root_of(recipe: Path) -> Path:
@@ -183,15 +132,3 @@ def _derived(path: Path, axis: str) -> dict[str, Any]:
         return derive(config, axis)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-
-
-def _yaml(
-    derived: Mapping[str, Any], source: Path, recipe: Path, changed: Sequence[str]
-) -> str:
-    origin = "A Conformer with CTC"
-    if source != STARTER:
-        origin = os.path.relpath(source.resolve(), recipe.resolve())
-    comment = f"# {origin} as a supernet, by `omnisparse recipe`. What differs:\n"
-    comment += "".join(f"#   {key}\n" for key in changed)
-    text = yaml.safe_dump(dict(derived), sort_keys=False, default_flow_style=None)
-    return comment + text

@@ -11,13 +11,16 @@ def add_commands(commands: Commands) -> None:
     """Registers the commands."""
     command = add_command(commands, recipe)
     command.add_argument(
-        "recipe", type=Path, metavar="PATH", help="its folder, such as egs2/x/asr1"
+        "recipe",
+        type=Path,
+        metavar="PATH",
+        help="its folder, such as egs2/x/asr1",
     )
     command.add_argument(
         "--config",
         type=Path,
         help="the recipe's configuration to derive the supernet's from (default: what "
-        "run.sh names, or a Conformer with CTC)",
+        "run.sh names, conf/training.yaml under ESPnet3, or a Conformer with CTC)",
     )
     command.add_argument(
         "--axis",
@@ -33,18 +36,19 @@ def add_commands(commands: Commands) -> None:
 
 
 def recipe(args: argparse.Namespace) -> None:
-    """Prepares any asr1 recipe of ESPnet for a supernet, without changing its files."""
-    from espnet_omnisparse.recipe import adopt, template
+    """Prepares any ASR recipe of ESPnet for a supernet, without changing its files."""
+    from espnet_omnisparse.recipe import adopt, adoption, espnet3, template
 
     template.require_versions()
-    adoption = adopt.plan(args.recipe, args.config, args.axis, args.name)
-    written = adopt.adopt(args.recipe, adoption)
-    for name in adoption.files:
+    kind = espnet3 if espnet3.is_recipe(args.recipe) else adopt
+    planned = kind.plan(args.recipe, args.config, args.axis, args.name)
+    written = adoption.write(args.recipe, planned)
+    for name in planned.files:
         note = "" if name in written else " (was there)"
         print(f"{args.recipe / name}{note}")
-    print(f"Derived from: {adoption.source}")
-    print(f"Keys that differ: {', '.join(adoption.changed)}")
-    print(f"Sizes are decoded with: {adoption.inference_config or 'what run.sh says'}")
+    print(f"Derived from: {planned.source}")
+    print(f"Keys that differ: {', '.join(planned.changed)}")
+    print(f"Sizes are decoded with: {planned.inference_config or 'what run.sh says'}")
     python, has_package = adopt.python_of(args.recipe)
     print(f"Python of its stages: {python or 'none'}")
     if not has_package:
@@ -52,7 +56,7 @@ def recipe(args: argparse.Namespace) -> None:
             f"{python or 'The Python of its path.sh'} has no espnet-omnisparse: "
             "install it there, with that Python's pip."
         )
-    print(f"Next: cd {args.recipe} && ./{adoption.wrapper}")
+    print(f"Next: cd {args.recipe} && ./{planned.wrapper}")
 
 
 def template(args: argparse.Namespace) -> None:

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from espnet_omnisparse.core.layout import LAYER_PRUNABLE, OMNI_SPARSE, is_standalone
+from espnet_omnisparse.core.layout import (
+    ASR_LAYOUT,
+    LAYER_PRUNABLE,
+    OMNI_SPARSE,
+    is_standalone,
+)
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.options import CRITERION, supernet_section
 
@@ -33,6 +38,12 @@ SUPERNETS: Mapping[str, Mapping[str, Any]] = {
 }
 # of the stock's blocks; the supernet has layer dropout of its own
 _OF_STOCK_BLOCKS = ("stochastic_depth_rate", "layer_drop_rate")
+# losses within the encoder; each subnet is a shorter encoder with a loss of its own
+_INTERMEDIATE_CTC = {
+    "encoder_conf": ("interctc_layer_idx", "interctc_use_conditioning", "ctc_trim"),
+    "model_conf": ("interctc_weight", "aux_ctc"),
+}
+_CTC_WEIGHT = 0.3  # what ESPnet's recipes have beside attention or a transducer
 
 
 def derive(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
@@ -40,10 +51,27 @@ def derive(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
 
     What is not named here stays: data, features, decoder, optimiser, scheduler. So does
     the scale of the loss (`loss_normalization: batch` is ESPnet's), for which clipping
-    and rates were chosen.
+    and rates were chosen. Intermediate CTC is left out, and a model without CTC gets
+    one, by which subnets are taught.
 
     Args:
         config: Of a training of the task `asr` or `asr_transducer`.
+        axis: `layer` or `weight`.
+
+    Returns:
+        The configuration; `config` is left as it is.
+
+    Raises:
+        UserError: If the model has no supernet of this kind.
+    """
+    return _trained(derive_model(config, axis))
+
+
+def derive_model(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
+    """The part of `derive` that concerns the model, whoever trains it.
+
+    Args:
+        config: A configuration, or the section `model` of one of ESPnet3.
         axis: `layer` or `weight`.
 
     Returns:
@@ -56,8 +84,9 @@ def derive(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
         raise UserError("It trains a supernet already: use it as it is.")
     if not is_of_standalone_task(config):
         _check_model(config)
-        return with_supernet(config, SUPERNETS[axis], _encoder(config, axis))
-    derived = with_supernet(config, SUPERNETS[axis])
+        encoder = _encoder(config, axis)
+        return _supernet(_with_ctc_at_its_end(config), SUPERNETS[axis], encoder)
+    derived = _supernet(config, SUPERNETS[axis])
     if axis == "weight":
         derived["encoder_conf"]["pattern"] = "8x1"
     return derived
@@ -73,10 +102,28 @@ def with_supernet(
         supernet: The section of that name.
         encoder: Of the task `asr`: the one in place of its own.
     """
-    derived = {key: value for key, value in config.items() if key != "patience"}
+    return _trained(_supernet(config, supernet, encoder))
+
+
+def _trained(derived: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with what ESPnet2's trainer needs for a supernet."""
+    kept = {key: value for key, value in derived.items() if key != "patience"}
+    return kept | {
+        "best_model_criterion": [CRITERION],
+        "num_att_plot": 0,  # a pass has the attention of several subnets
+    }
+
+
+def _supernet(
+    config: Mapping[str, Any], supernet: Mapping[str, Any], encoder: str | None = None
+) -> dict[str, Any]:
+    derived = dict(config)
     encoder_conf = dict(config.get("encoder_conf") or {})
     if encoder is not None:
         derived |= {"encoder": encoder, "model": "omni"}
+        if config.get("encoder") == ASR_LAYOUT.stock:
+            # ESPnet's default, not ours
+            encoder_conf.setdefault("macaron_style", False)
         for name in _OF_STOCK_BLOCKS:
             encoder_conf.pop(name, None)
     model_conf = {
@@ -85,12 +132,7 @@ def with_supernet(
         "loss_normalization": "batch",
         "supernet": dict(supernet),
     }
-    return derived | {
-        "encoder_conf": encoder_conf,
-        "model_conf": model_conf,
-        "best_model_criterion": [CRITERION],
-        "num_att_plot": 0,  # a pass has the attention of several subnets
-    }
+    return derived | {"encoder_conf": encoder_conf, "model_conf": model_conf}
 
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
@@ -145,10 +187,26 @@ def _encoder(config: Mapping[str, Any], axis: str) -> str:
     return name
 
 
+def _with_ctc_at_its_end(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with one CTC loss, which is that of the encoder's output."""
+    changed = dict(config)
+    for section, names in _INTERMEDIATE_CTC.items():
+        conf = dict(config.get(section) or {})
+        changed[section] = {k: v for k, v in conf.items() if k not in names}
+    if changed["model_conf"].get("ctc_weight") == 0.0:
+        changed["model_conf"]["ctc_weight"] = _CTC_WEIGHT
+    return changed
+
+
 def _check_model(config: Mapping[str, Any]) -> None:
     model = config.get("model", "espnet")
     if model != "espnet":
         raise UserError(
             f"Its model is {model}, of which there is no supernet: name a "
             "configuration with model: espnet."
+        )
+    if postencoder := config.get("postencoder"):
+        raise UserError(
+            f"Its postencoder is {postencoder}, which a supernet cannot have: name a "
+            "configuration without one."
         )

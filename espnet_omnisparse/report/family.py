@@ -26,7 +26,6 @@ from espnet_omnisparse.report.results import (
     BASELINES,
     INDIVIDUAL,
     REPAIRED_SIZES,
-    Score,
     Series,
     SizeResult,
     read_baselines,
@@ -34,6 +33,7 @@ from espnet_omnisparse.report.results import (
     read_size,
     with_rtf,
 )
+from espnet_omnisparse.report.scores import Score
 from espnet_omnisparse.report.tables import Table
 from espnet_omnisparse.report.timing import Timing, time_models
 from espnet_omnisparse.train.journal import read_log

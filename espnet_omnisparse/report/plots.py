@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from espnet_omnisparse.core.branches import MERGE
 from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.metrics import Metric
@@ -24,6 +25,7 @@ BRANCH_TITLES = {
     "mhsa": "MHSA",
     "conv": "Conv",
     "cgmlp": "cgMLP",
+    MERGE: "Merge",
     "ffn2": "FFN2",
 }
 
@@ -102,7 +104,7 @@ def selection_figure(
     """The branches that each size keeps, and the scores that led there.
 
     A branch whose weights are masked is lighter, and tells the mean share of them that
-    is kept.
+    is kept. So is the merge of an E-Branchformer, which is shown where it is masked.
 
     Args:
         specs: The sizes, smallest first.
@@ -128,16 +130,16 @@ def selection_figure(
 
 
 def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
-    parts = spec.space.parts
+    densities, of = _densities(spec), spec.space.slices
+    if all(branch != MERGE for _, branch in densities):
+        of.pop(MERGE, None)
     rows = [
-        [len(row.get(branch, ())) / parts[branch] for branch in spec.space.branches]
-        for row in spec.kept
+        [len(row.get(branch, ())) / of[branch] for branch in of] for row in spec.slices
     ]
-    densities = _densities(spec)
     shades = [
         [
-            share * densities.get((y, b), 1.0)
-            for b, share in zip(spec.space.branches, row, strict=True)
+            share * densities.get((y, branch), 1.0)
+            for branch, share in zip(of, row, strict=True)
         ]
         for y, row in enumerate(rows)
     ]
@@ -147,10 +149,10 @@ def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
     )
     axes.set_ylim(len(rows), 0)
     for y, row in enumerate(rows):
-        for x, (branch, share) in enumerate(zip(spec.space.branches, row, strict=True)):
+        for x, (branch, share) in enumerate(zip(of, row, strict=True)):
             texts = []
             if 0 < share < 1:
-                texts.append(f"{round(share * parts[branch])}/{parts[branch]}")
+                texts.append(f"{round(share * of[branch])}/{of[branch]}")
             if share and (y, branch) in densities:
                 texts.append(f"{100 * densities[y, branch]:.0f}%")
             if texts:
@@ -159,7 +161,7 @@ def _draw_kept(axes: Axes, spec: SubnetSpec) -> None:
                 axes.annotate(text, place, ha="center", va="center", fontsize=7)
     axes.set_title("{}\n{} of {}".format(spec.name, *spec.counts))
     centres = [index + 0.5 for index in range(len(rows))]
-    titles = [BRANCH_TITLES[branch] for branch in spec.space.branches]
+    titles = [BRANCH_TITLES[branch] for branch in of]
     axes.set_xticks([x + 0.5 for x in range(len(titles))], titles, rotation=90)
     axes.set_yticks(centres, range(len(rows)))
     axes.tick_params(length=0)

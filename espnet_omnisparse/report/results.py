@@ -10,6 +10,7 @@ import yaml
 from espnet_omnisparse.core.spec import REPAIRED
 from espnet_omnisparse.cost.metrics import METRICS, Metric
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.report.scores import Score, read_scores
 
 BASELINES = "baselines.yaml"
 INDIVIDUAL = "trained individually"
@@ -22,31 +23,6 @@ COSTS = tuple(
 LATER_COSTS = (METRICS["bytes"].field,)
 REPAIR = "repair.yaml"
 _FILES = ("subnet.yaml", "origin.yaml", "cost.json")
-
-
-@dataclass(frozen=True)
-class Score:
-    """The Sum/Avg row of sclite's table.
-
-    Attributes:
-        sentences: Utterances scored.
-        words: Words, or characters, of the reference.
-        corr: Percentage of them that is correct.
-        sub: Substituted.
-        del_: Deleted.
-        ins: Inserted.
-        err: The error rate: substituted, deleted and inserted.
-        sentence_err: Percentage of utterances with an error.
-    """
-
-    sentences: int
-    words: int
-    corr: float
-    sub: float
-    del_: float
-    ins: float
-    err: float
-    sentence_err: float
 
 
 @dataclass(frozen=True)
@@ -134,30 +110,6 @@ class Series:
         return any(size.sparse for size in self.sizes)
 
 
-def read_score(path: Path) -> Score:
-    """Reads a `result.txt` that sclite, or its stand-in, has written.
-
-    Raises:
-        UserError: If the file is missing, empty or has no Sum/Avg row.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: score this size first (stage 13).")
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        cells = line.split("|")
-        if len(cells) > 3 and cells[1].strip() == "Sum/Avg":
-            # more columns follow where a recogniser gives confidences
-            counts, shares = cells[2].split(), cells[3].split()
-            try:
-                return Score(*map(int, counts), *map(float, shares))
-            except (ValueError, TypeError):
-                break
-    raise UserError(
-        f"{path} is empty or not sclite's table (it has no whole Sum/Avg row): score "
-        "this size again (stage 13)."
-    )
-
-
 def read_size(folder: Path, label: str | None = None) -> SizeResult:
     """Reads an extracted size.
 
@@ -186,8 +138,8 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
                 **{name: int(cost[name]) for name in COSTS},
                 **{name: cost.get(name) for name in LATER_COSTS},
             },
-            wer=_read_scores(folder, "wer"),
-            cer=_read_scores(folder, "cer"),
+            wer=read_scores(folder, "wer"),
+            cer=read_scores(folder, "cer"),
             repair_updates=int(repair["updates"]),
             repair_seconds=float(repair["seconds"]),
             sparse=bool(spec.get("weights", {}).get("sparsity")),
@@ -265,16 +217,6 @@ def with_rtf(series: Series, medians: dict[str, float]) -> Series:
     """
     sizes = (replace(one, rtf=medians[str(one.folder)]) for one in series.sizes)
     return Series(series.name, tuple(sizes))
-
-
-def _read_scores(folder: Path, kind: str) -> dict[str, Score]:
-    # asr.sh decodes the validation set, when asked to, into a folder org/ of its own
-    patterns = (f"*/*/score_{kind}/result.txt", f"*/org/*/score_{kind}/result.txt")
-    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
-    return {
-        path.parent.parent.relative_to(folder).as_posix(): read_score(path)
-        for path in paths
-    }
 
 
 def _read_yaml(path: Path) -> Any:

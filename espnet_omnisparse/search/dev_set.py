@@ -21,7 +21,11 @@ from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
-from espnet_omnisparse.extract.experiment import calibration_batches
+from espnet_omnisparse.extract.calibration import (
+    calibration_batches,
+    espnet3_dataset,
+    samples,
+)
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.streaming.search import greedy_search
 from espnet_omnisparse.streaming.text import tokenizer_of
@@ -190,6 +194,25 @@ def _valid_batches(
     config: Mapping[str, Any], utterances: int
 ) -> Iterator[dict[str, torch.Tensor]]:
     """A fixed, seeded subset of the validation set, by length."""
+    preprocess = task_of(config).build_preprocess_fn(
+        argparse.Namespace(**config), train=False
+    )
+    if config.get("dataset"):
+        dataset = espnet3_dataset(config, "valid", preprocess)
+        ids: Sequence[Any] = range(len(dataset))
+    else:
+        dataset, ids = _listed(config, preprocess)
+    chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
+    items = sorted((dataset[uid] for uid in chosen), key=samples)
+    collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
+    for start in range(0, len(items), _BATCH):
+        yield collate(items[start : start + _BATCH])[1]
+
+
+def _listed(
+    config: Mapping[str, Any], preprocess: Any
+) -> tuple[ESPnetDataset, list[str]]:
+    """ESPnet2's validation set, and the ids in it."""
     sources = [tuple(one) for one in config["valid_data_path_and_name_and_type"]]
     sources = [source for source in sources if source[1] in ("speech", "text")]
     for path, *_ in sources:
@@ -198,15 +221,6 @@ def _valid_batches(
                 f"{path}, the validation data that subnets are evaluated on, does not "
                 "exist: run stages 1-5 first, in the recipe's folder."
             )
-    preprocess = task_of(config).build_preprocess_fn(
-        argparse.Namespace(**config), train=False
-    )
-    dataset = ESPnetDataset(sources, preprocess=preprocess)
     speech = next(path for path, name, _ in sources if name == "speech")
     ids = sorted(line.split(maxsplit=1)[0] for line in Path(speech).open())
-    chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
-    items = [dataset[uid] for uid in chosen]
-    items.sort(key=lambda item: (len(item[1]["speech"]), item[0]))
-    collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
-    for start in range(0, len(items), _BATCH):
-        yield collate(items[start : start + _BATCH])[1]
+    return ESPnetDataset(sources, preprocess=preprocess), ids

@@ -299,7 +299,7 @@ class Search:
     ) -> Candidate:
         first = rng.choice(parents)
         branches, levels = first.branches, self._genes.levels(first)
-        if len(parents) > 1 and rng.random() < self._options.crossover:
+        if len(set(parents)) > 1 and rng.random() < self._options.crossover:
             second = rng.choice([one for one in parents if one != first])
             branches = rng.choice((branches, second.branches))
             pairs = zip(levels, self._genes.levels(second), strict=True)

@@ -14,9 +14,9 @@ from espnet_omnisparse.console import bar
 from espnet_omnisparse.core.search_space import SearchSpace, place
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.cost.budget import Budget
-from espnet_omnisparse.cost.count import cost_table
 from espnet_omnisparse.cost.metrics import MEASURED, METRICS
 from espnet_omnisparse.cost.size import CostTable
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.batch_norm import has_batch_norm
@@ -173,10 +173,8 @@ def _genes(
     blocks = list(map(list(dict.fromkeys(within)).index, within))
     alive = []
     for mask in masks:
-        rows = SubnetSpec("", "", space, mask).kept
-        alive.append(
-            tuple(at.block is None or at.branch in rows[at.block] for at in places)
-        )
+        there = SubnetSpec("", "", space, mask).weights
+        alive.append(tuple(name in there for name in space.weights))
     scales = (
         tuple(range(len(places))),
         tuple(blocks),
@@ -190,17 +188,13 @@ def _latencies(model: Any, path: Path) -> CostTable:
     scale = METRICS[MEASURED].steps
     if not path.exists():
         table = cost_table(model, MEASURED)
-        values = {n: getattr(table, n).tolist() for n in ("rest", "units", "shared")}
+        costs = ("rest", "units", "shared", "pairs")
+        values = {name: getattr(table, name).tolist() for name in costs}
         write_text(path, json.dumps(values) + "\n")
     steps = json.loads(path.read_text())
-    rest, units, shared = (steps[name] for name in ("rest", "units", "shared"))
-    return CostTable(
-        MEASURED,
-        model.encoder.space,
-        rest / scale,
-        [one / scale for one in units],
-        [one / scale for one in shared],
-    )
+    rest = steps.pop("rest") / scale
+    costs = {name: [one / scale for one in row] for name, row in steps.items()}
+    return CostTable(MEASURED, model.encoder.space, rest, **costs)
 
 
 def run_search(

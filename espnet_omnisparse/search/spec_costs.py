@@ -90,11 +90,8 @@ class SpecCosts:
         spec = SubnetSpec("", "", self._space, mask)
         cut = cut_state(dict(model.named_parameters()), spec).values()
         buffers = cut_state(dict(model.named_buffers()), spec).values()
-        weights: list[tuple[str, tuple[int, ...]] | None] = []
-        for name in self._weights:
-            at = place(name)
-            parts = (0,) if at.block is None else spec.kept[at.block].get(at.branch)
-            weights.append((name, parts) if parts else None)
+        there = spec.weights
+        weights = [(n, there[n]) if n in there else None for n in self._weights]
         dense = [self._of_weight(*key, 0.0) for key in weights if key]
         total = sum(tensor.numel() for tensor in cut)
         floating = sum(one.numel() for one in buffers if one.is_floating_point())
@@ -111,20 +108,20 @@ class SpecCosts:
             costs,
         )
 
-    def _of_weight(self, name: str, parts: tuple[int, ...], share: float) -> "_Left":
-        """What is left of a weight of which these parts are kept, at a sparsity."""
-        key = (name, parts, share)
+    def _of_weight(self, name: str, kept: tuple[int, ...], share: float) -> "_Left":
+        """What is left of a weight of which these slices are kept, at a sparsity."""
+        key = (name, kept, share)
         if key not in self._left:
             self._left[key] = self._count(*key)
         return self._left[key]
 
-    def _count(self, name: str, parts: tuple[int, ...], share: float) -> "_Left":
+    def _count(self, name: str, kept: tuple[int, ...], share: float) -> "_Left":
         at, pattern, weight = place(name), self._space.pattern, self._weights[name]
         mask = weight_mask(self._ranks[name], weight.shape, share, pattern)
         if at.block is not None:
-            of = self._space.parts[at.branch]
+            of = self._space.slices[at.branch]
             mask, weight = (
-                select(at.branch, f"{at.layer}.weight", tensor, parts, of)
+                select(at.branch, f"{at.layer}.weight", tensor, kept, of)
                 for tensor in (mask, weight)
             )
         left = weight * mask
@@ -153,8 +150,8 @@ class _Net:
     """A set of branches: its weights that take a mask, and what else it has.
 
     Attributes:
-        weights: Per weight of the space its name and kept parts, `None` where the
-            branch is dropped.
+        weights: Per weight of the space its name and kept slices, `None` where it is
+            dropped.
         parameters: All.
         other_bytes: Of all that takes no mask, floating buffers included.
         other_nonzero: Parameters that take no mask and are not zero.

@@ -62,7 +62,7 @@ def unit_magnitudes(
         if not name.endswith(".weight"):
             continue
         number, branch, rest = locate(name, layout)
-        if branch is None:
+        if branch not in space.branches:  # of no unit alone
             continue
         for part in range(space.parts[branch]):
             inner = rest.split(".", 1)[1]

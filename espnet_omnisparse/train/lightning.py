@@ -8,6 +8,7 @@ configuration's `trainer.callbacks`:
         exp_dir: ${exp_dir}
 """
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,15 @@ from espnet_omnisparse.core.spec import fingerprint
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.supernet.plan import Plan
-from espnet_omnisparse.train.journal import SUBNETS, settled_specs, write_specs
+from espnet_omnisparse.train.journal import (
+    SUBNETS,
+    log_epoch,
+    settled_specs,
+    write_specs,
+)
 from espnet_omnisparse.train.resume import differing_options, plan_of
 from espnet_omnisparse.train.snapshots import keep_snapshots
-from espnet_omnisparse.train.trainer import TrainedNet
+from espnet_omnisparse.train.trainer import TrainedNet, check_accumulation
 from espnet_omnisparse.train.update import NOT_SELECTED, SupernetModel
 
 MONITOR = "valid/loss_sizes"
@@ -46,6 +52,8 @@ class SupernetCallback(lightning.Callback):
         self._folder = Path(exp_dir)
         self._began: Plan | None = None
         self._model: SupernetModel | None = None
+        self._ranks: dict[str, torch.Tensor] = {}
+        self._epoch_began = self._last_update = 0.0
 
     def on_fit_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
@@ -73,6 +81,9 @@ class SupernetCallback(lightning.Callback):
                 "supernet.score_lr has no meaning under ESPnet3, whose optimizer has "
                 "one rate for all: remove it."
             )
+        check_accumulation(
+            supernet, trainer.accumulate_grad_batches, "accumulate_grad_batches"
+        )
         if not any(one.monitor == MONITOR for one in _checkpoints(trainer)):
             raise UserError(
                 f"best_model_criterion must have [{MONITOR}, 10, min], by which sizes "
@@ -97,26 +108,45 @@ class SupernetCallback(lightning.Callback):
     def on_train_epoch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> None:
-        """Says how many micro-batches an update has.
-
-        Args:
-            trainer: The trainer.
-            pl_module: ESPnet3's.
-        """
-        pl_module.model.accumulate(trainer.accumulate_grad_batches)
-        pl_module.model.diagnosis.begin_epoch()
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        """Writes down what the sizes are, once that is settled.
+        """Says how many micro-batches an update has, and that an epoch begins.
 
         Args:
             trainer: The trainer.
             pl_module: ESPnet3's.
         """
         model = pl_module.model
-        if trainer.is_global_zero and model.supernet.settled:
+        model.accumulate(trainer.accumulate_grad_batches)
+        model.diagnosis.begin_epoch()
+        if trainer.is_global_zero:
+            self._ranks = model.mask_upkeep.ranks()
+        self._epoch_began = self._last_update = time.perf_counter()
+
+    def on_train_batch_end(self, *_) -> None:
+        """Notes when an epoch's last update was made: what follows is validation."""
+        self._last_update = time.perf_counter()
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> None:
+        """Writes down what the selection and the sizes have come to.
+
+        Args:
+            trainer: The trainer.
+            pl_module: ESPnet3's.
+        """
+        if not trainer.is_global_zero:
+            return
+        model = pl_module.model
+        upkeep, ranks = model.mask_upkeep, self._ranks
+        log_epoch(
+            self._folder,
+            trainer.current_epoch + 1,
+            model.supernet,
+            self._last_update - self._epoch_began,
+            upkeep.flip_rates(ranks) if ranks else None,
+            model.diagnosis.means(),
+        )
+        if model.supernet.settled:
             name = fingerprint(model.state_dict(), model.token_list)
             specs = settled_specs(model.supernet, name)
             write_specs(self._folder / SUBNETS, specs)

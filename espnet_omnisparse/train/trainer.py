@@ -201,6 +201,25 @@ class TrainedNet:
         return unit_magnitudes(encoder.state_dict(), encoder.space)
 
 
+def check_accumulation(supernet: Supernet, batches: int, option: str) -> None:
+    """Refuses updates of fewer micro-batches than they have subnets to train.
+
+    Args:
+        supernet: The supernet.
+        batches: Micro-batches in an update.
+        option: What sets their number.
+
+    Raises:
+        UserError: If they are too few.
+    """
+    most = supernet.subnets_per_update
+    if supernet.config.update == "per_accum" and batches < most:
+        raise UserError(
+            f"supernet.update: per_accum trains {most} subnets in an update, one in "
+            f"each micro-batch: set {option} to {most} or a multiple, not {batches}."
+        )
+
+
 def _is_first() -> bool:
     """Whether this process writes the files."""
     together = torch.distributed.is_initialized()
@@ -248,13 +267,7 @@ def _plan(model: SupernetModel, per_epoch: int | None, options: Any) -> None:
             f"it began with them, and the last has {total - settled} updates, not "
             f"{before.total - settled}"
         )
-    most = supernet.subnets_per_update
-    if supernet.config.update == "per_accum" and options.accum_grad < most:
-        raise UserError(
-            f"supernet.update: per_accum trains {most} subnets in an update, one in "
-            f"each micro-batch: set accum_grad to {most} or a multiple, not "
-            f"{options.accum_grad}."
-        )
+    check_accumulation(supernet, options.accum_grad, "accum_grad")
     if supernet.selection.learns:
         logging.info(
             f"Supernet: {supernet.timeline}, sizes {supernet.sizes} of "

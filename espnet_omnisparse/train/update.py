@@ -15,7 +15,7 @@ from espnet2.torch_utils.device_funcs import force_gatherable
 from espnet_omnisparse.core.gate import layer_dropout_gates, mask_gates
 from espnet_omnisparse.core.schedule import PHASES, STEP1
 from espnet_omnisparse.core.spec import FULL
-from espnet_omnisparse.cost.count import cost_table
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher
 from espnet_omnisparse.losses.head import HeadLoss

@@ -329,17 +329,22 @@ def soft(mask):
     return tuple(torch.tensor(float(keep)) for keep in mask)
 
 
+OPTIONS = {
+    **ATTENTIONS,
+    "conv1d": {"positionwise_layer_type": "conv1d"},
+    "conv1d-linear": {"positionwise_layer_type": "conv1d-linear"},
+}
 VARIANTS = [("latest", name) for name in MASKS]
-VARIANTS += [(attention, "scattered") for attention in ATTENTIONS]
+VARIANTS += [(options, "scattered") for options in OPTIONS]
 
 
 @pytest.mark.parametrize("conv_norm", ["batch_norm", "layer_norm"])
-@pytest.mark.parametrize("attention, mask", VARIANTS)
+@pytest.mark.parametrize("options, mask", VARIANTS)
 @torch.no_grad()
 def test_masked_soft_and_extracted_components_agree(
-    supernet, batch, attention, mask, conv_norm
+    supernet, batch, options, mask, conv_norm
 ):
-    config, model, spec = supernet(mask, ATTENTIONS[attention], conv_norm=conv_norm)
+    config, model, spec = supernet(mask, OPTIONS[options], conv_norm=conv_norm)
     feats = batch["speech"], batch["speech_lengths"]
     expected = model.encoder(*feats, gates=soft(spec.mask))[0]
     masked = model.encoder(*feats, gates=spec.gates())[0]
@@ -438,7 +443,10 @@ def test_gates_per_sequence_gate_a_branch_as_a_whole(supernet, batch):
 
 REFUSED = [
     ({"linear_units": 42}, "linear_units divisible by 4"),
-    ({"positionwise_layer_type": "conv1d"}, "positionwise_layer_type: linear"),
+    (
+        {"linear_units": 42, "positionwise_layer_type": "conv1d"},
+        "linear_units divisible by 4",
+    ),
 ]
 
 

@@ -9,9 +9,10 @@ from helpers.tiny import FEATURES, WIDE
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.cost.budget import Budget, parse_budget
-from espnet_omnisparse.cost.count import Cost, cost_table, count_cost
+from espnet_omnisparse.cost.count import Cost, count_cost
 from espnet_omnisparse.cost.metrics import METRICS, OF_BUDGETS, OF_SIZES
 from espnet_omnisparse.cost.size import CostTable, kinds_needed, parse_size
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.supernet.config import SupernetConfig

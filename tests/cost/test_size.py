@@ -1,3 +1,5 @@
+import itertools
+import math
 import re
 
 import pytest
@@ -6,11 +8,12 @@ from helpers.tiny import FEATURES, WIDE
 
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
-from espnet_omnisparse.cost import count as cost
+from espnet_omnisparse.cost import unit_costs as cost
 from espnet_omnisparse.cost.budget import parse_number
-from espnet_omnisparse.cost.count import cost_table, count_cost
+from espnet_omnisparse.cost.count import count_cost
 from espnet_omnisparse.cost.metrics import METRICS, OF_SIZES
 from espnet_omnisparse.cost.size import CostTable, Size, kinds_needed, parse_size
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.selection import build_selection
@@ -23,6 +26,13 @@ SPACES = {
     "block": SearchSpace(3, "block"),
     "component": SearchSpace(3, "component", heads=4),
 }
+# whose cgMLPs have a weight between any two of their parts
+JOINED = SearchSpace(
+    3, "component", 4, branches=("mhsa", "cgmlp", "ffn2"), gate_linear=True
+)
+TABLES = pytest.mark.parametrize(
+    "space", [*SPACES.values(), JOINED], ids=[*SPACES, "joined"]
+)
 
 
 def random_table(space, seed=0, kind="params"):
@@ -32,14 +42,20 @@ def random_table(space, seed=0, kind="params"):
         return torch.randint(lowest, 50, (count,), generator=generator)
 
     groups = len(set(space.groups))
-    return CostTable(kind, space, 30, costs(len(space), 1), costs(groups, 0))
+    units, shared = costs(len(space), 1), costs(groups, 0)
+    pairs = costs(groups, 0) if space.gate_linear else None
+    return CostTable(kind, space, 30, units, shared, pairs)
 
 
 def slow_cost(table, space, kept):
-    """Cost of a set of units: the rest, each unit, and each branch once."""
+    """Cost of a set of units: the rest, each unit, each branch once, and each pair."""
     cost_of = int(table.rest) + sum(int(table.units[unit]) for unit in kept)
     branches = {space.groups[unit] for unit in kept}
-    return cost_of + sum(int(table.shared[branch]) for branch in branches)
+    cost_of += sum(int(table.shared[branch]) for branch in branches)
+    for one, other in itertools.combinations(kept, 2):
+        if space.groups[one] == space.groups[other]:
+            cost_of += int(table.pairs[space.groups[one]])
+    return cost_of
 
 
 def random_order(space, seed):
@@ -167,7 +183,7 @@ def test_a_size_with_a_sparsity_is_a_limit_and_a_share():
 # tables
 
 
-@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+@TABLES
 def test_a_table_adds_up_units_and_what_a_branch_has_once(space):
     for seed in range(5):
         table = random_table(space, seed)
@@ -183,23 +199,46 @@ def test_a_table_adds_up_units_and_what_a_branch_has_once(space):
         assert table.of(mask) == slow_cost(table, space, kept)
         nothing = torch.zeros_like(mask)
         assert table.of(nothing) == slow_cost(table, space, []) == 30
-        shares = [
-            int(table.units[unit])
-            + int(table.shared[group]) / space.groups.count(group)
-            for unit, group in enumerate(space.groups)
-        ]
+        shares = []
+        for unit, group in enumerate(space.groups):
+            count = space.groups.count(group)
+            pairs = int(table.pairs[group]) * math.comb(count, 2)
+            once = (int(table.shared[group]) + pairs) / count
+            shares.append(int(table.units[unit]) + once)
         assert table.per_unit.tolist() == pytest.approx(shares)
 
 
-def test_counting_units_is_a_cost_as_any_other():
-    for space in SPACES.values():
-        table = CostTable.counting(space)
-        mask = random_mask(space, 1)
-        assert table.of(mask) == int(mask.sum())
-        assert table.total == len(space)
+@TABLES
+def test_counting_units_is_a_cost_as_any_other(space):
+    table = CostTable.counting(space)
+    mask = random_mask(space, 1)
+    assert table.of(mask) == int(mask.sum())
+    assert table.total == len(space)
 
 
-@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES.keys())
+def test_the_largest_limit_is_the_full_net_without_its_cheapest_unit():
+    table = random_table(JOINED)
+    everything = list(range(len(JOINED)))
+    without = [
+        slow_cost(table, JOINED, [n for n in everything if n != unit])
+        for unit in everything
+    ]
+    Size("small", table, max(without)).check()
+    with pytest.raises(UserError, match=f"can give is {max(without):,} parameters"):
+        Size("small", table, max(without) + 1).check()
+
+
+def test_latencies_of_pairs_are_in_checkpoints_of_nets_that_have_them():
+    measured = random_table(JOINED, kind="latency_ms")
+    resumed = CostTable.unmeasured(JOINED)
+    resumed.load_state_dict(measured.state_dict(), strict=True)
+    assert resumed.total == measured.total
+    assert (resumed.pairs == measured.pairs).all()
+    others = random_table(SPACES["component"], kind="latency_ms")
+    assert set(others.state_dict()) == {"rest", "units", "shared"}
+
+
+@TABLES
 def test_a_size_holds_as_much_of_a_ranking_as_its_limit_allows(space):
     for seed in range(5):
         table, order = random_table(space, seed), random_order(space, seed + 9)

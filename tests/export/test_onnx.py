@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from helpers import REPOSITORY
+from helpers import REPOSITORY, engine_models
 from helpers.tiny import (
     FEATURES,
     FRONTEND,
@@ -38,6 +38,7 @@ RATE = 16000
 STFT = {"frontend": "default", "frontend_conf": {**FRONTEND, "n_mels": FEATURES}}
 KALDI = {"frontend": "kaldi_fbank", "frontend_conf": {"fs": "16k"}}
 LIVE = {"causal": True, "chunk": {"size": 4, "left": 8}}
+ABSOLUTE = {"selfattention_layer_type": "selfattn", "rel_pos_type": "latest"}
 PASTLESS = {"causal": True, "chunk": {"size": 3, "left": 0}}
 NARROWED = [{"mhsa": 1, "ffn1": 2}, {}, {"conv": 1, "mhsa": 2, "ffn2": 3}]
 ENCODERS = {
@@ -106,6 +107,27 @@ def test_a_recording_has_pytorchs_log_probabilities(kind, tmp_path):
     opened = session(path)
     for samples in (1600, 16000, 43210):
         audio = audio_of(samples)
+        (found,) = opened.run(None, {"samples": audio.numpy()})
+        assert_close(found, log_probs(made[0], audio))
+
+
+#: of `engine_models`
+OTHERS = (
+    *("e-branchformer", "e-branchformer-sides", "e-branchformer-parts"),
+    *("e-branchformer-masked", "e-branchformer-no-ffn", "e-branchformer-absolute"),
+    *("transformer", "transformer-dropped", "absolute", "scaled-absolute"),
+    *("stock-no-conv", "legacy", "legacy-sides"),
+)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_encoders_have_pytorchs_log_probabilities(kind, tmp_path):
+    made = engine_models.made(kind)
+    path = tmp_path / "ctc.onnx"
+    write_graph(path, graphs_of(source(made))["ctc.onnx"])
+    opened = session(path)
+    for samples in (1600, 43210):
+        audio = torch.from_numpy(engine_models.sound(samples))[None]
         (found,) = opened.run(None, {"samples": audio.numpy()})
         assert_close(found, log_probs(made[0], audio))
 
@@ -278,8 +300,17 @@ def test_the_command_writes_a_folder(tmp_path, capsys):
         (lambda: asr(), ["--dtype", "fp16"], "--to onnx has --dtype fp32 or int8"),
         (lambda: asr(), ["--head", "transducer"], "no transducer head"),
         (lambda: asr(), ["--chunk", "4"], "cannot stream"),
+        (
+            lambda: engine_models.made("transformer"),
+            ["--chunk", "4"],
+            "cannot stream, since its encoder needs the whole recording",
+        ),
         (lambda: asr(LIVE), ["--left", "4"], "--left needs --chunk"),
-        (lambda: asr({"rel_pos_type": "legacy"}), [], "rel_pos_type: latest"),
+        (
+            lambda: asr({**ABSOLUTE, "pos_enc_layer_type": "conv"}),
+            [],
+            "rel_pos or abs_pos",
+        ),
         (lambda: asr(PASTLESS), [], "give --chunk and --left"),
     ],
 )

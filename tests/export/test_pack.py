@@ -59,6 +59,20 @@ def masked(model, share, everywhere=False):
     return model
 
 
+#: the branches of blocks with one side, without any, and with both
+SIDES = [["mhsa", "ffn2"], [], ["mhsa", "cgmlp"]]
+
+
+def other(encoder, model="omni", **options):
+    """The same of an encoder that is no Conformer."""
+    conf = {**plain()["encoder_conf"], **options}
+    del conf["cnn_module_kernel"]
+    if "transformer" in encoder:
+        del conf["rel_pos_type"]
+    name = encoder if model == "espnet" else f"layer_prunable_{encoder}"
+    return {**plain(), "encoder": name, "encoder_conf": conf, "model": model}
+
+
 CONFIGS = {
     "ctc": lambda folder: plain(),
     "statistics": lambda folder: plain(
@@ -70,6 +84,11 @@ CONFIGS = {
     "streaming": lambda folder: plain(
         {"causal": True, "chunk": {"size": 4, "left": 8}}
     ),
+    "e_branchformer": lambda folder: other("e_branchformer", kept=SIDES, use_ffn=True),
+    "e_branchformer with linear gates": lambda folder: other(
+        "e_branchformer", use_linear_after_conv=True, gate_activation="selu"
+    ),
+    "transformer": lambda folder: other("transformer", kept=[["mhsa"], [], ["ffn2"]]),
     "asr transducer": lambda folder: plain(
         model="omni_transducer",
         model_conf={"ctc_weight": 0.3},
@@ -169,15 +188,23 @@ REFUSED = {
         preencoder="linear",
         preencoder_conf={"input_size": FEATURES, "output_size": 16},
     ),
-    "encoder transformer": lambda: {
+    "normalize_before": lambda: other("transformer", "espnet", normalize_before=False),
+    "FastSelfAttention": lambda: other(
+        "e_branchformer",
+        "espnet",
+        attention_layer_type="fast_selfattn",
+        pos_enc_layer_type="abs_pos",
+    ),
+    "qk_norm": lambda: other("transformer", "espnet", qk_norm=True),
+    "rel_pos or abs_pos": lambda: other(
+        "e_branchformer",
+        attention_layer_type="selfattn",
+        pos_enc_layer_type="conv",
+    ),
+    "only conformer, e_branchformer, transformer": lambda: {
         **plain(),
-        "encoder": "transformer",
+        "encoder": "branchformer",
         "encoder_conf": {"output_size": 16, "num_blocks": 1, "attention_heads": 2},
-        "model": "espnet",
-    },
-    "macaron_style": lambda: {
-        **altered(plain(), rel_pos_type="latest"),
-        "encoder": "conformer",
         "model": "espnet",
     },
     "positionwise_layer_type": lambda: altered(
@@ -185,7 +212,6 @@ REFUSED = {
     ),
     "default frontend": lambda: plain() | {"frontend": None, "input_size": FEATURES},
     "volume_normalize": lambda: plain() | {"speech_volume_normalize": 0.5},
-    "rel_pos_type: latest": lambda: altered(plain(), rel_pos_type="legacy"),
 }
 
 

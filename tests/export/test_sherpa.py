@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from helpers import engine_models
 from helpers.learned import CHUNK, RATE, TOKENS, config_of, learned, sentences
 from helpers.tiny import changed
 
@@ -147,7 +148,17 @@ def test_a_batch_is_encoded_as_espnet_encodes_it(normalize, sizes, tmp_path):
     config = config_of("ctc", folder, conv_norm="layer_norm")
     if normalize == "utterance_mvn":
         config |= {"normalize": normalize, "normalize_conf": {"norm_vars": True}}
-    model = family.build(config)
+    assert_a_batch_is_espnets(family.build(config), config)
+
+
+@pytest.mark.parametrize("maker", ["e_branchformer", "transformer"])
+def test_a_batch_of_other_encoders_is_encoded_as_espnet_encodes_it(maker):
+    model, config = getattr(engine_models, maker)(**engine_models.KALDI)
+    assert_a_batch_is_espnets(model, config)
+
+
+def assert_a_batch_is_espnets(model, config):
+    """Two recordings, of which one is padded."""
     args = argparse.Namespace(head=None, chunk=None, left=None)
     source = source_of(model, config, args)
     lengths = torch.tensor([20000, 9000])

@@ -5,7 +5,7 @@ from helpers.gradients import gradients
 from helpers.tiny import DECODER
 
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
-from espnet_omnisparse.cost.count import cost_table
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import build, cut
 from espnet_omnisparse.train.journal import read_specs, settled_specs, write_specs

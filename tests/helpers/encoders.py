@@ -7,6 +7,18 @@ from espnet_omnisparse.nn.transducer_encoder import OmniTransducerEncoder
 from helpers.tiny import BLOCK, ENCODER, FEATURES, STREAMING
 
 CONF = {**ENCODER, "macaron_style": True}
+#: of any encoder of three blocks; of an E-Branchformer's sides, of its FFNs
+PLAIN = {
+    "output_size": 16,
+    "attention_heads": 2,
+    "linear_units": 32,
+    "num_blocks": 3,
+    "dropout_rate": 0.0,
+    "positional_dropout_rate": 0.0,
+    "attention_dropout_rate": 0.0,
+}
+SIDES = {**PLAIN, "cgmlp_linear_units": 24, "cgmlp_conv_kernel": 7}
+FFNS = {"use_ffn": True, "macaron_ffn": True}
 ABSOLUTE = {"pos_enc_layer_type": "abs_pos", "selfattention_layer_type": "selfattn"}
 VARIANTS = {
     "latest": {},
@@ -15,6 +27,7 @@ VARIANTS = {
     "sdpa": {"use_sdpa": True},
     "linear-input": {"input_layer": "linear"},
     "conv1d-feed-forward": {"positionwise_layer_type": "conv1d"},
+    "conv1d-linear-feed-forward": {"positionwise_layer_type": "conv1d-linear"},
 }
 
 

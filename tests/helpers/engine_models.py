@@ -25,7 +25,16 @@ AUDIO = {
 KALDI = {"frontend": "kaldi_fbank", "frontend_conf": {"n_mels": 20}}
 CHUNK = {"size": 8, "left": 16}
 STOCK = {"encoder": "conformer", "model": "espnet"}
+ABSOLUTE = {"pos_enc_layer_type": "abs_pos"}
+SIDES = {
+    "cgmlp_linear_units": 24,
+    "cgmlp_conv_kernel": 7,
+    "use_ffn": True,
+    "macaron_ffn": True,
+}
 LIVE = {"causal": True, "chunk": CHUNK}
+#: of an E-Branchformer's blocks: either side, none, and both
+ONE_SIDE = [["ffn1", "mhsa"], ["cgmlp", "ffn2"], ["ffn1"], ["mhsa", "cgmlp", "ffn2"]]
 PARTS = [{"mhsa": 1, "ffn1": 3, "conv": 1}, {"ffn2": 4}, {"mhsa": 2, "ffn1": 1}]
 
 
@@ -34,6 +43,22 @@ def ctc(conf=None, share=0.0, **changes):
     config = asr_config(conf, **{**AUDIO, **changes})
     config["model_conf"].pop("supernet", None)
     return _talkative(_masked(build(config), share)), config
+
+
+def e_branchformer(conf=None, share=0.0, **changes):
+    """The same of an E-Branchformer, whose gates tell what is in them."""
+    common = {**asr_config()["encoder_conf"], **SIDES, **(conf or {})}
+    del common["cnn_module_kernel"]
+    name = {"encoder": "layer_prunable_e_branchformer", "encoder_conf": common}
+    return ctc(None, share, **{**name, **changes})
+
+
+def transformer(conf=None, share=0.0, **changes):
+    """The same of a Transformer."""
+    common = {**asr_config()["encoder_conf"], **(conf or {})}
+    del common["cnn_module_kernel"], common["rel_pos_type"]
+    name = {"encoder": "layer_prunable_transformer", "encoder_conf": common}
+    return ctc(None, share, **{**name, **changes})
 
 
 def transducer(share=0.0, decoder="rnn", decoder_conf=None, asr=False, **encoder):
@@ -108,12 +133,66 @@ MAKERS = {
     ),
     "gru": _gru,
     "asr-transducer": asr_transducer,
+    "e-branchformer": e_branchformer,
+    "e-branchformer-sides": lambda: e_branchformer({"kept": ONE_SIDE, "num_blocks": 4}),
+    "e-branchformer-parts": lambda: e_branchformer(
+        {
+            "kept": [{"mhsa": 1, "ffn1": 3}, {"cgmlp": 1}, {"mhsa": 3, "cgmlp": 1}],
+            "granularity": "component",
+            "attention_heads": 4,
+        }
+    ),
+    "e-branchformer-masked": lambda: e_branchformer(
+        {"use_linear_after_conv": True}, share=0.7
+    ),
+    "e-branchformer-no-ffn": lambda: e_branchformer(
+        {"use_ffn": False, "macaron_ffn": False, "gate_activation": "tanh"}
+    ),
+    "e-branchformer-one-ffn": lambda: e_branchformer(
+        {"macaron_ffn": False, "gate_activation": "selu", "merge_conv_kernel": 31}
+    ),
+    "e-branchformer-absolute": lambda: e_branchformer(
+        {
+            **ABSOLUTE,
+            "attention_layer_type": "selfattn",
+            "use_linear_after_conv": True,
+            "gate_activation": "hardtanh",
+        }
+    ),
+    "e-branchformer-stock": lambda: e_branchformer(
+        {"gate_activation": "swish"}, encoder="e_branchformer", model="espnet"
+    ),
+    "transformer": transformer,
+    "transformer-dropped": lambda: transformer({"kept": [["mhsa"], [], ["ffn2"]]}),
+    "transformer-masked": lambda: transformer(share=0.7),
+    "transformer-stock": lambda: transformer(encoder="transformer", model="espnet"),
+    "absolute": lambda: ctc({**ABSOLUTE, "selfattention_layer_type": "selfattn"}),
+    "scaled-absolute": lambda: ctc(
+        {
+            "pos_enc_layer_type": "scaled_abs_pos",
+            "selfattention_layer_type": "selfattn",
+            "activation_type": "hardtanh",
+        }
+    ),
+    "legacy": lambda: ctc({"rel_pos_type": "legacy"}, **STOCK),
+    "legacy-sides": lambda: e_branchformer(
+        {
+            "kept": ONE_SIDE,
+            "num_blocks": 4,
+            "rel_pos_type": "legacy",
+            "max_pos_emb_len": 20,
+        }
+    ),
+    "stock-one-ffn": lambda: ctc({"macaron_style": False}, **STOCK),
+    "stock-no-conv": lambda: ctc({"use_cnn_module": False}, **STOCK),
     "local": local,
     "local-transducer": _local_transducer,
 }
 #: the same of those that a packed file cannot have
 OTHERS = {
-    "legacy": lambda: ctc({"rel_pos_type": "legacy"}, **STOCK),
+    "post-norm": lambda: transformer(
+        {"normalize_before": False}, encoder="transformer", model="espnet"
+    ),
     "linear": lambda: ctc({"input_layer": "linear"}, **STOCK),
     "loudness": lambda: ctc(speech_volume_normalize=0.5),
 }

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-EPILOGUES = ("store", "relu", "swish", "tanh", "gelu", "gate", "add")
-ACTIVATIONS = ("none", "relu", "swish", "tanh", "gelu")
+EPILOGUES = (
+    *("store", "relu", "swish", "tanh", "gelu"),
+    *("gate", "add", "hardtanh", "selu"),
+)
+ACTIVATIONS = ("none", "relu", "swish", "tanh", "gelu", "hardtanh", "selu")
 TYPES = {np.float32: 0, np.float16: 1, np.int8: 2}
 
 LETTERS = {

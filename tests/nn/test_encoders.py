@@ -7,15 +7,15 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from espnet2.asr.encoder.e_branchformer_encoder import EBranchformerEncoder
 from espnet2.asr.encoder.transformer_encoder import TransformerEncoder
-from helpers.encoders import randomize
+from helpers.encoders import FFNS, PLAIN, SIDES, randomize
 from helpers.tiny import FEATURES, asr_config, build
 
 from espnet_omnisparse.core.layout import layout_in, layout_of, space_of
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
-from espnet_omnisparse.cost.count import cost_table, count_macs
+from espnet_omnisparse.cost.count import count_macs
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.export.description import describe
 from espnet_omnisparse.extract import experiment
 from espnet_omnisparse.extract.config import cut_config
 from espnet_omnisparse.extract.cut import cut_state
@@ -23,18 +23,11 @@ from espnet_omnisparse.extract.forms import STOCK, STOCK_ZEROED, form_of
 from espnet_omnisparse.streaming.encoder import EncoderStream
 from espnet_omnisparse.tasks import encoder_choices
 
-SHAPE = {
-    "output_size": 16,
-    "attention_heads": 2,
-    "linear_units": 32,
-    "num_blocks": 3,
-    "dropout_rate": 0.0,
-    "positional_dropout_rate": 0.0,
-    "attention_dropout_rate": 0.0,
-}
-SIDES = {**SHAPE, "cgmlp_linear_units": 24, "cgmlp_conv_kernel": 7}
-FFNS = {"use_ffn": True, "macaron_ffn": True}
 ABSOLUTE = {"pos_enc_layer_type": "abs_pos", "attention_layer_type": "selfattn"}
+CONVOLUTIONS = {
+    "positionwise_layer_type": "conv1d",
+    "positionwise_conv_kernel_size": 3,
+}
 #: name -> ESPnet's name of the encoder, its class, its options, branches of a block
 KINDS = {
     "e_branchformer": (
@@ -55,12 +48,18 @@ KINDS = {
         {**SIDES, **FFNS, **ABSOLUTE, "use_linear_after_conv": True},
         ("ffn1", "mhsa", "cgmlp", "ffn2"),
     ),
-    "transformer": ("transformer", TransformerEncoder, SHAPE, ("mhsa", "ffn2")),
+    "transformer": ("transformer", TransformerEncoder, PLAIN, ("mhsa", "ffn2")),
+    "transformer-conv1d": (
+        "transformer",
+        TransformerEncoder,
+        {**PLAIN, **CONVOLUTIONS, "qk_norm": True},
+        ("mhsa", "ffn2"),
+    ),
     "conformer-one-ffn": (
         "conformer",
         ConformerEncoder,
         {
-            **SHAPE,
+            **PLAIN,
             "macaron_style": False,
             "cnn_module_kernel": 7,
             "rel_pos_type": "latest",
@@ -216,15 +215,22 @@ def test_a_supernet_trains(kind, axis, feats):
 
 
 @ALL
-def test_what_cannot_stream_or_be_packed_says_so(kind):
-    config = config_of(kind)
-    model = build(config)
+def test_a_net_is_quantised_as_espnet_does_it(kind, feats):
+    model = build(config_of(kind)).eval()
+    with torch.no_grad():
+        expected, _, _ = model.encoder(*feats)
+        small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+        found, _, _ = small.encoder(*feats)
+    assert 0 < (found - expected).abs().max() < 0.3
+
+
+@ALL
+def test_what_cannot_stream_says_so(kind):
+    model = build(config_of(kind))
     if kind.startswith("conformer"):
         return
     name = KINDS[kind][0]
     with pytest.raises(UserError, match=f"{name}, needs the whole recording"):
         EncoderStream(model.encoder)
-    with pytest.raises(UserError, match=f"layer_prunable_{name} cannot be exported"):
-        describe(model, config)
     with pytest.raises(UserError, match=f"{name} cannot stream"):
         build(config_of(kind, encoder={"chunk": {"size": 4, "left": 8}}))

@@ -22,7 +22,8 @@ from espnet_omnisparse.core.mask import Pattern, kept_groups
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
-from espnet_omnisparse.cost.count import cost_table, count_cost, packed_bytes
+from espnet_omnisparse.cost.count import count_cost, packed_bytes
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.packed import matrices_of, restored, stored
 from espnet_omnisparse.extract import experiment as family

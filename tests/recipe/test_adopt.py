@@ -212,11 +212,34 @@ def test_a_derived_configuration_trains(axis):
     assert CONFORMER["patience"] == 3  # the original is left alone
 
 
+def test_a_derived_configuration_has_one_ctc_loss_and_the_blocks_of_the_original():
+    config = {
+        "encoder": "conformer",
+        "encoder_conf": {
+            **{"interctc_layer_idx": [1], "interctc_use_conditioning": True},
+            **{"ctc_trim": True, "num_blocks": 2},
+        },
+        "model_conf": {"ctc_weight": 0.0, "interctc_weight": 0.5, "aux_ctc": {}},
+    }
+    derived = derive(config, "layer")
+    assert derived["encoder_conf"] == {"num_blocks": 2, "macaron_style": False}
+    supernet = derived["model_conf"].pop("supernet")
+    assert supernet == SUPERNETS["layer"]
+    assert derived["model_conf"] == {"ctc_weight": 0.3, "loss_normalization": "batch"}
+    assert {"encoder_conf.interctc_layer_idx (left out)", "model_conf.ctc_weight"} < {
+        *changed_keys(config, derived)
+    }
+    kept = derive(CONFORMER, "layer")
+    assert kept["encoder_conf"]["macaron_style"] is True
+    assert kept["model_conf"]["ctc_weight"] == 0.3
+
+
 @pytest.mark.parametrize(
     "changes, sentence",
     [
         ({"encoder": "vgg_rnn"}, "Its encoder is vgg_rnn"),
         ({"model": "maskctc"}, "Its model is maskctc"),
+        ({"postencoder": "length_adaptor"}, "Its postencoder is length_adaptor"),
         ({"model_conf": {"supernet": {"method": "uniform"}}}, "a supernet already"),
     ],
 )

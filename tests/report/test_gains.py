@@ -5,7 +5,8 @@ import pytest
 from helpers.recipes import run_sclite
 
 from espnet_omnisparse.report.gains import gain_table, paired_gain, read_errors
-from espnet_omnisparse.report.results import COSTS, Series, SizeResult, read_score
+from espnet_omnisparse.report.results import COSTS, Series, SizeResult
+from espnet_omnisparse.report.scores import read_score
 
 
 def test_errors_are_those_that_sclite_counts(tmp_path, capsys):

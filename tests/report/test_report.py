@@ -23,7 +23,7 @@ from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.names import CHECKPOINT
 from espnet_omnisparse.files import load_tensors, save_tensors, write_yaml
 from espnet_omnisparse.report import family as report
-from espnet_omnisparse.report import plots, results
+from espnet_omnisparse.report import plots, results, scores
 from espnet_omnisparse.report.timing import time_models
 
 EXP = Path("exp/asr_tiny")
@@ -267,6 +267,32 @@ def test_the_heat_map_shades_what_is_masked():
     assert shades == pytest.approx([0.4, 1, 1, 1, 1, 1, 0, 1])
 
 
+def test_the_heat_map_has_a_masked_merge_and_parts_of_a_cgmlp():
+    branches = ("mhsa", "cgmlp", "ffn2")
+    space = SearchSpace(
+        2, "component", 2, pattern=Pattern(rows=8), branches=branches, gate_linear=True
+    )
+    dropped = {"0.mhsa.0", "0.mhsa.1", "0.cgmlp.2"}
+    kept = tuple(unit not in dropped for unit in space.units)
+
+    def drawn(share):
+        sparsity = tuple(share.get(name, 0.0) for name in space.weights)
+        spec = SubnetSpec("small", "0f", space, kept, sparsity)
+        (axes,) = plots.selection_figure([spec], []).subfigs[0].axes
+        titles = [label.get_text() for label in axes.get_xticklabels()]
+        shades = axes.collections[0].get_array().ravel().tolist()
+        return titles, {text.get_text() for text in axes.texts}, shades
+
+    titles, texts, shades = drawn(
+        {"0.merge.merge_proj": 0.5, "1.cgmlp.csgu.linear": 0.9}
+    )
+    assert titles == ["MHSA", "cgMLP", "Merge", "FFN2"]
+    # one side of two, half of whose weights are zero; one layer of three
+    assert texts == {"3/4", "1/2\n50%", "70%"}
+    assert shades == pytest.approx([0, 0.75, 0.25, 1, 1, 0.7, 1, 1])
+    assert drawn({}) == (["MHSA", "cgMLP", "FFN2"], {"3/4"}, [0, 0.75, 1, 1, 1, 1])
+
+
 @pytest.mark.parametrize("granularity", ["branch", "block"])
 def test_selection_without_scores_has_no_history(granularity):
     space = SearchSpace(3, granularity)
@@ -393,13 +419,13 @@ def test_baselines_are_series_of_their_own(make_exp, extract):
 def test_read_score_tells_what_is_wrong(tmp_path):
     path = tmp_path / "result.txt"
     with pytest.raises(UserError, match=r"does not exist.*stage 13"):
-        results.read_score(path)
+        scores.read_score(path)
     for text in ("", "| Sum/Avg | 1 |\n", "| Sum/Avg | 1 2 | 3.0 4.0 x 0 0 0 |\n"):
         path.write_text(text)
         with pytest.raises(UserError, match="not sclite's table"):
-            results.read_score(path)
+            scores.read_score(path)
     path.write_text("| Sum/Avg|   26   525 | 97.5  2.2  0.3  0.3  2.8 31.6 |-0.4 |\n")
-    assert results.read_score(path) == results.Score(
+    assert scores.read_score(path) == scores.Score(
         26, 525, 97.5, 2.2, 0.3, 0.3, 2.8, 31.6
     )
 

@@ -75,6 +75,19 @@ def test_whole_recordings_equal_espnet(engine, kind):
     assert expected.std() > 0.5
 
 
+def test_older_positions_are_those_of_a_recordings_length(engine):
+    """ESPnet's table is as long as `max_pos_emb_len`, or as the recording."""
+    model, _ = made("legacy-sides")
+    loaded = engine("legacy-sides")
+    encoding = model.encoder.embed.pos_enc
+    count = loaded.info["encoder"]["position_count"]
+    for samples in (RATE, 10 * RATE, 3 * RATE):
+        wave = sound(samples)
+        encoding.pe = encoding.pe[:, -count:]  # it stays as long as it once was
+        expected = log_probs(model, wave)
+        assert np.abs(loaded.log_probs(wave, RATE) - expected).max() < 1e-4
+
+
 @pytest.mark.parametrize("kind", STREAMING)
 def test_streams_equal_whole_recordings(engine, kind):
     model, loaded = made(kind)[0], engine(kind)
@@ -87,14 +100,35 @@ def test_streams_equal_whole_recordings(engine, kind):
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_change_nothing(engine, threads):
+@pytest.mark.parametrize(
+    "kind, whole", [("live", 0), ("live", 1), ("e-branchformer", 1), ("legacy", 1)]
+)
+def test_threads_change_nothing(engine, kind, whole, threads):
     wave = sound(RATE)
-    for whole in (0, 1):
-        one, many = (
-            outputs(stream(engine("live", threads=n), whole), [wave], LOG_PROBS)
-            for n in (1, threads)
-        )
-        assert np.abs(one - many).max() < 1e-6
+    one, many = (
+        outputs(stream(engine(kind, threads=n), whole), [wave], LOG_PROBS)
+        for n in (1, threads)
+    )
+    assert np.abs(one - many).max() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize(
+    "kind", ["e-branchformer-masked", "e-branchformer-absolute", "legacy"]
+)
+def test_all_instruction_sets_say_the_same(engine, kernels, kind, dtype):
+    """`kernels` has one in use; of others the best one's output is expected."""
+    samples = (3000, 2 * RATE + 77)  # a narrow tile, and wide ones
+    found = [
+        outputs(stream(engine(kind, dtype)), [sound(n)], LOG_PROBS) for n in samples
+    ]
+    kernels.force("")
+    for one, count in zip(found, samples, strict=True):
+        wave = sound(count)
+        best = outputs(stream(engine(kind, dtype)), [wave], LOG_PROBS)
+        assert len(one) > 1 and np.abs(one - best).max() < 1e-4
+        if dtype == "fp32":
+            assert np.abs(one - log_probs(made(kind)[0], wave)).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["ctc", "kaldi", "long-windows"])
@@ -191,7 +225,13 @@ def test_streams_do_not_disturb_each_other(engine, kind, beam):
 
 
 @pytest.mark.parametrize("dtype, least", [("fp16", 1e-2), ("int8", 1.0)])
-@pytest.mark.parametrize("kind", ["live-masked", "transducer-masked", "ctc"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("live-masked", "transducer-masked", "ctc"),
+        *("e-branchformer", "e-branchformer-masked", "transformer-masked"),
+    ],
+)
 def test_smaller_types_are_close(engine, kind, dtype, least):
     wave = sound(RATE)
     found, expected = (
@@ -205,7 +245,7 @@ def test_smaller_types_are_close(engine, kind, dtype, least):
 
 
 def test_short_recordings_have_no_text(engine):
-    for kind in ("live", "ctc", "kaldi", "transducer"):
+    for kind in ("live", "ctc", "kaldi", "transducer", "e-branchformer", "transformer"):
         for samples in (0, 1, 100, 257, 900):
             one = stream(engine(kind))
             one.push(sound(samples))
@@ -213,9 +253,14 @@ def test_short_recordings_have_no_text(engine):
 
 
 def test_what_is_wrong_is_told(engine):
-    live, whole = engine("live"), engine("ctc")
-    with pytest.raises(UserError, match="cannot stream"):
-        stream(whole, chunk=8, left=8)
+    live = engine("live")
+    for kind in ("ctc", "e-branchformer", "transformer"):
+        whole = engine(kind)
+        assert not whole.can_stream
+        with pytest.raises(UserError, match="cannot stream"):
+            stream(whole, chunk=8, left=8)
+        with pytest.raises(UserError, match="cannot stream"):
+            whole.stream(chunk=8)
     for beam in (0, -1, 100000):
         with pytest.raises(UserError, match="beam"):
             stream(live, beam=beam)

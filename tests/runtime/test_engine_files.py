@@ -4,7 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from helpers.engine_models import write
+from helpers.engine_models import made, write
+
+from espnet_omnisparse.export.description import describe
+from espnet_omnisparse.export.packed import write_packed
 
 FUZZER = """
 import sys, zlib, ctypes
@@ -67,7 +70,11 @@ def fuzz(engine_library, path, folder, seed, count):
     return int(done.stdout)
 
 
-KINDS = [("masked", "int8"), ("gru", "fp32"), ("live", "fp16"), ("kaldi", "fp32")]
+KINDS = [
+    *(("masked", "int8"), ("gru", "fp32"), ("live", "fp16"), ("kaldi", "fp32")),
+    *(("e-branchformer-masked", "fp32"), ("e-branchformer-sides", "int8")),
+    ("transformer-dropped", "fp32"),
+]
 
 
 @pytest.mark.parametrize("kind, dtype", KINDS)
@@ -104,3 +111,40 @@ def test_wrong_files_are_told_of(engine_library, tmp_path, change, told):
     for missing in (tmp_path / "none", tmp_path):
         assert not engine.load(bytes(missing), 1)
         assert str(missing) in engine.last_error().decode()
+
+
+def test_blocks_that_do_not_fit_are_told_of(engine_library, tmp_path):
+    """What no export writes: streams of gates and merges, merges of merges."""
+    from espnet_omnisparse.runtime.library import Library
+
+    engine, path = Library(engine_library), tmp_path / "wrong.omni"
+    model, config = made("e-branchformer")
+
+    def told(change):
+        description = describe(model, config)
+        change(description["encoder"], description["encoder"]["blocks"][0]["branches"])
+        write_packed(path, model, description)
+        assert not engine.load(bytes(path), 1)
+        return engine.last_error().decode()
+
+    def with_gating_alone(encoder, branches):
+        for block in encoder["blocks"]:
+            block["branches"] = block["branches"][1]["sides"][1:]
+        encoder["causal"] = True
+
+    assert "needs whole" in told(lambda encoder, _: encoder.update(causal=True))
+    assert "needs whole" in told(with_gating_alone)
+    merged = "a merge in a merge"
+    assert merged in told(lambda _, all: all[1].update(sides=[{**all[1]}]))
+    for change in (
+        lambda _, all: all[1]["sides"].pop(),
+        lambda _, all: all[1].update(kernel=5),
+        lambda _, all: all[1]["sides"][1].update(kernel=5),
+        lambda _, all: all[1]["projection"].update(weight=None),
+        lambda _, all: all[1]["sides"].clear() or all[1].update(projection={}),
+        lambda _, all: all[1]["sides"][1].update(module=all[0]["module"]),
+        lambda _, all: all[1]["sides"][1].update(gate_activation="mish"),
+        lambda encoder, _: encoder.update(positions="absolute"),
+    ):
+        sentence = told(change)
+        assert sentence.endswith(".") and "\n" not in sentence

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.kernels import split_blocks
+from helpers.kernels import EPILOGUES, split_blocks
 
 BLOCKS = ((8, 1), (4, 1), (16, 1), (1, 1), (3, 5), (8, 4), (2, 2))
 FRAMES = (1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 250)
@@ -109,13 +109,13 @@ def reference(epilogue, z, y, factor):
         "swish": torch.nn.functional.silu,
         "tanh": torch.tanh,
         "gelu": torch.nn.functional.gelu,
+        "hardtanh": torch.nn.functional.hardtanh,
+        "selu": torch.selu,
     }
     return functions[epilogue](z).numpy()
 
 
-@pytest.mark.parametrize(
-    "epilogue", ("store", "relu", "swish", "tanh", "gelu", "gate", "add")
-)
+@pytest.mark.parametrize("epilogue", EPILOGUES)
 @pytest.mark.parametrize("int8", (False, True))
 def test_epilogues(kernels, rng, epilogue, int8):
     for rows, zeros in ((48, 0.0), (48, 0.8), (22, 0.0), (22, 0.8)):

@@ -18,6 +18,8 @@ FUNCTIONS = {
     "swish": torch.nn.functional.silu,
     "tanh": torch.tanh,
     "gelu": torch.nn.functional.gelu,
+    "hardtanh": torch.nn.functional.hardtanh,
+    "selu": torch.selu,
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 from helpers.engine import CSRC, compiler
-from helpers.engine_models import RATE, made, sound, write
+from helpers.engine_models import RATE, log_probs, made, sound, write
 
 from espnet_omnisparse.streaming.recogniser import Recogniser
 
@@ -63,6 +63,17 @@ def test_its_text_is_that_of_the_package(program, folder, kind):
     assert text_of(program, model, "-", input=path.read_bytes()) == expected(kind, wave)
 
 
+@pytest.mark.parametrize("kind", ["e-branchformer-sides", "transformer"])
+def test_it_hears_whole_recordings_where_no_stream_is(program, folder, kind):
+    path, wave = folder / "whole.wav", sound(2 * RATE)
+    soundfile.write(path, wave, RATE)
+    model, tokens = made(kind)[0], made(kind)[1]["token_list"]
+    best = log_probs(model, wave).argmax(-1)
+    ids = [int(b) for a, b in zip([0, *best], best, strict=False) if b not in (0, a)]
+    text = "".join(tokens[id] for id in ids).replace("<space>", " ")
+    assert text_of(program, write(folder, kind), path) == text and len(text) > 5
+
+
 def test_json_tells_tokens_and_times(program, folder):
     path, wave = folder / "json.wav", sound(2 * RATE)
     soundfile.write(path, wave, RATE)
@@ -76,7 +87,7 @@ def test_json_tells_tokens_and_times(program, folder):
 
 
 def test_what_is_wrong_is_told_in_a_sentence(program, folder):
-    live, whole = write(folder, "live"), write(folder, "ctc")
+    live = write(folder, "live")
     good, wrong = folder / "good.wav", folder / "wrong.wav"
     soundfile.write(good, sound(RATE), RATE)
 
@@ -101,7 +112,8 @@ def test_what_is_wrong_is_told_in_a_sentence(program, folder):
         wrong.write_bytes(good.read_bytes()[:size])
         told(".", live, wrong)
     told("no audio", live, "-", input=b"")
-    told("cannot stream", whole, good, "--stream")
+    for kind in ("ctc", "e-branchformer", "transformer"):
+        told("cannot stream", write(folder, kind), good, "--stream")
     told("--left needs --chunk", live, good, "--left", 3, code=2)
     told("no option", live, good, "--wat", code=2)
     told("whole number", live, good, "--beam", "x", code=2)

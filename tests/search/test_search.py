@@ -122,6 +122,21 @@ def test_the_least_uniform_sparsity_of_each_set_is_evaluated_first():
     assert quarter in found.fitness
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_search_starts_from_may_be_what_it_makes_itself(seed):
+    # a single set of branches, whose only start is its uniform sparsity
+    genes = Genes(((True, True),), GRID, ((0, 1),))
+    half = Target("half", lambda one: 2 - sum(one.sparsity), 1.0)
+    starts = {"half": [genes.uniform(0, 0.5)]}
+    options = SearchOptions(population=4, generations=1, seed=seed)
+
+    def evaluate(ones):
+        return [sum(share**2 for share in one.sparsity) for one in ones]
+
+    found = Search(genes, [half], options, evaluate, starts=starts).run()
+    assert found.best["half"] == genes.uniform(0, 0.5)
+
+
 def test_best_and_uniform_meet_their_budgets():
     found = search(options=SearchOptions(population=3, generations=1))
     for target in TARGETS:

@@ -5,7 +5,8 @@ import torch
 
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.budget import Budget, parse_budget
-from espnet_omnisparse.cost.count import cost_table, count_packed_bytes
+from espnet_omnisparse.cost.count import count_packed_bytes
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import cut_state
 from espnet_omnisparse.search.spec_costs import SpecCosts

@@ -15,7 +15,7 @@ from helpers.training import files_below
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.files import read_yaml
-from espnet_omnisparse.report.results import read_score
+from espnet_omnisparse.report.scores import read_score
 from espnet_omnisparse.shrink import run
 
 LAYERS = ("--sizes", "small:0.4 medium:5", "--epochs", "2")

@@ -36,7 +36,8 @@ from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.core.layout import expanded
 from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import read_spec
-from espnet_omnisparse.cost.count import cost_table, count_cost
+from espnet_omnisparse.cost.count import count_cost
+from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.forms import form_of

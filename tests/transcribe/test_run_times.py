@@ -17,7 +17,10 @@ from espnet_omnisparse.transcribe import windows
 from espnet_omnisparse.transcribe.models import opened
 from espnet_omnisparse.transcribe.pytorch import TorchModel
 
-KINDS = ("ctc", "live", "kaldi", "asr-transducer", "gru", "stateless")
+KINDS = (
+    *("ctc", "live", "kaldi", "asr-transducer", "gru", "stateless"),
+    *("e-branchformer-sides", "transformer", "legacy"),
+)
 
 
 @pytest.fixture

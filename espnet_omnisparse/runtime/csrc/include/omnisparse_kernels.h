@@ -36,8 +36,8 @@ OMNISPARSE_EXPORT void omnisparse_linear_free(omnisparse_linear* linear);
 /* Bytes of the packed matrix. */
 OMNISPARSE_EXPORT size_t omnisparse_linear_bytes(const omnisparse_linear* linear);
 /* y [frames, outputs]; epilogue 0: store, 1: ReLU, 2: swish, 3: tanh, 4: GELU, 5: the first
- * half times the sigmoid of the second, 6: y += factor * output. width: of tiles, 8, 16, 32,
- * or 0 to choose. 0 on success. */
+ * half times the sigmoid of the second, 6: y += factor * output, 7: hard tanh, 8: SELU.
+ * width: of tiles, 8, 16, 32, or 0 to choose. 0 on success. */
 OMNISPARSE_EXPORT int omnisparse_linear_run(omnisparse_linear* linear, const float* x,
                                             int frames, int epilogue, float factor, int width,
                                             float* y);
@@ -47,7 +47,7 @@ OMNISPARSE_EXPORT void omnisparse_linear_repeat(omnisparse_linear* linear, int t
 OMNISPARSE_EXPORT void omnisparse_layer_norm(const float* x, int frames, int channels,
                                              const float* gamma, const float* beta,
                                              float epsilon, float* y);
-/* activation 0: none, 1: ReLU, 2: swish, 3: tanh, 4: GELU */
+/* activation 0: none, 1: ReLU, 2: swish, 3: tanh, 4: GELU, 5: hard tanh, 6: SELU */
 OMNISPARSE_EXPORT void omnisparse_activate(float* x, int count, int activation);
 OMNISPARSE_EXPORT void omnisparse_log_softmax(const float* x, int frames, int channels,
                                               float* y);

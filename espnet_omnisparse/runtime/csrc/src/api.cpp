@@ -45,7 +45,7 @@ Chunk chunk_of(const Model& model, const omnisparse_stream_options& options) {
   if (chunk.size < 1 || chunk.size > 1 << 16 || chunk.left > 1 << 16)
     throw Error("A chunk has at least 1 frame, and no more than 65536.");
   if (!model.can_stream())
-    throw Error("This model cannot stream: its convolutions, or its normalisation, see the future.");
+    throw Error("This model cannot stream, since it sees the future: it takes whole recordings.");
   return chunk;
 }
 

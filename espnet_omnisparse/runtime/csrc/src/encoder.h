@@ -1,48 +1,22 @@
-// The Conformer's blocks: a whole recording at once, or chunk by chunk.
+// An encoder's blocks: a whole recording at once, or chunk by chunk.
 #pragma once
 
 #include <memory>
 #include <mutex>
-#include <string>
+#include <optional>
 #include <vector>
 
-#include "layers.h"
+#include "branch.h"
 
 namespace omnisparse {
 
-struct Chunk {
-  int size = 0;  // frames encoded together; 0: the whole recording
-  int left = 0;  // frames before them that they see
-};
-
-// Projected distances of one attention: rows [head][width of a head][stride], distance 0 in
-// column `zero`, farther past to its left.
-struct Positions {
-  long stride = 0, zero = 0;
-  std::vector<std::vector<float>> of_block;  // empty where a block has no attention
-};
-
-struct Branch {
-  enum class Kind { kFeedForward, kAttention, kConvolution };
-  Kind kind;
-  float scale;
-  Norm norm;
-  Linear in, out;  // w_1, w_2; q, k and v, linear_out; both pointwise convolutions
-  Activation activation = Activation::kSwish;
-  // attention
-  int heads = 0, head_width = 0;
-  std::vector<float> bias_u, bias_v;
-  Linear position;
-  // convolution; a BatchNorm is folded into its weights
-  int kernel = 0;
-  std::vector<float> weight, bias;
-  bool layer_norm = false;
-  Norm inner;
-};
-
 struct Block {
-  std::vector<Branch> branches;
-  Norm norm;
+  struct Residual {
+    float scale;
+    std::unique_ptr<const Branch> branch;
+  };
+  std::vector<Residual> residuals;
+  std::optional<Norm> norm;
 };
 
 class Encoder {
@@ -55,14 +29,20 @@ class Encoder {
   const std::vector<Block>& blocks() const { return blocks_; }
   const Norm& norm() const { return norm_; }
 
-  // Distances from `past` frames back to `future` frames ahead; made once and shared.
+  // Of up to `past` frames back and `future` frames ahead, or from the first frame on; made once
+  // and shared. Null: none are needed.
   std::shared_ptr<const Positions> positions(int past, int future, Context& context) const;
+  // Adds absolute positions, if it has such, to a whole recording.
+  void place(const Tiles& x, const Positions* positions) const;
 
  private:
-  Branch read(const Container& file, const Json& told, float epsilon) const;
+  enum class Places { kNone, kRelative, kLegacy, kAbsolute };
 
   int width_ = 0;
-  bool causal_ = false, relative_ = false;
+  bool causal_ = false;
+  Places places_ = Places::kNone;
+  float place_scale_ = 1.0f;  // absolute
+  int place_count_ = 0;       // legacy: of ESPnet's table
   Chunk chunk_;
   std::vector<Block> blocks_;
   Norm norm_;
@@ -83,24 +63,11 @@ class EncoderStream {
   void run(const Tiles& x, Context& context);
 
  private:
-  struct Past {
-    std::vector<float> keys, values;  // [head][width of a head][capacity], and room to read on
-    KeyValues view;
-    std::vector<float> inputs;        // of the convolution [channels][kernel - 1]
-  };
-
-  void feed_forward(const Branch& branch, const Tiles& x, Context& context);
-  void attention(const Branch& branch, size_t block, const Tiles& x, Past& past, Context& context);
-  void convolution(const Branch& branch, const Tiles& x, Past& past, Context& context);
-  void whole(const Branch& branch, size_t block, const Tiles& qkv, const Tiles& seen,
-             Context& context);
-  const float* positions_of(size_t block) const;
-
   std::shared_ptr<const Encoder> encoder_;
   Chunk chunk_;
   bool whole_;
   std::shared_ptr<const Positions> positions_;
-  std::vector<Past> past_;
+  std::vector<Past> past_;  // of each branch of each block, if chunks come
 };
 
 }  // namespace omnisparse

@@ -29,6 +29,9 @@ Activation activation_of(const std::string& name) {
   if (name == "relu") return Activation::kRelu;
   if (name == "tanh") return Activation::kTanh;
   if (name == "gelu") return Activation::kGelu;
+  if (name == "hardtanh") return Activation::kHardTanh;
+  if (name == "selu") return Activation::kSelu;
+  if (name == "none") return Activation::kNone;
   throw Error("The model has the activation " + name +
               ", which this program has not: install a newer one.");
 }
@@ -41,6 +44,10 @@ Epilogue epilogue_of(Activation activation) {
       return Epilogue::kTanh;
     case Activation::kGelu:
       return Epilogue::kGelu;
+    case Activation::kHardTanh:
+      return Epilogue::kHardTanh;
+    case Activation::kSelu:
+      return Epilogue::kSelu;
     case Activation::kNone:
       return Epilogue::kStore;
     default:

@@ -14,19 +14,14 @@ float* row(const Tiles& tiles, int channel) {
 
 // Rows first .. first + count become their sigmoids, by way of tanh.
 void sigmoid(const Tiles& tiles, int first, int count, Context& context) {
-  Tiles part = tiles;
-  part.data = row(tiles, first);
-  part.channels = count;
+  const Tiles part = tiles.slice(first, count);
   for (size_t i = 0; i < part.size(); ++i) part.data[i] *= 0.5f;
   activate(part, Activation::kTanh, context);
   for (size_t i = 0; i < part.size(); ++i) part.data[i] = 0.5f * part.data[i] + 0.5f;
 }
 
 void tanh_rows(const Tiles& tiles, int first, int count, Context& context) {
-  Tiles part = tiles;
-  part.data = row(tiles, first);
-  part.channels = count;
-  activate(part, Activation::kTanh, context);
+  activate(tiles.slice(first, count), Activation::kTanh, context);
 }
 
 // From a state of each lane into a tile, zeros where there is none, and back.

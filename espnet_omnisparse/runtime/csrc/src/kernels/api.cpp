@@ -160,7 +160,7 @@ void omnisparse_attend(const float* qkv, int frames, int keys, int heads, int wi
             positions[static_cast<size_t>(m) * size + c];
   }
   attend(in.tiles, 0, frames, kv, positions != nullptr ? rows.data() : nullptr, stride, zero,
-         bias_u, bias_v, out.tiles, context);
+         bias_u, bias_v, false, out.tiles, context);
   from_tiles(out.tiles, y);
 }
 

@@ -271,6 +271,12 @@ inline void finish_lanes(Epilogue epilogue, const float* out, const float* bias,
       case Epilogue::kGelu:
         value = activated(value, Activation::kGelu);
         break;
+      case Epilogue::kHardTanh:
+        value = activated(value, Activation::kHardTanh);
+        break;
+      case Epilogue::kSelu:
+        value = activated(value, Activation::kSelu);
+        break;
       case Epilogue::kAdd:
         value = V::fma(V::set(factor), value, V::load(y + at));
         break;
@@ -372,6 +378,11 @@ void add(float* x, const float* y, int count) {
   for (; n < count; ++n) x[n] += y[n];
 }
 
+void multiply(float* x, const float* y, size_t count) {
+  for (size_t n = 0; n < count; n += 8)
+    Narrow::store(x + n, Narrow::load(x + n) * Narrow::load(y + n));
+}
+
 void softmax(float* x, int count, int padded, float factor) {
   float most = x[0];
   for (int n = 1; n < count; ++n) most = x[n] > most ? x[n] : most;
@@ -434,6 +445,7 @@ const KernelTable kTable = {
     norm,            activate_all, convolve,
     rows8,           softmax,      log_softmax_all,
     transpose8,      log_floor_all, add,
+    multiply,
 };
 
 }  // namespace

@@ -92,6 +92,14 @@ inline V gelu(V x) {
 }
 
 template <class V>
+inline V selu(V x) {
+  const V zero = V::set(0.0f);
+  const V negative = exponential(V::min(zero, x)) - V::set(1.0f);  // NaN goes through
+  const V scaled = V::set(1.6732632423543773f) * negative;
+  return V::set(1.0507009873554805f) * (V::max(zero, x) + scaled);
+}
+
+template <class V>
 inline V activated(V x, Activation activation) {
   switch (activation) {
     case Activation::kRelu:
@@ -102,6 +110,10 @@ inline V activated(V x, Activation activation) {
       return hyperbolic_tangent(x);
     case Activation::kGelu:
       return gelu(x);
+    case Activation::kHardTanh:
+      return V::max(V::set(-1.0f), V::min(V::set(1.0f), x));
+    case Activation::kSelu:
+      return selu(x);
     default:
       return x;
   }

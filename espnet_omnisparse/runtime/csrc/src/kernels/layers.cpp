@@ -55,6 +55,12 @@ void activate(const Tiles& x, Activation activation, Context& context) {
   context.pool->each(x.count(), [&](int t) { table.activate(x.tile(t), size, activation); });
 }
 
+void multiply(const Tiles& x, const Tiles& y, Context& context) {
+  const KernelTable& table = kernels();
+  const size_t size = static_cast<size_t>(x.channels) * x.width;
+  context.pool->each(x.count(), [&](int t) { table.multiply(x.tile(t), y.tile(t), size); });
+}
+
 void depthwise(const Tiles& x, const float* weight, const float* bias, int kernel, int before,
                float* past, bool keep, const Tiles& y, Context& context) {
   Scope scope(*context.scratch);
@@ -102,8 +108,8 @@ namespace {
 // What one thread needs to attend to `keys` frames.
 struct AttentionScratch {
   float* content;   // [8][padded keys]
-  float* place;     // [8][padded keys + 8]
-  float* queries;   // [head's width][8], twice: with either bias
+  float* place;     // [8][padded keys + 8], twice: with the next queries
+  float* queries;   // [head's width][8], three times: with either bias, and the next ones
   float* values;    // [padded keys][padded head's width]: frame after frame
   float* seen;      // [8][padded head's width]
 };
@@ -112,7 +118,7 @@ struct AttentionScratch {
 
 void attend(const Tiles& qkv, int first, int frames, const KeyValues& kv,
             const float* positions, long stride, long zero, const float* bias_u,
-            const float* bias_v, const Tiles& out, Context& context) {
+            const float* bias_v, bool late, const Tiles& out, Context& context) {
   Scope scope(*context.scratch);
   const KernelTable& table = kernels();
   const int keys = kv.frames, width = kv.width;
@@ -123,8 +129,8 @@ void attend(const Tiles& qkv, int first, int frames, const KeyValues& kv,
   const auto make = [&] {
     Arena& arena = *context.scratch;
     return AttentionScratch{arena.take<float>(static_cast<size_t>(kQueries) * padded),
-                            arena.take<float>(kQueries * band),
-                            arena.take<float>(2 * static_cast<size_t>(width) * kQueries),
+                            arena.take<float>(2 * kQueries * band),
+                            arena.take<float>(3 * static_cast<size_t>(width) * kQueries),
                             arena.take<float>(static_cast<size_t>(padded) * lanes),
                             arena.take<float>(static_cast<size_t>(kQueries) * lanes)};
   };
@@ -159,16 +165,18 @@ void attend(const Tiles& qkv, int first, int frames, const KeyValues& kv,
       for (int q = 0; q < frames; q += kQueries) {
         const int count = std::min(kQueries, frames - q);
         float* place_queries = s.queries + static_cast<size_t>(width) * kQueries;
+        float* next_queries = place_queries + static_cast<size_t>(width) * kQueries;
         for (int d = 0; d < width; ++d) {
-          alignas(32) float lanes8[kQueries] = {};
-          copy_row(qkv, head * width + d, first + q, count, lanes8);
-          float* to = s.queries + static_cast<size_t>(d) * kQueries;
-          float* also = place_queries + static_cast<size_t>(d) * kQueries;
+          alignas(32) float eight[kQueries + 1] = {};  // and the next one, if it is needed
+          copy_row(qkv, head * width + d, first + q, std::min(kQueries + late, frames - q),
+                   eight);
+          const size_t to = static_cast<size_t>(d) * kQueries;
           const float u = bias_u != nullptr ? bias_u[head * width + d] : 0.0f;
           const float v = bias_v != nullptr ? bias_v[head * width + d] : 0.0f;
           for (int i = 0; i < kQueries; ++i) {
-            to[i] = lanes8[i] + u;
-            also[i] = lanes8[i] + v;
+            s.queries[to + i] = eight[i] + u;
+            place_queries[to + i] = eight[i] + v;
+            if (late) next_queries[to + i] = eight[i + 1] + v;
           }
         }
         table.rows8(s.queries, 1, kQueries, width, key, kv.capacity,
@@ -181,12 +189,18 @@ void attend(const Tiles& qkv, int first, int frames, const KeyValues& kv,
               positions + static_cast<size_t>(head) * width * stride + zero - farthest;
           table.rows8(place_queries, 1, kQueries, width, from, stride, up(keys + kQueries - 1, 8),
                       s.place, static_cast<long>(band));
+          if (late)
+            table.rows8(next_queries, 1, kQueries, width, from, stride,
+                        up(keys + kQueries - 1, 8), s.place + kQueries * band,
+                        static_cast<long>(band));
         }
         for (int i = 0; i < count; ++i) {
           float* row = s.content + static_cast<size_t>(i) * padded;
           if (positions != nullptr) {
             const float* place = s.place + band * i + (kQueries - 1 - i);
-            table.add(row, place, keys);
+            const int past = late ? keys - frames + q + i + 1 : keys;
+            table.add(row, place, past);
+            table.add(row + past, place + kQueries * band + past, keys - past);
           }
           table.softmax(row, keys, padded, factor);
         }

@@ -22,12 +22,18 @@ struct Tiles {
   int channels = 0;
   int frames = 0;
   int width = 32;  // 8, 16 or 32
+  int of = 0;      // channels in memory, if these are a slice of more
 
   int count() const { return (frames + width - 1) / width; }
   float* tile(int number) const {
-    return data + static_cast<size_t>(number) * channels * width;
+    return data + static_cast<size_t>(number) * (of != 0 ? of : channels) * width;
   }
   size_t size() const { return static_cast<size_t>(count()) * channels * width; }
+  // Some of the channels, in place.
+  Tiles slice(int first, int some) const {
+    return {data + static_cast<size_t>(first) * width, some, frames, width,
+            of != 0 ? of : channels};
+  }
 };
 
 // The narrowest tile that some frames fit in.
@@ -83,6 +89,8 @@ enum class Epilogue {
   kGelu,
   kGate,  // the first half of the outputs times the sigmoid of the second
   kAdd,   // y += factor * output
+  kHardTanh,
+  kSelu,
 };
 
 // y = epilogue(W x + b), packed for this CPU.
@@ -128,12 +136,15 @@ class Linear {
 void layer_norm(const Tiles& x, const float* gamma, const float* beta, float epsilon,
                 const Tiles& y, Context& context);
 
-enum class Activation { kNone, kRelu, kSwish, kTanh, kGelu };
+enum class Activation { kNone, kRelu, kSwish, kTanh, kGelu, kHardTanh, kSelu };
 void activate(const Tiles& x, Activation activation, Context& context);
+
+// x <- x * y, number by number.
+void multiply(const Tiles& x, const Tiles& y, Context& context);
 
 // A depthwise convolution along time. Frames before the first are `past` [channels][kernel-1]
 // (null: zeros), of which the last `before` are seen; frames after the last are zeros.
-// `past` is replaced by what the next call needs when `keep` is true.
+// `past` is replaced by what the next call needs when `keep` is true. y may be x.
 void depthwise(const Tiles& x, const float* weight, const float* bias, int kernel, int before,
                float* past, bool keep, const Tiles& y, Context& context);
 
@@ -153,10 +164,11 @@ void append_keys(const Tiles& qkv, int first, int frames, KeyValues& kv);
 // Relative attention of the queries of `qkv`, frames first .. first + frames, to all of `kv`,
 // whose last `frames` frames are the queries' own. `positions` are rows [head][width][stride]:
 // projected distances, the column `zero` that of distance 0, farther past to its left.
-// Null positions: without. bias_u and bias_v: [heads][width] each.
+// Null positions: without. bias_u and bias_v: [heads][width] each. `late`: the distance of a
+// key in the future is that of the next query, as in ESPnet's older attention.
 void attend(const Tiles& qkv, int first, int frames, const KeyValues& kv,
             const float* positions, long stride, long zero, const float* bias_u,
-            const float* bias_v, const Tiles& out, Context& context);
+            const float* bias_v, bool late, const Tiles& out, Context& context);
 
 // Copies between tiles and rows [frames, channels].
 void to_tiles(const float* rows, const Tiles& tiles);

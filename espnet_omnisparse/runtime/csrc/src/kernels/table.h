@@ -63,7 +63,8 @@ struct KernelTable {
   // y[c * rows_stride_y + r] = x[r * stride_x + c], an 8 x 8 block
   void (*transpose8)(const float* x, long stride_x, float* y, long stride_y);
   void (*log_floor)(float* x, size_t count, float floor);
-  void (*add)(float* x, const float* y, int count);  // x += y
+  void (*add)(float* x, const float* y, int count);          // x += y
+  void (*multiply)(float* x, const float* y, size_t count);  // x *= y; a multiple of 8
 };
 
 // That of the best instruction set of this CPU, or of the one that was forced.
