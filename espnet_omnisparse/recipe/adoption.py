@@ -102,5 +102,10 @@ def write(recipe: Path, adoption: Adoption) -> list[str]:
 
 
 def below(path: Path, recipe: Path) -> str:
-    """A file's name as seen from a recipe's folder."""
+    """A file's name as seen from a recipe's folder.
+
+    Args:
+        path: The file.
+        recipe: The recipe's folder.
+    """
     return os.path.relpath(path.resolve(), recipe.resolve())
