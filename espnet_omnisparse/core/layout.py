@@ -10,6 +10,7 @@ from typing import Any
 
 from espnet_omnisparse.core.branches import MERGE
 from espnet_omnisparse.core.components import is_divided
+from espnet_omnisparse.core.decoder import DECODER, in_layers, layer_of
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.core.search_space import FRONT, SearchSpace, place
 
@@ -137,6 +138,18 @@ def is_standalone(config: Mapping[str, Any]) -> bool:
     return "body_conf" in config["encoder_conf"]
 
 
+def has_ctc_alone(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a configuration has CTC and no decoder.
+
+    Args:
+        config: Of either task; what it does not say has ESPnet's defaults.
+    """
+    if "body_conf" in (config.get("encoder_conf") or {}):
+        return False
+    weight = (config.get("model_conf") or {}).get("ctc_weight", 0.5)
+    return weight == 1.0 and config.get("decoder") != "transducer"
+
+
 def layout_of(config: Mapping[str, Any]) -> Layout:
     """Where the model of a configuration keeps its blocks."""
     if is_standalone(config):
@@ -210,8 +223,10 @@ def weight_tensors(space: SearchSpace, names: Collection[str]) -> dict[str, str]
     layout, front, found = layout_in(names), front_layers(names), {}
     for weight in space.weights:
         at = place(weight)
-        if at.block is None:
+        if at.branch == FRONT:
             tensor = front.get(at.layer)
+        elif at.block is None:
+            tensor = f"{in_layers(weight)}.weight"
         else:
             inside = layout.weight_of(at.branch, at.layer)
             tensor = f"{layout.prefix}{at.block}.{inside}"
@@ -224,11 +239,14 @@ def own_tensor(name: str, layout: Layout) -> str:
     """The tensor instead of which a subnet has one of its own.
 
     Args:
-        name: Its name in an `OwnParameters`: in the list of blocks, or the front end.
+        name: Its name in an `OwnParameters`: in the list of blocks, the front end, or
+            the decoder's layers.
         layout: Where the model keeps its blocks.
     """
     if name.startswith(f"{FRONT}."):
         return FRONT_END + name.removeprefix(f"{FRONT}.")
+    if name.startswith(DECODER):
+        return in_layers(name)
     return layout.prefix + name
 
 
@@ -261,6 +279,7 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
     found = [locate(n, layout) for n in state if n.startswith(layout.prefix)]
     blocks = {number for number, _, _ in found}
     branches = {branch for _, branch, _ in found}
+    decoder = {layer_of(name) for name in state} - {None}
     conf = config["encoder_conf"]
     if is_standalone(config):
         heads = conf["body_conf"][0].get("heads", _STOCK_HEADS)
@@ -281,6 +300,7 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         tuple(front_layers(state)) if conf.get("mask_front_end") else (),
         tuple(branch for branch in layout.parts if branch in branches),
         has_gate_linear(state),
+        len(decoder) if (config.get("model_conf") or {}).get("mask_decoder") else 0,
     )
 
 

@@ -10,6 +10,7 @@ from espnet_omnisparse.core.branches import (
     SIDES,
     parts_of,
 )
+from espnet_omnisparse.core.decoder import DECODER, MASKABLE
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.errors import UserError
 
@@ -22,8 +23,9 @@ class Place:
     """Where a weight that takes a mask is.
 
     Attributes:
-        block: Number of its block; `None`: it is the front end's.
-        branch: One of `SearchSpace.branches`, `MERGE` or `FRONT`.
+        block: Number of its block; `None`: it is the front end's or the decoder's.
+        branch: One of `SearchSpace.branches`, `MERGE`, `FRONT`, or the decoder and the
+            number of its layer.
         layer: Its layer's name there.
     """
 
@@ -33,8 +35,8 @@ class Place:
 
     @property
     def kind(self) -> str:
-        """What it has in common with weights of other blocks."""
-        return f"{self.branch}.{self.layer}"
+        """What it has in common with weights of other blocks, or decoder layers."""
+        return f"{self.branch.split('.')[0]}.{self.layer}"
 
 
 def place(weight: str) -> Place:
@@ -45,12 +47,16 @@ def place(weight: str) -> Place:
 
     >>> place("3.mhsa.linear_q"), place("front.out").kind
     (Place(block=3, branch='mhsa', layer='linear_q'), 'front.out')
+    >>> place("decoder.1.self_attn.linear_q")
+    Place(block=None, branch='decoder.1', layer='self_attn.linear_q')
     """
     first, _, rest = weight.partition(".")
     if first == FRONT:
         return Place(None, FRONT, rest)
-    branch, layer = rest.split(".", 1)
-    return Place(int(first), branch, layer)
+    second, layer = rest.split(".", 1)
+    if weight.startswith(DECODER):
+        return Place(None, f"{first}.{second}", layer)
+    return Place(int(first), second, layer)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class SearchSpace:
         branches: Those of a block, in the order in which it computes them.
         gate_linear: Whether a cgMLP has a linear layer behind its convolution; only
             weights, and what components cost, depend on it.
+        decoder: Layers of the attention decoder whose weights take masks too.
 
     >>> SearchSpace(2).units[:5]
     ('0.ffn1', '0.mhsa', '0.conv', '0.ffn2', '1.ffn1')
@@ -95,6 +102,7 @@ class SearchSpace:
     front_end: tuple[str, ...] = ()
     branches: tuple[str, ...] = BRANCHES
     gate_linear: bool = False
+    decoder: int = 0
 
     def __post_init__(self):
         if self.granularity not in GRANULARITIES:
@@ -108,6 +116,7 @@ class SearchSpace:
         if self.pattern is None:
             object.__setattr__(self, "positional", True)
             object.__setattr__(self, "front_end", ())
+            object.__setattr__(self, "decoder", 0)
 
     @property
     def parts(self) -> dict[str, int]:
@@ -191,7 +200,12 @@ class SearchSpace:
             for branch in self.slices
             for layer in self.layers(branch)
         )
-        return (*front, *blocks)
+        decoder = (
+            f"{DECODER}{number}.{layer}"
+            for number in range(self.decoder)
+            for layer in MASKABLE
+        )
+        return (*front, *blocks, *decoder)
 
     @property
     def noun(self) -> str:

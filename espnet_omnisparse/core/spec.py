@@ -6,13 +6,20 @@ extraction; nothing keeps an "active" subnet.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from espnet_omnisparse.core.branches import MERGE, SIDES
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.decoder import (
+    DECODER,
+    decoder_text,
+    in_layers,
+    keeps,
+    layer_of,
+)
 from espnet_omnisparse.core.gate import Gate, mask_gates
 from espnet_omnisparse.core.search_space import SearchSpace, place
 from espnet_omnisparse.errors import UserError
@@ -53,6 +60,8 @@ class SubnetSpec:
         sparsity: Per weight of the space, the share of its groups that is zero;
             empty where none is.
         chunk: What its frames see in a stream; `None`: the whole recording.
+        decoder: How many layers of the attention decoder it keeps; `None`: all that
+            there are, 0: it has no decoder.
 
     >>> space = SearchSpace(1)
     >>> spec = SubnetSpec("small", "0f", space, (True, True, False, False))
@@ -66,6 +75,7 @@ class SubnetSpec:
     mask: tuple[bool, ...]
     sparsity: tuple[float, ...] = ()
     chunk: Chunk | None = None
+    decoder: int | None = None
 
     def __post_init__(self):
         if len(self.mask) != len(self.space):
@@ -127,8 +137,12 @@ class SubnetSpec:
         rows, found = self.slices, {}
         for name in self.space.weights:
             at = place(name)
-            # no selection removes the front end
-            kept = (0,) if at.block is None else rows[at.block].get(at.branch)
+            if at.block is not None:
+                kept = rows[at.block].get(at.branch)
+            elif name.startswith(DECODER):
+                kept = (0,) if keeps(self.decoder, in_layers(name)) else None
+            else:
+                kept = (0,)  # no selection removes the front end
             if kept:
                 found[name] = kept
         return found
@@ -217,4 +231,21 @@ class SubnetSpec:
                 f"granularity {self.space.granularity} ({len(self.space)} units), but "
                 f"its supernet has {space.num_blocks} and {space.granularity} "
                 f"({len(space)}): select the sizes again."
+            )
+
+    def check_decoder(self, tensors: Collection[str]) -> None:
+        """Refuses a supernet whose attention decoder cannot have less in it.
+
+        Args:
+            tensors: Names of the supernet's.
+
+        Raises:
+            UserError: If it has none, or not more layers than are kept.
+        """
+        layers = len({layer_of(name) for name in tensors} - {None})
+        if self.decoder is not None and self.decoder >= layers:
+            raise UserError(
+                f"The spec {self.name!r} keeps {decoder_text(self.decoder)} of the "
+                f"layers of an attention decoder, but its supernet has {layers}: "
+                "select the sizes again."
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE, parts_of
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.decoder import decoder_text, parse_decoder
 from espnet_omnisparse.core.mask import Pattern
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec
@@ -14,7 +15,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_yaml
 
 _FORMAT = 1
-_OPTIONAL = {"weights", "chunk", "block", "gate_linear"}
+_OPTIONAL = {"weights", "chunk", "block", "gate_linear", "decoder"}
 
 
 def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
@@ -50,8 +51,12 @@ def write_spec(spec: SubnetSpec, path: str | os.PathLike) -> None:
         }
         if spec.space.front_end:
             value["weights"]["front_end"] = list(spec.space.front_end)
+        if spec.space.decoder:
+            value["weights"]["decoder"] = spec.space.decoder
     if spec.chunk is not None:
         value["chunk"] = spec.chunk.as_dict()
+    if spec.decoder is not None:
+        value["decoder"] = decoder_text(spec.decoder)
     write_yaml(path, value)
 
 
@@ -73,7 +78,8 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
         raise UserError(
             f"{source} is not a subnet spec: it needs exactly the keys "
             f"{', '.join(sorted(keys))}, weights where it masks them, chunk where it "
-            "streams, and block and gate_linear where its blocks are not a Conformer's."
+            "streams, decoder where it keeps less of one, and block and gate_linear "
+            "where its blocks are not a Conformer's."
         )
     if value["format"] != _FORMAT:
         raise UserError(
@@ -99,8 +105,11 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
         )
     space, sparsity = _weights_of(value.get("weights"), space, source)
     chunk = Chunk.parse(value.get("chunk"), f"{source}: chunk")
+    decoder = None
+    if "decoder" in value:
+        decoder = parse_decoder(value["decoder"], f"{source}: decoder")
     name, supernet = str(value["name"]), str(value["supernet"])
-    spec = SubnetSpec(name, supernet, space, mask, sparsity, chunk)
+    spec = SubnetSpec(name, supernet, space, mask, sparsity, chunk, decoder)
     kept, of, _ = spec.counts
     if value[noun] != {"kept": kept, "of": of}:
         raise UserError(
@@ -148,10 +157,12 @@ def _weights_of(
     if section is None:
         return space, ()
     keys = {"pattern", "norm", "positional", "sparsity"}
-    if not isinstance(section, dict) or set(section) - {"front_end"} != keys:
+    more = {"front_end", "decoder"}
+    if not isinstance(section, dict) or set(section) - more != keys:
         raise UserError(
-            f"{source}: weights needs exactly the keys {', '.join(sorted(keys))}, and "
-            "front_end where it masks layers of the front end."
+            f"{source}: weights needs exactly the keys {', '.join(sorted(keys))}, "
+            "front_end where it masks layers of the front end, and decoder where it "
+            "masks layers of the decoder."
         )
     try:
         pattern = Pattern.parse(section["pattern"], section["norm"])
@@ -165,11 +176,15 @@ def _weights_of(
     front = section.get("front_end", [])
     if not isinstance(front, list) or not all(isinstance(one, str) for one in front):
         raise UserError(f"{source}: weights.front_end must list layers.")
+    decoder = section.get("decoder", 0)
+    if isinstance(decoder, bool) or not isinstance(decoder, int) or decoder < 0:
+        raise UserError(f"{source}: weights.decoder must be a number of layers.")
     space = dataclasses.replace(
         space,
         pattern=pattern,
         positional=section["positional"],
         front_end=tuple(front),
+        decoder=decoder,
     )
     given = section["sparsity"]
     if not isinstance(given, dict):

@@ -5,7 +5,8 @@
   `nonzero` those of the total that are not zero.
 - **packed bytes**: of the model's tensors if the maskable weights (linear layers and
   pointwise convolutions of the encoder's blocks; the front end's output layer and its
-  convolutions but the first, as matrices) are stored by groups of a pattern: 4
+  convolutions but the first, as matrices; linear layers of the attention decoder's
+  layers) are stored by groups of a pattern: 4
   bytes for each element of a group that is not all zero, 2 for the group's column, and
   4 for each row of groups, and one more, for where it begins. Groups at an edge are
   padded; a group of N:M is one weight. A weight for which this is no gain, and
@@ -32,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from espnet_omnisparse.core.branches import MERGE, MERGE_PRUNABLE, PRUNABLE
+from espnet_omnisparse.core.decoder import is_maskable
 from espnet_omnisparse.core.layout import LAYOUTS, front_layers
 from espnet_omnisparse.core.mask import Pattern, matrix_shape, nonzero_groups
 
@@ -106,7 +108,7 @@ def count_packed_bytes(model: Any, pattern: Pattern | None = None) -> int:
     parameters = dict(model.named_parameters())
     front = set(front_layers(parameters).values())
     for name, parameter in parameters.items():
-        maskable = name in front or _MASKABLE.fullmatch(name)
+        maskable = name in front or _MASKABLE.fullmatch(name) or is_maskable(name)
         if pattern is not None and maskable:
             groups = nonzero_groups(parameter, pattern)
             total += packed_bytes(parameter.shape, groups, pattern)

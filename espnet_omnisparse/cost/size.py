@@ -4,13 +4,15 @@ Counting units is a cost like any other, so a size is always the longest beginni
 a ranking of the units that stays within its limit.
 """
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from espnet_omnisparse.core.chunk import Chunk
+from espnet_omnisparse.core.decoder import parse_decoder
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.unchanged import Kept
 from espnet_omnisparse.cost.budget import Budget, limit_on, parse_budget
@@ -46,6 +48,8 @@ class CostTable(torch.nn.Module):
             and output bias belong to no part of it.
         pairs: Per branch `[branches]`, once for any two units of it that are kept: what
             leads from one to the other; `None`: nothing does.
+        decoder: Of an attention decoder, which the rest includes: what is in none of
+            its layers, then each layer.
     """
 
     def __init__(
@@ -56,11 +60,13 @@ class CostTable(torch.nn.Module):
         units: torch.Tensor,
         shared: torch.Tensor,
         pairs: torch.Tensor | None = None,
+        decoder: Sequence[float] = (),
     ):
         super().__init__()
         self.kind = kind
         self.groups = space.groups
         scale = METRICS[kind].steps
+        self._decoder = [round(one * scale) for one in decoder]
         pairs = [0.0] * len(set(space.groups)) if pairs is None else pairs
         costs = {"rest": rest, "units": units, "shared": shared, "pairs": pairs}
         for name, value in costs.items():
@@ -90,6 +96,17 @@ class CostTable(torch.nn.Module):
     def fill(self, other: "CostTable") -> None:
         """Takes over another table's numbers."""
         self.load_state_dict(other.state_dict())
+
+    def spared(self, decoder: int | None) -> int:
+        """Cost of what a size lacks of the attention decoder.
+
+        Args:
+            decoder: How many of its layers the size keeps; `None`: all, 0: it has no
+                decoder.
+        """
+        if decoder is None:
+            return 0
+        return sum(self._decoder[1 + decoder if decoder else 0 :])
 
     def along(self, ranking: torch.Tensor) -> torch.Tensor:
         """Cost `[units]` of the first unit of a ranking, of the first two, ..."""
@@ -161,8 +178,10 @@ class Size:
             the table's steps (int).
         sparsity: Of every weight.
         chunk: What its frames see; `None`: the whole recording.
-        keeps_all_units: Whether it keeps every unit, and is told by its sparsity or
-            chunk alone.
+        decoder: How many layers of the attention decoder it keeps; `None`: all, 0: it
+            has no decoder.
+        keeps_all_units: Whether it keeps every unit, and is told by its sparsity,
+            chunk or decoder alone.
     """
 
     name: str
@@ -171,13 +190,21 @@ class Size:
     sparsity: float = 0.0
     chunk: Chunk | None = None
     keeps_all_units: bool = False
+    decoder: int | None = None
 
     @property
     def limit(self) -> int:
-        """The largest cost allowed, in the table's steps."""
-        if isinstance(self.wanted, float):
-            return round(self.wanted * self.table.total)
-        return self.wanted
+        """The largest cost allowed, were its decoder whole, in the table's steps."""
+        wanted = self.wanted
+        if isinstance(wanted, float):
+            wanted = round(wanted * self.table.total)
+        return wanted + self.table.spared(self.decoder)
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What sizes are ordered by, the largest first."""
+        layers = math.inf if self.decoder is None else self.decoder
+        return (not self.keeps_all_units, -self.units, self.sparsity, -layers)
 
     @property
     def units(self) -> int:
@@ -211,17 +238,18 @@ class Size:
         if lowest <= self.limit <= highest:
             return
         text, digit = self.table.text, METRICS[self.table.kind].digit
+        spared = self.table.spared(self.decoder)
         # rounded inwards: what the message names is accepted when it is asked for
-        nearest = -(-lowest // digit) * digit
+        nearest = -(-(lowest - spared) // digit) * digit
         why = "the least that holds any one unit"
         if self.limit > highest:
-            nearest = highest // digit * digit
+            nearest = (highest - spared) // digit * digit
             why = f"the full net, which is always a size, has {text(self.table.total)}"
         elif masks and self.table.kind in (NONZERO, BYTES):
             why += f"; for less, {_BY_MASKS}"
         raise UserError(
-            f"supernet.sizes: {self.name} asks for {text(self.limit)}; the nearest "
-            f"that this net can give is {text(nearest)} ({why})."
+            f"supernet.sizes: {self.name} asks for {text(self.limit - spared)}; the "
+            f"nearest that this net can give is {text(nearest)} ({why})."
         )
 
 
@@ -237,8 +265,9 @@ def parse_size(
     Args:
         name: Its name.
         wanted: Units (int), a fraction (float), a budget such as `8MB`, or a mapping
-            of one metric to a number, as in `{params: 15M}`; with a sparsity and a
-            chunk beside it, or one of these alone.
+            of one metric to a number, as in `{params: 15M}`, or to a fraction of the
+            units; with a sparsity, a chunk and a decoder beside it, or one of these
+            alone.
         fraction_of: The metric that a fraction is of.
         tables: Metric -> table, of all that `kinds_needed` names.
         chunk: Where it names none.
@@ -248,13 +277,19 @@ def parse_size(
         return Size(name, tables[kind], wanted, chunk=chunk)
     options = dict(wanted) if isinstance(wanted, Mapping) else {}
     sparsity = float(options.get("sparsity", 0.0))
+    decoder = _decoder_of(name, options)
     if "chunk" in options:
         chunk = Chunk.parse(options["chunk"], f"supernet.sizes.{name}.chunk")
     budget = budget_of(name, wanted) or Budget(UNITS, tables[UNITS].total)
-    limit = round(budget.limit * METRICS[budget.kind].steps)
+    limit: int | float = round(budget.limit * METRICS[budget.kind].steps)
+    if budget.kind == UNITS and budget.limit < 1:
+        limit = budget.limit
     everything = budget.kind == UNITS and limit == tables[UNITS].total
-    whole = everything and (sparsity > 0.0 or "chunk" in options)
-    return Size(name, tables[budget.kind], limit, sparsity, chunk, whole)
+    told = sparsity > 0.0 or "chunk" in options or decoder is not None
+    return Size(
+        *(name, tables[budget.kind], limit, sparsity, chunk, everything and told),
+        decoder,
+    )
 
 
 def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
@@ -296,13 +331,15 @@ def budget_of(name: str, wanted: Any) -> Budget | None:
     if masked:
         _check_share(name, limits.pop("sparsity"))
     limits.pop("chunk", None)
+    _decoder_of(name, limits)
+    limits.pop("decoder", None)
     if not limits and wanted:
         return None
     if len(limits) != 1 or next(iter(limits)) not in OF_SIZES:
         raise UserError(
             f"supernet.sizes: {name} must be units, a fraction, a budget such as 8MB, "
             f"or one of {', '.join(OF_SIZES)} with its limit, with or without a "
-            f"sparsity and a chunk, not {wanted}."
+            f"sparsity, a chunk and a decoder, not {wanted}."
         )
     ((kind, value),) = limits.items()
     budget = limit_on(kind, value)
@@ -334,6 +371,12 @@ def refuse_masked(name: str, budget: Budget) -> None:
         f"supernet.sizes: {name} asks for {budget.text}, which is not met by choosing "
         f"units: {_BY_MASKS}."
     )
+
+
+def _decoder_of(name: str, options: Mapping[str, Any]) -> int | None:
+    if "decoder" not in options:
+        return None
+    return parse_decoder(options["decoder"], f"supernet.sizes.{name}.decoder")
 
 
 def _check_share(name: str, sparsity: Any) -> None:

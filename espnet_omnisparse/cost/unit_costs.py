@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from espnet_omnisparse.core.components import joins_parts
+from espnet_omnisparse.core.decoder import DECODER, layer_of
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.count import (
     count_macs,
@@ -41,13 +42,14 @@ def cost_table(model: Any, kind: str) -> CostTable:
     with torch.random.fork_rng(devices=[]):
         costs = _measure(dict(_variants(model, space, kinds)), kind)
     model.train(was_training)  # the variants share its modules
-    full = costs["full"]
+    full, decoder = costs["full"], _of_decoder(model, kind)
     if space.granularity == "block":
         once = [costs[_variant("one", number)] for number in kinds]
         # the rest is in each of them, and in the full net once
         rest = (sum(once) - full) / max(1, space.num_blocks - 1)
         each = [cost - rest for cost in once]
-        return CostTable(kind, space, rest, each, [0.0] * len(space))
+        shared = [0.0] * len(space)
+        return CostTable(kind, space, rest, each, shared, decoder=decoder)
     rest = costs["rest"]
     found = {
         (number, branch): _OfBranch.solved(
@@ -76,7 +78,22 @@ def cost_table(model: Any, kind: str) -> CostTable:
         [scale * found[kinds[int(block)], branch].part for block, branch in units],
         [scale * one.once for one in branches],
         [scale * one.pair for one in branches],
+        decoder,
     )
+
+
+def _of_decoder(model: Any, kind: str) -> list[int]:
+    """What an attention decoder costs outside its layers, then each; see `CostTable`.
+
+    MACs and time end at CTC: in them it costs nothing.
+    """
+    each = {"params": 1, "nonzero": 1, "bytes": 4}.get(kind, 0)
+    costs: dict[int | None, int] = {None: 0}
+    for name, parameter in model.named_parameters():
+        if name.startswith(DECODER):
+            layer = layer_of(name)
+            costs[layer] = costs.get(layer, 0) + each * parameter.numel()
+    return list(costs.values())
 
 
 class _OfBranch(NamedTuple):

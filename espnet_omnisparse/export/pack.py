@@ -15,6 +15,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.description import describe
 from espnet_omnisparse.export.packed import APART, Tensors, write_packed
 from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.extract.config import without_decoder
 from espnet_omnisparse.files import load_tensors
 
 #: Files of a size beside its model and its configuration, which a packed file carries.
@@ -64,7 +65,7 @@ def pack(
     left_out = ""
     if description["transducer"] is None and config.get("decoder") is not None:
         left_out = "its attention decoder: it recognises by its CTC head alone"
-        config = _without_decoder(config)
+        config = without_decoder(config)
     description |= {
         "espnet": {"config": _yaml(config), "files": _carried(folder)},
         "provenance": {
@@ -115,12 +116,6 @@ def _refuse_other_tasks(folder: Path) -> None:
         raise UserError(
             f"{folder} is a language model: only speech recognisers can be exported."
         )
-
-
-def _without_decoder(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the CTC model that a hybrid one contains."""
-    model_conf = {**config["model_conf"], "ctc_weight": 1.0}
-    return {**config, "decoder": None, "decoder_conf": {}, "model_conf": model_conf}
 
 
 def _yaml(value: Any) -> str:

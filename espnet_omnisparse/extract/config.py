@@ -33,7 +33,7 @@ def cut_config(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
         config: The supernet's configuration.
         spec: The size.
     """
-    small = without_training(config)
+    small = without_training(config, spec)
     conf = small["encoder_conf"]
     numbers = block_numbers(spec)
     conf.pop("chunk", None)
@@ -100,12 +100,21 @@ def has_stock_shape(config: Mapping[str, Any], spec: SubnetSpec) -> bool:
     return small and conv_norm_of(config) == "batch_norm"
 
 
-def without_training(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration that builds the net alone, not the supernet."""
+def without_training(config: Mapping[str, Any], spec: SubnetSpec) -> dict[str, Any]:
+    """A configuration that builds the net alone, with what a size has of the decoder.
+
+    Args:
+        config: The supernet's configuration, which is left as it is.
+        spec: The size.
+    """
     small = copy.deepcopy(dict(config))
+    if spec.decoder == 0:
+        small = without_decoder(small)
+    elif spec.decoder is not None:
+        small["decoder_conf"]["num_blocks"] = spec.decoder
     # what it was once started from has no part in it any more
     small["init_param"] = []
-    for name in ("supernet", "loss_normalization"):
+    for name in ("supernet", "loss_normalization", "mask_decoder"):
         small["model_conf"].pop(name, None)
     if is_standalone(config):
         return small
@@ -114,6 +123,12 @@ def without_training(config: Mapping[str, Any]) -> dict[str, Any]:
     if stock_encoder(config) == "conformer":  # ours has it by default, ESPnet's not
         small["encoder_conf"].setdefault("macaron_style", True)
     return small
+
+
+def without_decoder(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the CTC model that a hybrid one contains."""
+    model_conf = {**config["model_conf"], "ctc_weight": 1.0}
+    return {**config, "decoder": None, "decoder_conf": {}, "model_conf": model_conf}
 
 
 def as_stock(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from espnet_omnisparse.core.components import scatter, select
+from espnet_omnisparse.core.decoder import keeps
 from espnet_omnisparse.core.layout import (
     MASK_ORDER,
     OWN_PARAMETERS,
@@ -28,7 +29,7 @@ State = dict[str, torch.Tensor]
 
 
 def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
-    """The tensors of one size: kept branches, its own CTC head, nothing else.
+    """The tensors of one size: what it keeps, its own CTC head, nothing else.
 
     Masked weights are zero in them, norms and biases those of the size's sparsity.
 
@@ -49,7 +50,7 @@ def cut_state(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> State:
     state = {**state, **_masked_weights(state, spec), **own}
     small: State = {}
     for name, tensor in state.items():
-        if name.startswith(TRAINING_ONLY):
+        if name.startswith(TRAINING_ONLY) or not keeps(spec.decoder, name):
             continue
         if not name.startswith(prefix):
             small[name] = tensor
@@ -86,7 +87,7 @@ def full_shape_state(
     layout = layout_in(full)
     stock: State = {}
     for name, tensor in full.items():
-        if name.startswith(TRAINING_ONLY):
+        if name.startswith(TRAINING_ONLY) or not keeps(spec.decoder, name):
             continue
         if not name.startswith(layout.prefix):
             stock[name] = small[name]

@@ -211,6 +211,7 @@ def cut(
     """
     spec.check_supernet(fingerprint(state, config["token_list"]))
     spec.check_space(space_of(config, state))
+    spec.check_decoder(state)
     form = form_of(config, spec, stock)
     return form.config, form.state(cut_state(state, spec), state, spec)
 
@@ -253,6 +254,8 @@ def extract_size(
     }
     if spec.chunk is not None:
         origin["chunk"] = spec.chunk.as_dict()
+    if spec.decoder is not None:
+        origin["decoder"] = spec.decoder
     if spec.sparsity:
         pattern = spec.space.pattern
         origin["weights"] = {

@@ -84,8 +84,9 @@ def form_of(config: Mapping[str, Any], spec: SubnetSpec, stock: bool = False) ->
     _check_has_stock_form(config, spec)
     name = STOCK if small_in_stock else STOCK_ZEROED
     if not standalone:
-        return Form(name, as_stock(without_training(config)))
-    built = cut_config(config, spec) if small_in_stock else without_training(config)
+        return Form(name, as_stock(without_training(config, spec)))
+    whole = without_training(config, spec)
+    built = cut_config(config, spec) if small_in_stock else whole
     for option in OURS_ONLY:
         built["encoder_conf"].pop(option, None)
     return Form(name, built)

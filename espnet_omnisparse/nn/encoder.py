@@ -17,19 +17,16 @@ from espnet_omnisparse.core.layout import (
     FRONT_END,
     Layout,
     front_layers,
-    weight_tensors,
 )
-from espnet_omnisparse.core.mask import Pattern
-from espnet_omnisparse.core.own_parameters import OwnParameters
 from espnet_omnisparse.core.search_space import FRONT, SearchSpace
-from espnet_omnisparse.core.weight_masks import MaskOrder, WeightMasks
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.nn.block import BranchGate, Frames, PrunableBlock
+from espnet_omnisparse.nn.masked_weights import MaskedWeights
 
 CONV_NORMS = ("batch_norm", "layer_norm")
 
 
-class PrunableEncoder:
+class PrunableEncoder(MaskedWeights):
     """Mixin of an encoder whose blocks are `PrunableBlock`s.
 
     Attributes:
@@ -49,8 +46,6 @@ class PrunableEncoder:
     chunk: Chunk | None
     width: int
     subnet_dropout = "adaptive"
-    _masks: WeightMasks | None = None
-    _own: tuple[OwnParameters, ...] = ()
 
     @property
     def layers(self) -> torch.nn.ModuleList:
@@ -82,22 +77,6 @@ class PrunableEncoder:
                 "out."
             )
         return layers
-
-    def set_pattern(self, pattern: Pattern | None) -> None:
-        """Says in which groups weights are masked; `None`: they are not."""
-        self._masks = None if pattern is None else WeightMasks(pattern)
-
-    def attach(self, order: MaskOrder | None, own: OwnParameters | None) -> None:
-        """Gives subnets what a supernet keeps for them.
-
-        Args:
-            order: What the masks stay like once it is settled; `None`: they do not.
-            own: Norms and biases by sparsity; `None`: all have the dense net's.
-        """
-        if self._masks is not None:
-            self._masks.order = order
-        # in a tuple, or PyTorch would take it for a part of the encoder
-        self._own = () if own is None else (own,)
 
     def front_end(
         self,
@@ -134,14 +113,12 @@ class PrunableEncoder:
 
     def _front_end_tensors(self, sparsity: Sequence[float]) -> dict[str, torch.Tensor]:
         """What a subnet has instead of the front end's tensors, by names in it."""
-        tensors = dict(self._own[0].of(sparsity).get(FRONT, {})) if self._own else {}
-        inside = {FRONT_END + name: p for name, p in self.embed.named_parameters()}
-        shares = self._shares(sparsity)
-        for layer, name in front_layers(inside).items():
-            if share := shares.get(weight := f"{FRONT}.{layer}", 0.0):
-                masked = self._masks.masked(weight, inside[name], share)
-                tensors[name.removeprefix(FRONT_END)] = masked
-        return tensors
+        names = [FRONT_END + name for name, _ in self.embed.named_parameters()]
+        weights = {
+            f"{FRONT}.{layer}": name.removeprefix(FRONT_END)
+            for layer, name in front_layers(names).items()
+        }
+        return self._tensors_of(FRONT, self.embed, weights, sparsity)
 
     def final_norm(self, x: torch.Tensor) -> torch.Tensor:
         """The norm after the last block."""
@@ -253,58 +230,6 @@ class PrunableEncoder:
             return full
         # the gate of a whole block fades between its input and its output
         return full if isinstance(row, float) else frames.x + row * (full - frames.x)
-
-    def maskable(self) -> dict[str, torch.nn.Parameter]:
-        """The weights of `self.space.weights`, by name."""
-        parameters = self._model_parameters()
-        tensors = weight_tensors(self.space, parameters)
-        return {weight: parameters[name] for weight, name in tensors.items()}
-
-    def vectors(self) -> dict[str, torch.nn.Parameter]:
-        """What each sparsity may have for itself; see `OwnParameters`.
-
-        Weights and biases of the norms, biases of the layers; those of the front end
-        where it takes masks.
-        """
-        found = dict(self.layers.named_parameters())
-        if self.space.front_end:
-            inside = self.embed.named_parameters()
-            found |= {f"{FRONT}.{name}": parameter for name, parameter in inside}
-        return {name: p for name, p in found.items() if p.dim() == 1}
-
-    def _model_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters, by their names in a model."""
-        return {f"encoder.{name}": p for name, p in self.named_parameters()}
-
-    def refresh_masks(self) -> None:
-        """Makes the masks follow the weights' present magnitudes."""
-        if self._masks is not None:
-            self._masks.refresh(self.maskable())
-
-    def mask_ranks(self) -> dict[str, torch.Tensor]:
-        """Of each weight that takes a mask the order of its groups, up to date."""
-        self.refresh_masks()
-        return {} if self._masks is None else self._masks.ranks()
-
-    def kept_weights(self, sparsity: Sequence[float]) -> dict[str, torch.Tensor]:
-        """Which elements of each weight a subnet keeps, by the last refresh.
-
-        Args:
-            sparsity: A sparsity per weight of `self.space`.
-        """
-        return {
-            name: self._masks.kept(name, weight.shape, share)
-            for (name, weight), share in zip(
-                self.maskable().items(), sparsity, strict=True
-            )
-        }
-
-    def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
-        """Weight -> sparsity, of those that are masked."""
-        if not any(sparsity):
-            return {}
-        pairs = zip(self.space.weights, sparsity, strict=True)
-        return {name: share for name, share in pairs if share > 0.0}
 
     def _masked(
         self,

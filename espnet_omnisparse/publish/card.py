@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from huggingface_hub import ModelCardData
 
+from espnet_omnisparse.core.layout import has_ctc_alone
 from espnet_omnisparse.cost.metrics import METRICS
+from espnet_omnisparse.extract.experiment import read_config
 from espnet_omnisparse.extract.forms import FORMS
 from espnet_omnisparse.publish.plan import Member
 from espnet_omnisparse.report.tables import Table
@@ -161,7 +163,9 @@ def _use(member: Member) -> Iterator[str]:
     if member.size.form == "slim":
         yield "import espnet_omnisparse.tasks"
     yield "from espnet2.bin.asr_inference import Speech2Text\n"
-    yield f'recognise = Speech2Text.from_pretrained("{member.repo}")'
+    alone = has_ctc_alone(read_config(member.folder))
+    weight = ", ctc_weight=1.0" if alone else ""  # ESPnet's default needs a decoder
+    yield f'recognise = Speech2Text.from_pretrained("{member.repo}"{weight})'
     yield "text, *_ = recognise(samples)[0]"
     yield "```"
     others = [name for name in member.exports if not name.endswith(".omni")]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from espnet_omnisparse.core.layout import has_ctc_alone
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.recipe import template
@@ -27,7 +28,6 @@ from espnet_omnisparse.recipe.adoption import (
 )
 from espnet_omnisparse.recipe.derive import (
     changed_keys,
-    decodes_with_ctc_alone,
     derive,
     is_of_standalone_task,
 )
@@ -65,7 +65,7 @@ def plan(
     options, inference = {"asr_config": target}, ""
     if is_of_standalone_task(derived):
         options["asr_task"] = "asr_transducer"
-    elif decodes_with_ctc_alone(derived):
+    elif has_ctc_alone(derived):
         inference = f"conf/{name}_decode_ctc.yaml"
         files[inference] = DECODE_CTC.read_text(encoding="utf-8")
         options |= {"inference_config": inference, "use_lm": "false"}

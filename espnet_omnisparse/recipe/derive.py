@@ -163,12 +163,6 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 _WHOLE = ("supernet",)
 
 
-def decodes_with_ctc_alone(config: Mapping[str, Any]) -> bool:
-    """Whether a training leaves its attention decoder out, if it has one."""
-    conf = config.get("model_conf") or {}
-    return not is_of_standalone_task(config) and conf.get("ctc_weight", 0.5) == 1.0
-
-
 def is_of_standalone_task(config: Mapping[str, Any]) -> bool:
     """Whether an ordinary configuration is of the task `asr_transducer`."""
     return is_standalone({"encoder_conf": config.get("encoder_conf") or {}})

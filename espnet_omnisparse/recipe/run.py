@@ -126,8 +126,9 @@ def run_sizes(run: Run, first: int, last: int) -> None:
             print("extracted" if written else "already extracted", flush=True)
         _decode(run, first, last, folder, f"{size}-stock" if stock else size)
         length = _repair_length(run)
-        whole = specs[size].is_full and not any(specs[size].sparsity)
-        if length and not stock and not whole:
+        spec = specs[size]
+        pruned = not spec.is_full or any(spec.sparsity) or spec.decoder is not None
+        if length and not stock and pruned:
             if first <= FIRST_PER_SIZE:
                 _repair(run, Path(folder), length)
             name = f"{size}{REPAIRED}"

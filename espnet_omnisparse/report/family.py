@@ -60,10 +60,10 @@ DEFINITIONS = """\
 SPARSE_DEFINITIONS = """\
 - **zeros**: share of the model's parameters that is zero. They are stored and
   multiplied like any other number: a file, MACs and RTF do not shrink with them.
-- **packed**: the model's tensors in millions of bytes, if the blocks' weights are
-  stored by their non-zero groups of the masks' pattern: the values (4 bytes each), a
-  16-bit column per group, and where each row of groups begins (32 bits); where that is
-  no gain, and for all else, 4 bytes per value.
+- **packed**: the model's tensors in millions of bytes, if the weights of the blocks and
+  of an attention decoder's layers are stored by their non-zero groups of the masks'
+  pattern: the values (4 bytes each), a 16-bit column per group, and where each row of
+  groups begins (32 bits); where that is no gain, and for all else, 4 bytes per value.
 """
 _METRICS = "params encoder nonzero macs_10s macs_30s file bytes rtf".split()
 _HEADINGS = {name: METRICS[name].heading for name in _METRICS}
@@ -204,6 +204,7 @@ def _markdown(
             yield from _loading_notes(asr_exp, family)
         yield f"## {heading}\n"
         yield from (*table.markdown(), "")
+    yield from _decoder_note([*family, *baselines])
     yield from _repair_note(family)
     if not baselines:
         yield from _loading_notes(asr_exp, family)
@@ -307,6 +308,19 @@ def _character_table(series: Sequence[Series], names: _Names) -> Table:
             for score in _score_rows(size.cer, names):
                 table.rows.append([one.name, size.label, *score])
     return table
+
+
+def _decoder_note(series: Sequence[Series]) -> Iterator[str]:
+    """Which sizes have less of the attention decoder than the full net."""
+    fewer = {s.label: s.decoder for one in series for s in one.sizes if s.decoder}
+    if not fewer:
+        return
+    kept = ", ".join(f"{label} {decoder}" for label, decoder in fewer.items())
+    yield (
+        "Layers of the attention decoder, where not all are kept: "
+        f"{kept}. A size with none is decoded by CTC alone; MACs and RTF, which end at "
+        "CTC, are without the decoder for all sizes.\n"
+    )
 
 
 def _repair_note(family: Sequence[Series]) -> Iterator[str]:

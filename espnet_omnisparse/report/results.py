@@ -41,6 +41,8 @@ class SizeResult:
         cer: Character scores by data set.
         rtf: Median real-time factor; `None` until it is measured.
         sparse: Whether its weights were masked.
+        decoder: How many layers of the attention decoder it keeps, or `none`; `None`:
+            all that there are.
         repair_updates: Those of its own, after the supernet's; 0: it was not repaired.
         repair_seconds: What they took.
     """
@@ -56,6 +58,7 @@ class SizeResult:
     cer: dict[str, Score]
     rtf: float | None = None
     sparse: bool = False
+    decoder: int | str | None = None
     repair_updates: int = 0
     repair_seconds: float = 0.0
 
@@ -140,6 +143,7 @@ def read_size(folder: Path, label: str | None = None) -> SizeResult:
             repair_updates=int(repair["updates"]),
             repair_seconds=float(repair["seconds"]),
             sparse=bool(spec.get("weights", {}).get("sparsity")),
+            decoder=spec.get("decoder"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -18,6 +18,7 @@ from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import ESPnetDataset
 
 from espnet_omnisparse.core.gate import mask_gates
+from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
 from espnet_omnisparse.extract.calibration import (
@@ -28,6 +29,7 @@ from espnet_omnisparse.extract.calibration import (
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.streaming.search import greedy_search
 from espnet_omnisparse.streaming.text import tokenizer_of
+from espnet_omnisparse.supernet.sampling import SampledSubnet
 from espnet_omnisparse.tasks import task_of
 from espnet_omnisparse.train.batch import Batch
 
@@ -98,6 +100,7 @@ class DevSet:
         mask: Sequence[bool],
         sparsity: Sequence[float],
         objective: str | None = None,
+        size: str = FULL,
     ) -> float:
         """The objective of one subnet; less is better.
 
@@ -105,6 +108,7 @@ class DevSet:
             mask: Its units.
             sparsity: Per weight of the space, or empty.
             objective: Another than that of this set.
+            size: Whose decoder it has, by which the loss is another.
         """
         objective = objective or self._objective
         gates = mask_gates(mask)
@@ -116,7 +120,7 @@ class DevSet:
             )
         counted = [
             self._count(
-                self._frames(heard, sparsity), batch, gates, sparsity, objective
+                self._frames(heard, sparsity), batch, gates, sparsity, objective, size
             )
             for heard, batch in self._batches
         ]
@@ -159,11 +163,13 @@ class DevSet:
         gates: Any,
         sparsity: Sequence[float],
         objective: str,
+        size: str,
     ) -> tuple[float, int]:
         """Summed loss and utterances, or errors and words."""
         model = self._model
         if objective == "loss":
-            loss = model.subnet_loss(hidden, batch, gates, sparsity)
+            subnet = SampledSubnet(size, gates, sparsity=sparsity)
+            loss = model.subnet_loss(hidden, batch, subnet)
             return float(loss) * len(batch), len(batch)
         encoded, lengths = model.encoder.blocks(hidden, gates, sparsity)
         errors = words = 0

@@ -168,8 +168,9 @@ def _genes(
 ) -> Genes:
     places = [place(name) for name in space.weights]
     kinds = list(dict.fromkeys(at.kind for at in places))
-    # the front end is there in every subnet, and a block of its own
-    blocks = [-1 if at.block is None else at.block for at in places]
+    # the front end, and each decoder layer, is there in every subnet, like a block
+    within = [at.branch if at.block is None else at.block for at in places]
+    blocks = list(map(list(dict.fromkeys(within)).index, within))
     alive = []
     for mask in masks:
         there = SubnetSpec("", "", space, mask).weights
@@ -216,7 +217,15 @@ def run_search(
 
     Returns:
         What was found, in the first process; `None` in the others.
+
+    Raises:
+        UserError: If the objective is not of all weights that take masks.
     """
+    if objective == "wer" and problem.model.encoder.space.decoder:
+        raise UserError(
+            "--objective wer is by greedy CTC search, in which the attention decoder, "
+            "whose weights take masks, has no part: search with --objective loss."
+        )
     workers = Workers()
     checkpoint = problem.exp / problem.checkpoint
     header = {

@@ -23,7 +23,7 @@ import torch
 from espnet_omnisparse.core.components import select
 from espnet_omnisparse.core.layout import FRONT_END, front_layers
 from espnet_omnisparse.core.mask import nonzero_groups, weight_mask
-from espnet_omnisparse.core.search_space import place
+from espnet_omnisparse.core.search_space import FRONT, place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.count import FRAMES_PER_SECOND, packed_bytes
 from espnet_omnisparse.cost.metrics import METRICS
@@ -169,7 +169,8 @@ class _Net:
 def _uses_in_10s(encoder: Any) -> dict[str, int]:
     """By how many vectors each weight is multiplied for 10 s of audio.
 
-    Those of a block by frames, or relative positions; a convolution's by its windows.
+    Those of a block by frames, or relative positions; a convolution's by its windows;
+    those of the decoder, which comes after CTC, by none.
     """
     count = 10 * FRAMES_PER_SECOND
     was_training = encoder.training
@@ -195,8 +196,10 @@ def _uses_in_10s(encoder: Any) -> dict[str, int]:
     for weight in encoder.space.weights:
         at = place(weight)
         uses[weight] = frames.x.size(1)
-        if at.block is None:
+        if at.branch == FRONT:
             uses[weight] = made[front[at.layer]]
+        elif at.block is None:
+            uses[weight] = 0
         elif at.layer == "linear_pos":
             uses[weight] = frames.pos_emb.size(1)
     return uses

@@ -31,6 +31,11 @@ def add_commands(commands: Commands) -> None:
         help="by dropping branches: NAME:FRACTION, NAME:BRANCHES or a budget",
     )
     axis.add_argument("--sparsity", metavar='"0.5 0.8"', help="by zeros in the weights")
+    command.add_argument(
+        "--decoder",
+        metavar="none|N",
+        help="of sizes: none (CTC alone), or the first N layers of it (all)",
+    )
     length = command.add_mutually_exclusive_group()
     length.add_argument(
         "--fraction",
@@ -66,16 +71,16 @@ def shrink(args: argparse.Namespace) -> None:
     from espnet_omnisparse.shrink.plan import Length, layer_axis, weight_axis
     from espnet_omnisparse.shrink.run import Wish
     from espnet_omnisparse.shrink.run import shrink as make
-    from espnet_omnisparse.shrink.sizes import layer_sizes, sparse_sizes
+    from espnet_omnisparse.shrink.sizes import layer_sizes, sparse_sizes, with_decoder
 
     if not 0.0 < args.fraction <= 1.0:
         raise UserError(
             f"--fraction must be above 0 and at most 1, not {args.fraction}."
         )
     if args.sizes is not None:
-        supernet = layer_axis(layer_sizes(args.sizes))
+        supernet = layer_axis(with_decoder(layer_sizes(args.sizes), args.decoder))
     else:
-        supernet = weight_axis(sparse_sizes(args.sparsity))
+        supernet = weight_axis(with_decoder(sparse_sizes(args.sparsity), args.decoder))
     wish = Wish(
         args.model,
         args.out or _default_out(args.model),

@@ -82,7 +82,7 @@ def one_shot(
         mask = size.mask(ranking).tolist() if name in dropping else everything
         shares = (size.sparsity,) * len(net.encoder.space.weights)
         sparsity = shares if size.sparsity else ()
-        found[name] = {one: data.score(mask, sparsity, one) for one in OBJECTIVES}
+        found[name] = {o: data.score(mask, sparsity, o, name) for o in OBJECTIVES}
     write_text(path, json.dumps(found, indent=1) + "\n")
     return found
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from espnet_omnisparse.core.layout import has_ctc_alone
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.repair import own_options
 from espnet_omnisparse.recipe.derive import with_supernet
@@ -104,7 +105,10 @@ def training_config(
     config = copy.deepcopy(own_options(theirs))
     taught = {**supernet, "teacher": str(original.checkpoint)}
     parts = {name: theirs[name] for name in ("encoder_conf", "model_conf")}
-    encoder = axes.weights if "sparsity" in supernet else axes.layers
+    masked = "sparsity" in supernet
+    encoder = axes.weights if masked else axes.layers
+    if masked and theirs["decoder"] == "transformer" and not has_ctc_alone(theirs):
+        parts["model_conf"] = {**theirs["model_conf"], "mask_decoder": True}
     config.pop("num_iters_per_epoch", None)
     if config.get("batch_type", "folded") == "folded":
         config["fold_length"] = [80000]

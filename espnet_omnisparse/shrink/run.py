@@ -10,7 +10,11 @@ from typing import Any
 from espnet_omnisparse.bin import asr_train
 from espnet_omnisparse.console import say
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.experiment import extract_size, wanted_specs
+from espnet_omnisparse.extract.experiment import (
+    extract_size,
+    read_config,
+    wanted_specs,
+)
 from espnet_omnisparse.extract.names import CALIBRATION, CHECKPOINT, size_folder
 from espnet_omnisparse.files import atomic_folder, read_yaml, write_yaml
 from espnet_omnisparse.report.family import write_family
@@ -19,7 +23,7 @@ from espnet_omnisparse.shrink.data import write_lists
 from espnet_omnisparse.shrink.one_shot import build_supernet, one_shot, one_shot_table
 from espnet_omnisparse.shrink.original import Original, read_original
 from espnet_omnisparse.shrink.plan import Length, data_options, training_config
-from espnet_omnisparse.shrink.scores import PLACE, score
+from espnet_omnisparse.shrink.scores import BEAM_PLACE, PLACE, score
 from espnet_omnisparse.train.journal import read_log
 
 #: What a folder is the family of; and the training's configuration.
@@ -175,16 +179,27 @@ def _extract(wish: Wish) -> list[Path]:
         extract_size(
             wish.out, wish.out / CHECKPOINT, spec, folder, calibration=CALIBRATION
         )
-        score(folder, wish.out / _DATA / "dev")
+        for place in _places(wish):
+            score(folder, wish.out / _DATA / "dev", place)
         folders.append(folder)
     return folders
 
 
+def _places(wish: Wish) -> list[Path]:
+    """How sizes are decoded: where some have less of the decoder, also with it."""
+    sizes = wish.supernet["sizes"].values()
+    fewer = any(isinstance(one, Mapping) and "decoder" in one for one in sizes)
+    masked = read_config(wish.out)["model_conf"].get("mask_decoder")
+    return [PLACE, BEAM_PLACE] if fewer or masked else [PLACE]
+
+
 def _line(size: SizeResult) -> str:
     wer = size.wer[PLACE.as_posix()].err
+    beam = size.wer.get(BEAM_PLACE.as_posix())
+    also = f" ({beam.err:.1f} % by beam search)" if beam else ""
     params, packed = size.cost["parameters"], size.cost["packed_bytes"]
     return (
         f"{size.label}: {params / 1e6:.2f} M parameters, "
         f"{100 * size.zeros:.0f} % zeros, {packed / 1e6:.2f} MB packed, "
-        f"dev WER {wer:.1f} %, {size.folder}"
+        f"dev WER {wer:.1f} %{also}, {size.folder}"
     )

@@ -1,9 +1,11 @@
 """The sizes that a command line asks for, as the supernet's options have them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from espnet_omnisparse.core.decoder import parse_decoder
 from espnet_omnisparse.cost.budget import parse_budget
-from espnet_omnisparse.cost.metrics import OF_SIZES
+from espnet_omnisparse.cost.metrics import OF_SIZES, UNITS
 from espnet_omnisparse.errors import UserError
 
 
@@ -61,6 +63,39 @@ def sparse_sizes(text: str) -> dict[str, Any]:
     if not sizes:
         raise UserError('--sparsity names none: give some, as in "50% 80%".')
     return sizes
+
+
+def with_decoder(sizes: Mapping[str, Any], text: str | None) -> dict[str, Any]:
+    """The sizes, each of which keeps so much of the attention decoder.
+
+    Args:
+        sizes: What the functions above return.
+        text: `none`, or a number of layers; `None`: all.
+
+    Raises:
+        UserError: If it is none of these.
+
+    >>> with_decoder({"small": 0.33, "8MB": "8MB", "s50": {"sparsity": 0.5}}, "none")
+    {'small': {'units': 0.33, 'decoder': 'none'}, \
+'8MB': {'bytes': '8MB', 'decoder': 'none'}, 's50': {'sparsity': 0.5, 'decoder': 'none'}}
+    """
+    if text is None:
+        return dict(sizes)
+    kept = int(text) if text.isdecimal() else text
+    parse_decoder(kept, "--decoder")
+    return {
+        name: {**_options(wanted), "decoder": kept} for name, wanted in sizes.items()
+    }
+
+
+def _options(wanted: Any) -> dict[str, Any]:
+    """A size as a mapping of options."""
+    if isinstance(wanted, Mapping):
+        return dict(wanted)
+    if not isinstance(wanted, str):
+        return {UNITS: wanted}
+    budget = parse_budget(wanted, "--sizes", OF_SIZES)
+    return {budget.kind: budget.text.rpartition("=")[2]}
 
 
 def _number(text: str) -> int | float | None:

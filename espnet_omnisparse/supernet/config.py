@@ -44,8 +44,9 @@ class SupernetConfig(Section):
         "[a budget](#budgets) (`phone: 8MB`, `small: {params: 15M}`); with `sparsity` "
         "also a share of zeros in every masked weight, alone (`s70: {sparsity: 0.7}`) "
         "or beside a budget (`small: {units: 16, sparsity: 0.7}`), and with `chunk` "
-        "what it sees in a stream (`live: {chunk: {size: 16, left: 32}}`). The full "
-        "net is always a size, called `full`",
+        "what it sees in a stream (`live: {chunk: {size: 16, left: 32}}`), and with "
+        "`decoder` [how much of the attention decoder](#the-decoder-of-a-size) it "
+        "keeps (`ctc: {decoder: none}`). The full net is always a size, called `full`",
         "names of sizes, each with what it keeps, such as {small: 0.33}",
     )
     fraction_of: Literal["units", "params", "macs_10s", "latency_ms"] = option(

@@ -6,10 +6,12 @@ methods, which differ in their steps.
 """
 
 import logging
+from collections.abc import Mapping
 
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.selection import Selection
 from espnet_omnisparse.supernet.config import SupernetConfig
+from espnet_omnisparse.supernet.sparsity import SIZE
 
 _OF_STEPS = (
     *("warm_start", "step1", "layer_dropout_step1", "layer_dropout_step2"),
@@ -28,6 +30,7 @@ def check_effect(config: SupernetConfig, selection: Selection, subnets: int) -> 
     Raises:
         UserError: Naming the first that is refused.
     """
+    _check_decoders(config, selection)
     masked, several = config.sparsity is not None, subnets > 1
     taught = several or config.teacher is not None
     subnet_in_step1 = type(selection).gates is not Selection.gates
@@ -59,3 +62,22 @@ def check_effect(config: SupernetConfig, selection: Selection, subnets: int) -> 
         if name not in _OF_STEPS:
             raise UserError(f"{text}: remove it, or choose other options beside it.")
         logging.warning(f"{text}, which has no such step.")
+
+
+def _check_decoders(config: SupernetConfig, selection: Selection) -> None:
+    """Refuses a decoder of fewer layers that no update trains; CTC each one does."""
+    for name, wanted in config.sizes.items():
+        if not isinstance(wanted, Mapping) or wanted.get("decoder", "none") == "none":
+            continue
+        if config.sparsity is not None:
+            if not {SIZE, name} & {*config.sparsity.sandwich}:
+                raise UserError(
+                    f"supernet.sizes: {name} keeps some layers of the decoder, but no "
+                    "update trains them alone: add size to supernet.sparsity.sandwich."
+                )
+        elif selection.sizes and not selection.joint and not selection.exits():
+            raise UserError(
+                f"supernet.sizes: {name} keeps some layers of the decoder, but "
+                f"supernet.method: {config.method} trains all of them: choose a method "
+                "with joint training."
+            )

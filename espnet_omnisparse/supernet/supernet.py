@@ -38,10 +38,7 @@ _ON_ITS_OWN = (
 def _largest_first(sizes: Mapping[str, Size]) -> dict[str, Size]:
     if not all(size.table.known for size in sizes.values()):
         return dict(sizes)
-    ranked = sorted(
-        sizes.values(),
-        key=lambda size: (not size.keeps_all_units, -size.units, size.sparsity),
-    )
+    ranked = sorted(sizes.values(), key=lambda size: size.rank)
     return {size.name: size for size in ranked}
 
 

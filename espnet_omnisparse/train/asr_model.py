@@ -1,7 +1,7 @@
 """ESPnet's ASR model, trained as a supernet."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,11 @@ from espnet_omnisparse.losses.distillation import (
 )
 from espnet_omnisparse.losses.head import HeadLoss
 from espnet_omnisparse.nn.asr_encoder import PrunableAsrEncoder
+from espnet_omnisparse.nn.decoder import (
+    check_decoders,
+    check_maskable,
+    subnet_decoder,
+)
 from espnet_omnisparse.supernet.config import CURRENT
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.transducer_asr_model import TransducerASRModel
@@ -36,6 +41,8 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         ctc_weight: As in ESPnet, above 0.
         supernet: The options of `SupernetConfig`.
         loss_normalization: See `SupernetModel.plan_supernet`.
+        mask_decoder: Whether the attention decoder's layers take masks too, where those
+            of the encoder do.
         **model_conf: Everything else that ESPnet's model takes.
 
     Raises:
@@ -50,11 +57,16 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         ctc_weight: float = 0.5,
         supernet: Mapping[str, Any] | None = None,
         loss_normalization: str = "frames",
+        mask_decoder: bool = False,
         **model_conf,
     ):
         _refuse_unsupported(encoder, ctc_weight, loss_normalization, model_conf)
         super().__init__(encoder=encoder, ctc=ctc, ctc_weight=ctc_weight, **model_conf)
+        if mask_decoder:
+            check_maskable(self.decoder, encoder.space)
+            encoder.mask_decoder(self.decoder)
         self.plan_supernet(supernet, loss_normalization)
+        check_decoders(self.supernet.sizes.values(), self.decoder)
         self.size_ctc = torch.nn.ModuleDict()
         if self.supernet.config.heads == "per_size":
             for size in self.supernet.sizes:
@@ -109,13 +121,16 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         lengths: torch.Tensor,
         part: Batch,
         teacher: Teacher | None = None,
+        sparsity: Sequence[float] = (),
     ) -> HeadLoss:
         """ESPnet's objective of the part's utterances on one subnet's output.
 
         A transducer's is `rnnt + ctc_weight * ctc`, that beside attention
-        `ctc_weight * ctc + (1 - ctc_weight) * attention`; the teacher's is mixed alike.
+        `ctc_weight * ctc + (1 - ctc_weight) * attention`, that of a size without a
+        decoder `ctc`; the teacher's is mixed alike.
         """
         head, kind = self.head(size), self.supernet.config.distillation
+        layers = self._decoder_layers(size)
         stats: dict[str, Any] = {}
 
         def log(name: str, value: Any) -> None:  # under ESPnet's names
@@ -143,8 +158,9 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
                     joint, teacher.lattice, *labels, self.blank_id, kind
                 )
                 taught = nodes + self.ctc_weight * taught
-        elif self.ctc_weight < 1.0:
-            attention, accuracy, cer, wer = self._calc_att_loss(
+        elif self.ctc_weight < 1.0 and layers != 0:
+            subnet = self._with_decoder(layers, sparsity)
+            attention, accuracy, cer, wer = subnet._calc_att_loss(
                 # a copy: with a language token ESPnet lengthens it in place
                 encoded,
                 lengths,
@@ -160,6 +176,28 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
         else:
             loss = ctc
         return HeadLoss(loss, taught, stats)
+
+    def _decoder_layers(self, size: str) -> int | None:
+        """How many layers of the attention decoder a size keeps; `None`: all."""
+        sizes = self.supernet.sizes
+        return sizes[size].decoder if size in sizes else None
+
+    def _with_decoder(
+        self, layers: int | None, sparsity: Sequence[float]
+    ) -> "OmniASRModel":
+        """A view of the model with the decoder that a subnet has; the rest is shared.
+
+        Args:
+            layers: How many of the decoder's layers are kept, at least 1; `None`: all.
+            sparsity: A sparsity per weight; empty: nothing is masked.
+        """
+        tensors = self.encoder.decoder_tensors(sparsity)
+        if layers is None and not tensors:
+            return self
+        view = copy.copy(self)
+        decoder = subnet_decoder(self.decoder, layers, tensors)
+        view._modules = {**self._modules, "decoder": decoder}
+        return view
 
     def head(self, size: str) -> CTC:
         """The CTC head of a size."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from espnet_omnisparse.core.decoder import DECODER, in_layers, keeps
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.nn.encoder import PrunableEncoder
 from espnet_omnisparse.supernet.sampling import SampledSubnet
@@ -68,7 +69,7 @@ class GradientDiagnosis:
     Args:
         supernet: Says when, and which sizes there are.
         encoder: Its encoder.
-        loss: Of hidden frames, utterances, gates and sparsities.
+        loss: Of hidden frames, utterances and a subnet.
     """
 
     def __init__(self, supernet: Supernet, encoder: PrunableEncoder, loss: Loss):
@@ -117,9 +118,18 @@ class GradientDiagnosis:
             size.size: compare(
                 reference,
                 self._gradients(size, shared, batch),
-                self._encoder.kept_weights(size.sparsity),
+                self._kept(size),
             )
             for size in sizes
+        }
+
+    def _kept(self, size: SampledSubnet) -> dict[str, torch.Tensor]:
+        """Which weights a size keeps: none of decoder layers that it has not."""
+        layers = self._supernet.sizes[size.size].decoder
+        return {
+            name: kept
+            & (not name.startswith(DECODER) or keeps(layers, in_layers(name)))
+            for name, kept in self._encoder.kept_weights(size.sparsity).items()
         }
 
     def _hidden(self, subnet: SampledSubnet, batch: Batch) -> Frames:
@@ -142,7 +152,7 @@ class GradientDiagnosis:
             torch.autocast(device.type, enabled=False),
             self._encoder.as_subnet("none"),
         ):
-            loss = self._loss(hidden, batch, subnet.gates, subnet.sparsity)
+            loss = self._loss(hidden, batch, subnet)
             found = torch.autograd.grad(loss, [*weights.values()], allow_unused=True)
         return {
             name: torch.zeros_like(weight) if gradient is None else gradient

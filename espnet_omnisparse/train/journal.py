@@ -5,6 +5,7 @@ step 1 has ended. Neither is ever averaged, unlike tensors in a checkpoint.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def settled_specs(supernet: Supernet, fingerprint: str) -> dict[str, SubnetSpec]
             tuple(mask.tolist()),
             supernet.size_sparsity(name),
             supernet.sizes[name].chunk,
+            supernet.sizes[name].decoder,
         )
         for name, mask in reversed(supernet.size_masks().items())
     }
@@ -132,6 +134,10 @@ def read_specs(folder: Path) -> dict[str, SubnetSpec]:
     """The specs in a folder, smallest first; empty if there are none."""
     paths = sorted(Path(folder).glob("*.yaml"))
     specs = [read_spec(path) for path in paths]
-    # of those that keep as many units the one with most zeros is the smallest
-    specs.sort(key=lambda spec: (sum(spec.mask), -sum(spec.sparsity)))
-    return {spec.name: spec for spec in specs}
+
+    def size(spec: SubnetSpec) -> tuple[float, ...]:
+        layers = math.inf if spec.decoder is None else spec.decoder
+        # of those that keep as many units the one with most zeros is the smallest
+        return sum(spec.mask), -sum(spec.sparsity), layers
+
+    return {spec.name: spec for spec in sorted(specs, key=size)}

@@ -4,7 +4,7 @@ Its predictor and joint network are shared by all sizes. What a joint network pu
 has a value per frame, label and token; never are those of two subnets alive together.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher, collapse, lattice_loss
 from espnet_omnisparse.losses.head import HeadLoss
 from espnet_omnisparse.losses.rnnt import Lattice, make_criterion
+from espnet_omnisparse.nn.decoder import check_decoders
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.update import SupernetModel
 
@@ -76,6 +77,7 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
                 "it to false."
             )
         self.plan_supernet(supernet, loss_normalization)
+        check_decoders(self.supernet.sizes.values(), self.decoder)
         if self.supernet.config.heads != "shared":
             raise UserError(
                 "supernet.heads: per_size is made for CTC's output; a transducer's "
@@ -145,6 +147,7 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
         lengths: torch.Tensor,
         part: Batch,
         teacher: Teacher | None = None,
+        sparsity: Sequence[float] = (),
     ) -> HeadLoss:
         """ESPnet's losses of the part's utterances on one subnet's output."""
         lattice, predicted = self.lattice(encoded, lengths, part.text)

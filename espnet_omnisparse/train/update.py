@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_omnisparse.core.gate import Gate, layer_dropout_gates, mask_gates
+from espnet_omnisparse.core.gate import layer_dropout_gates, mask_gates
 from espnet_omnisparse.core.schedule import PHASES, STEP1
 from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.cost.unit_costs import cost_table
@@ -126,6 +126,7 @@ class SupernetModel:
         lengths: torch.Tensor,
         part: Batch,
         teacher: Teacher | None = None,
+        sparsity: Sequence[float] = (),
     ) -> HeadLoss:
         """Loss and statistics of one subnet's output; error rates in validation.
 
@@ -135,6 +136,7 @@ class SupernetModel:
             lengths: Frames of each utterance `[batch]`.
             part: The utterances.
             teacher: What it is compared with, if it has a teacher.
+            sparsity: A sparsity per weight; empty: nothing is masked.
         """
         raise NotImplementedError
 
@@ -234,7 +236,9 @@ class SupernetModel:
         scale = self._scale(len(part), hidden.mask.sum())
         losses = []
         for size, encoded in outputs.items():
-            head = self._head_loss(size, encoded, hidden.lengths, part, teacher)
+            head = self._head_loss(
+                size, encoded, hidden.lengths, part, teacher, subnet.sparsity
+            )
             # a mean over the part's utterances, an unbiased estimate of the whole
             # batch's: split_batch has the expectation of per_batch
             mean = head.mixed(share)
@@ -283,25 +287,23 @@ class SupernetModel:
         made = self.make_batch(*(batch[name] for name in names))
         hidden = self.encoder.front_end(made.feats, made.feats_lengths)
         hidden = hidden.with_chunk_mask(self.supernet.chunks[-1])  # what sizes see
-        return self.subnet_loss(hidden, made, mask_gates(mask)), len(made)
+        subnet = SampledSubnet(FULL, mask_gates(mask))
+        return self.subnet_loss(hidden, made, subnet), len(made)
 
     def subnet_loss(
-        self,
-        hidden: Frames,
-        batch: Batch,
-        gates: Sequence[Gate],
-        sparsity: Sequence[float] = (),
+        self, hidden: Frames, batch: Batch, subnet: SampledSubnet
     ) -> torch.Tensor:
-        """Mean loss over utterances of one subnet, through the full net's head.
+        """Mean loss over utterances of one subnet, by the masks of the last refresh.
 
         Args:
-            hidden: The front end's output for the batch, with the same sparsity.
+            hidden: The front end's output for the batch, as the subnet has it.
             batch: The utterances.
-            gates: A gate per unit.
-            sparsity: A sparsity per weight; the masks are those of the last refresh.
+            subnet: The subnet, whose name says which head it has.
         """
-        encoded, lengths = self.encoder.blocks(hidden, gates, sparsity)
-        return self._head_loss(FULL, encoded, lengths, batch).loss
+        sparsity = subnet.sparsity
+        encoded, lengths = self.encoder.blocks(hidden, subnet.gates, sparsity)
+        head = self._head_loss(subnet.size, encoded, lengths, batch, sparsity=sparsity)
+        return head.loss
 
     def accumulate(self, batches: int) -> None:
         """Says that an update has so many micro-batches, and that one begins."""

@@ -46,6 +46,15 @@ def test_costs_are_those_of_the_tensors_that_extraction_writes(
     sparse_model, pattern, granularity
 ):
     model = sparse_model(pattern, granularity=granularity, conv_norm="batch_norm")
+    assert_costs_are_those_of_the_tensors(model)
+
+
+def test_costs_count_the_masks_of_an_attention_decoder(sparse_model):
+    options = {"attention": True, "mask_decoder": True}
+    assert_costs_are_those_of_the_tensors(sparse_model("8x1", **options))
+
+
+def assert_costs_are_those_of_the_tensors(model):
     space = model.encoder.space
     with torch.no_grad():  # a weight may be zero of itself
         model.encoder.encoders[0].feed_forward.w_1.weight[:3] = 0.0
@@ -64,7 +73,7 @@ def test_costs_are_those_of_the_tensors_that_extraction_writes(
                 tensor.numel() for tensor in cut.values()
             )
             assert costs.of("bytes", number, sparsity) == _packed(model, spec)
-            if granularity == "block":
+            if space.granularity == "block":
                 continue  # the cut's blocks have other numbers
             left = sum(
                 int((cut[full_names[name]] != 0).sum())

@@ -14,13 +14,14 @@ from helpers.training import checksums, train, two_processes
 from helpers.transducers import encode, features
 
 from espnet_omnisparse.core.own_parameters import OwnParameters, nearest
-from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
+from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.extract.cut import cut_state
 from espnet_omnisparse.nn.conformer import OmniSparseConformerEncoder
 from espnet_omnisparse.search import dev_set as evaluation
 from espnet_omnisparse.supernet.config import SupernetConfig
+from espnet_omnisparse.supernet.sampling import SampledSubnet
 
 # of a run of 100: warm start to 10, ramp to 30
 CONF = {
@@ -181,7 +182,8 @@ def test_a_searched_size_is_what_the_search_has_evaluated(owning, batch):
         spec = spec_of(config, model, shares, name="70pct")
         made = model.make_batch(**batch)
         hidden = model.encoder.front_end(made.feats, made.feats_lengths)
-        loss = model.subnet_loss(hidden, made, spec.gates(), spec.sparsity)
+        subnet = SampledSubnet(FULL, spec.gates(), sparsity=spec.sparsity)
+        loss = model.subnet_loss(hidden, made, subnet)
         small = family.build(*family.cut(config, model.state_dict(), spec))
         expected = small(**batch)[1]["loss_ctc"]
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
