@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from espnet_omnisparse.core.layout import has_ctc_alone
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.options import CRITERION
@@ -21,11 +22,7 @@ from espnet_omnisparse.recipe.adoption import (
     commented,
     find_config,
 )
-from espnet_omnisparse.recipe.derive import (
-    changed_keys,
-    decodes_with_ctc_alone,
-    derive_model,
-)
+from espnet_omnisparse.recipe.derive import changed_keys, derive_model
 
 TASK = "espnet_omnisparse.tasks.OmniASRTask"
 _DEFAULT = Path("conf/training.yaml")
@@ -177,7 +174,7 @@ def _inference(recipe: Path, training: str, derived: Mapping[str, Any]) -> str:
     path = recipe / "conf" / "inference.yaml"
     given = read_config(path) if path.is_file() else {}
     decoding = given.get("model") or {}
-    if decodes_with_ctc_alone(derived["model"]):
+    if has_ctc_alone(derived["model"]):
         ctc = read_yaml(DECODE_CTC)
         decoding = {name: ctc[name] for name in ("beam_size", "ctc_weight")}
     model = {
