@@ -4,6 +4,7 @@ A size has all of its layers, the first few, or no decoder, and then CTC alone. 
 weights of these layers can be masked.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from espnet_omnisparse.errors import UserError
@@ -66,6 +67,15 @@ def layer_of(name: str) -> int | None:
     if not name.startswith(_LAYERS):
         return None
     return int(name.removeprefix(_LAYERS).split(".", 1)[0])
+
+
+def layer_count(names: Collection[str]) -> int:
+    """How many layers the decoder of a model has; 0: there is no such decoder.
+
+    Args:
+        names: Of the model's tensors.
+    """
+    return len({layer_of(name) for name in names} - {None})
 
 
 def in_layers(name: str) -> str:

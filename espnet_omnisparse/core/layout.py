@@ -10,7 +10,7 @@ from typing import Any
 
 from espnet_omnisparse.core.branches import MERGE
 from espnet_omnisparse.core.components import is_divided
-from espnet_omnisparse.core.decoder import DECODER, in_layers, layer_of
+from espnet_omnisparse.core.decoder import DECODER, in_layers, layer_count
 from espnet_omnisparse.core.mask import DEFAULT_PATTERN, Pattern
 from espnet_omnisparse.core.search_space import FRONT, SearchSpace, place
 
@@ -135,7 +135,7 @@ def stock_encoder(config: Mapping[str, Any]) -> str:
 
 def is_standalone(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is of the standalone transducer's task."""
-    return "body_conf" in config["encoder_conf"]
+    return "body_conf" in (config.get("encoder_conf") or {})
 
 
 def has_ctc_alone(config: Mapping[str, Any]) -> bool:
@@ -144,7 +144,7 @@ def has_ctc_alone(config: Mapping[str, Any]) -> bool:
     Args:
         config: Of either task; what it does not say has ESPnet's defaults.
     """
-    if "body_conf" in (config.get("encoder_conf") or {}):
+    if is_standalone(config):
         return False
     weight = (config.get("model_conf") or {}).get("ctc_weight", 0.5)
     return weight == 1.0 and config.get("decoder") != "transducer"
@@ -279,8 +279,7 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
     found = [locate(n, layout) for n in state if n.startswith(layout.prefix)]
     blocks = {number for number, _, _ in found}
     branches = {branch for _, branch, _ in found}
-    decoder = {layer_of(name) for name in state} - {None}
-    conf = config["encoder_conf"]
+    conf, model_conf = config["encoder_conf"], config.get("model_conf") or {}
     if is_standalone(config):
         heads = conf["body_conf"][0].get("heads", _STOCK_HEADS)
     else:
@@ -300,7 +299,7 @@ def space_of(config: Mapping[str, Any], state: Mapping[str, Any]) -> SearchSpace
         tuple(front_layers(state)) if conf.get("mask_front_end") else (),
         tuple(branch for branch in layout.parts if branch in branches),
         has_gate_linear(state),
-        len(decoder) if (config.get("model_conf") or {}).get("mask_decoder") else 0,
+        layer_count(state) if model_conf.get("mask_decoder") else 0,
     )
 
 

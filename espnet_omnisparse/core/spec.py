@@ -18,7 +18,7 @@ from espnet_omnisparse.core.decoder import (
     decoder_text,
     in_layers,
     keeps,
-    layer_of,
+    layer_count,
 )
 from espnet_omnisparse.core.gate import Gate, mask_gates
 from espnet_omnisparse.core.search_space import SearchSpace, place
@@ -242,7 +242,7 @@ class SubnetSpec:
         Raises:
             UserError: If it has none, or not more layers than are kept.
         """
-        layers = len({layer_of(name) for name in tensors} - {None})
+        layers = layer_count(tensors)
         if self.decoder is not None and self.decoder >= layers:
             raise UserError(
                 f"The spec {self.name!r} keeps {decoder_text(self.decoder)} of the "

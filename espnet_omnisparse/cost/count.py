@@ -39,7 +39,7 @@ from espnet_omnisparse.core.mask import Pattern, matrix_shape, nonzero_groups
 
 FRAMES_PER_SECOND = 100
 SAMPLE_RATE = 16_000
-_VALUE, _COLUMN, _BEGIN = 4, 2, 4  # bytes
+VALUE, _COLUMN, _BEGIN = 4, 2, 4  # bytes
 _MASKABLE = re.compile(
     "|".join(
         rf"{re.escape(layout.prefix)}\d+\.{re.escape(layout.weight_of(branch, layer))}"
@@ -104,7 +104,7 @@ def count_packed_bytes(model: Any, pattern: Pattern | None = None) -> int:
         pattern: The groups; `None`: all weights are stored densely.
     """
     floating = (buffer for buffer in model.buffers() if buffer.is_floating_point())
-    total = _VALUE * sum(buffer.numel() for buffer in floating)
+    total = VALUE * sum(buffer.numel() for buffer in floating)
     parameters = dict(model.named_parameters())
     front = set(front_layers(parameters).values())
     for name, parameter in parameters.items():
@@ -113,7 +113,7 @@ def count_packed_bytes(model: Any, pattern: Pattern | None = None) -> int:
             groups = nonzero_groups(parameter, pattern)
             total += packed_bytes(parameter.shape, groups, pattern)
         else:
-            total += _VALUE * parameter.numel()
+            total += VALUE * parameter.numel()
     return total
 
 
@@ -132,8 +132,8 @@ def packed_bytes(shape: Sequence[int], groups: int, pattern: Pattern) -> int:
     """
     out, inputs = matrix_shape(shape)
     rows = -(-out // pattern.rows)
-    each = _VALUE * pattern.rows * pattern.cols + _COLUMN
-    return min(groups * each + _BEGIN * (rows + 1), _VALUE * out * inputs)
+    each = VALUE * pattern.rows * pattern.cols + _COLUMN
+    return min(groups * each + _BEGIN * (rows + 1), VALUE * out * inputs)
 
 
 @torch.no_grad()

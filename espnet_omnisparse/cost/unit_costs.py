@@ -11,6 +11,7 @@ from espnet_omnisparse.core.components import joins_parts
 from espnet_omnisparse.core.decoder import DECODER, layer_of
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.cost.count import (
+    VALUE,
     count_macs,
     count_packed_bytes,
     measure_rtf,
@@ -87,7 +88,7 @@ def _of_decoder(model: Any, kind: str) -> list[int]:
 
     MACs and time end at CTC: in them it costs nothing.
     """
-    each = {"params": 1, "nonzero": 1, "bytes": 4}.get(kind, 0)
+    each = {"params": 1, "nonzero": 1, "bytes": VALUE}.get(kind, 0)
     costs: dict[int | None, int] = {None: 0}
     for name, parameter in model.named_parameters():
         if name.startswith(DECODER):

@@ -34,13 +34,35 @@ def calibration_batches(
         read: Callable[[Any], Utterance] = dataset.__getitem__
     else:
         ids, read = _listed(config)
+
+    def speech(uid: Any) -> Utterance:
+        name, data = read(uid)
+        return name, {"speech": data["speech"]}
+
+    yield from chosen_batches(ids, speech, utterances, batch_size)
+
+
+def chosen_batches(
+    ids: Sequence[Any],
+    read: Callable[[Any], Utterance],
+    utterances: int,
+    batch_size: int,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """A fixed, seeded subset of a set of utterances, in batches.
+
+    By length, as in training: padding would enter statistics.
+
+    Args:
+        ids: Of all that there are.
+        read: Gives the utterance of an id, with its `speech`.
+        utterances: How many.
+        batch_size: Utterances at a time.
+    """
     chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
-    # by length, as in training: padding would enter the statistics
-    items = sorted((read(uid) for uid in chosen), key=samples)
-    speech = [(uid, {"speech": data["speech"]}) for uid, data in items]
+    items = sorted((read(uid) for uid in chosen), key=_samples)
     collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
-    for start in range(0, len(speech), batch_size):
-        yield collate(speech[start : start + batch_size])[1]
+    for start in range(0, len(items), batch_size):
+        yield collate(items[start : start + batch_size])[1]
 
 
 def espnet3_dataset(
@@ -76,8 +98,7 @@ def espnet3_dataset(
     return dataset
 
 
-def samples(item: Utterance) -> tuple[int, str]:
-    """A key by which utterances are sorted: how long they are."""
+def _samples(item: Utterance) -> tuple[int, str]:
     return len(item[1]["speech"]), item[0]
 
 

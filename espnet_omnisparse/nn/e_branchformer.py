@@ -100,10 +100,10 @@ class EBranchformerBlock(PrunableBlock):
             open_gates.append(_openness(gate))
         if not outs:
             return torch.zeros_like(x) + self.merge_proj.bias
-        if not masked and all(isinstance(row[side], float) for side in self._sides):
-            return self._whole(torch.cat(outs, -1), frames)
-        fusion, projection = self.depthwise_conv_fusion, self.merge_proj
         sides = torch.cat(outs, -1)
+        if not masked and all(isinstance(row[side], float) for side in self._sides):
+            return self._whole(sides, frames)
+        fusion, projection = self.depthwise_conv_fusion, self.merge_proj
         tensors = {
             "depthwise_conv_fusion.weight": fusion.weight,
             "depthwise_conv_fusion.bias": fusion.bias,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from espnet_omnisparse.core.layout import has_ctc_alone
+from espnet_omnisparse.core.layout import has_ctc_alone, is_standalone
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.recipe import template
@@ -29,7 +29,6 @@ from espnet_omnisparse.recipe.adoption import (
 from espnet_omnisparse.recipe.derive import (
     changed_keys,
     derive,
-    is_of_standalone_task,
 )
 
 _CALLS_ASR = re.compile(r"^\s*\./asr\.sh\b", re.MULTILINE)
@@ -63,7 +62,7 @@ def plan(
     origin = "A Conformer with CTC" if source == STARTER else below(source, recipe)
     files = {target: commented(derived, f"{origin} as a supernet", changed)}
     options, inference = {"asr_config": target}, ""
-    if is_of_standalone_task(derived):
+    if is_standalone(derived):
         options["asr_task"] = "asr_transducer"
     elif has_ctc_alone(derived):
         inference = f"conf/{name}_decode_ctc.yaml"

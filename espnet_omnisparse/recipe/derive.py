@@ -82,7 +82,7 @@ def derive_model(config: Mapping[str, Any], axis: str) -> dict[str, Any]:
     """
     if supernet_section(config):
         raise UserError("It trains a supernet already: use it as it is.")
-    if not is_of_standalone_task(config):
+    if not is_standalone(config):
         _check_model(config)
         encoder = _encoder(config, axis)
         return _supernet(_with_ctc_at_its_end(config), SUPERNETS[axis], encoder)
@@ -161,11 +161,6 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 # sections that are told as one
 _WHOLE = ("supernet",)
-
-
-def is_of_standalone_task(config: Mapping[str, Any]) -> bool:
-    """Whether an ordinary configuration is of the task `asr_transducer`."""
-    return is_standalone({"encoder_conf": config.get("encoder_conf") or {}})
 
 
 def _encoder(config: Mapping[str, Any], axis: str) -> str:

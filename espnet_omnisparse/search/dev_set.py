@@ -6,7 +6,6 @@ evaluation runs the blocks and the output alone.
 
 import argparse
 import dataclasses
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import editdistance
 import torch
-from espnet2.train.collate_fn import CommonCollateFn
 from espnet2.train.dataset import ESPnetDataset
 
 from espnet_omnisparse.core.gate import mask_gates
@@ -23,8 +21,8 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
 from espnet_omnisparse.extract.calibration import (
     calibration_batches,
+    chosen_batches,
     espnet3_dataset,
-    samples,
 )
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.streaming.search import greedy_search
@@ -202,11 +200,7 @@ def _valid_batches(
         ids: Sequence[Any] = range(len(dataset))
     else:
         dataset, ids = _listed(config, preprocess)
-    chosen = random.Random(0).sample(ids, min(utterances, len(ids)))
-    items = sorted((dataset[uid] for uid in chosen), key=samples)
-    collate = CommonCollateFn(float_pad_value=0.0, int_pad_value=-1)
-    for start in range(0, len(items), _BATCH):
-        yield collate(items[start : start + _BATCH])[1]
+    yield from chosen_batches(ids, dataset.__getitem__, utterances, _BATCH)
 
 
 def _listed(

@@ -65,7 +65,7 @@ def unit_magnitudes(
         if branch not in space.branches:  # of no unit alone
             continue
         for part in range(space.parts[branch]):
-            inner = rest.split(".", 1)[1]
+            inner = layout.inside(branch, rest)
             mine = select(branch, inner, tensor, [part], space.parts[branch])
             unit = space.unit(number, branch, part)
             squares[unit] += float(mine.square().sum())
