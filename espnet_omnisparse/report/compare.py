@@ -31,14 +31,17 @@ def commands_of(comparison: Comparison, name: str, seed: int) -> list[list[str]]
         comparison: What is compared.
         name: The variant's name.
         seed: Of the training.
+
+    Raises:
+        UserError: If the comparison says what no command can be made of.
     """
     variant = comparison.variants[name]
     training = comparison.experiment(name, seed)
     commands = []
     if variant.command:
         of = variant.of and comparison.experiment(variant.of, seed)
-        text = variant.command.format(exp=training, of=of, seed=seed)
-        commands.append(shlex.split(text))
+        where = f"variants.{name}.command"
+        commands.append(_words(where, variant.command, exp=training, of=of, seed=seed))
     if variant.sizes:
         stage = "12" if variant.of or variant.command else "11"
         recipe = [
@@ -46,10 +49,22 @@ def commands_of(comparison: Comparison, name: str, seed: int) -> list[list[str]]
             *("--asr_config", variant.asr_config),
             *("--asr_tag", training.name.removeprefix("asr_")),
             *("--asr_args", f"--seed {seed} {variant.asr_args}".strip()),
-            *shlex.split(variant.run_args.format(seed=seed)),
+            *_words(f"variants.{name}.run_args", variant.run_args, seed=seed),
         ]
         commands.append(recipe)
     return commands
+
+
+def _words(where: str, text: str, **known: Any) -> list[str]:
+    """The words of a command, what stands in braces filled in."""
+    try:
+        return shlex.split(text.format(**known))
+    except (KeyError, IndexError, ValueError) as error:
+        names = ", ".join(f"{{{name}}}" for name in known)
+        raise UserError(
+            f"{where} is no command ({error}): close its quotes, and use no braces but "
+            f"{names}."
+        ) from error
 
 
 def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, Any]]:
@@ -67,7 +82,14 @@ def run_variant(comparison: Comparison, name: str, seed: int) -> list[dict[str, 
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         for command in commands_of(comparison, name, seed):
-            if subprocess.run(command, stdout=output, stderr=output).returncode != 0:
+            try:
+                ended = subprocess.run(command, stdout=output, stderr=output)
+            except OSError as error:
+                raise UserError(
+                    f"{name}: {command[0]} cannot be run ({error.strerror}): correct "
+                    "the comparison, or install it."
+                ) from error
+            if ended.returncode != 0:
                 raise UserError(
                     f"{name} with seed {seed} failed: see {log}, then run again."
                 )
@@ -209,7 +231,9 @@ def compare(
         UserError: If the file is wrong or a training fails.
     """
     comparison = Comparison.load(path)
-    require_folders([comparison.expdir])  # before hours of training
+    for name in comparison.variants:  # before hours of training
+        commands_of(comparison, name, 0)
+    require_folders([comparison.expdir])
     require_writable(comparison.results)
     if comparison.figure:
         require_writable(comparison.figure)

@@ -291,6 +291,33 @@ def test_a_variant_may_be_trained_by_another_command(file):
     assert "| shrunk | 1.0 | 100 | 1 | 2.0 |" in Path("README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "key, text, words",
+    [
+        ("command", "train {sed}", "variants.alone.command is no command"),
+        ("command", "train 'x", "variants.alone.command is no command"),
+        ("run_args", "--search '{exp}'", "variants.alone.run_args is no command"),
+    ],
+)
+def test_what_is_no_command_is_refused_before_anything_is_trained(
+    file, key, text, words
+):
+    values = yaml.safe_load(Path(file).read_text())
+    values["variants"]["alone"][key] = text
+    write_yaml(file, values)
+    with pytest.raises(UserError, match=words):
+        compare(file, [1], 1, only=["supernet"])
+    assert not Path("runs.txt").exists()
+
+
+def test_a_command_that_is_not_there_is_told_by_its_name(file):
+    values = yaml.safe_load(Path(file).read_text())
+    values["variants"]["alone"]["command"] = "no-such-program {exp}"
+    write_yaml(file, values)
+    with pytest.raises(UserError, match="alone: no-such-program cannot be run"):
+        compare(file, [1], 1, only=["alone"])
+
+
 def test_repairs_are_told_apart_and_counted(file):
     """Sizes of one supernet with and without: one table row and line each."""
     compare(file, [1, 2], 1, only=["supernet"])
