@@ -11,6 +11,24 @@ from helpers import REPOSITORY
 from helpers.tiny import TRAINING, changed
 
 SIZES = ("small", "medium", "full")
+#: Of a small hybrid model, as a recipe's configuration names it.
+CONFORMER = {
+    "encoder": "conformer",
+    "encoder_conf": {
+        "output_size": 16,
+        "attention_heads": 2,
+        "linear_units": 32,
+        "num_blocks": 3,
+        "rel_pos_type": "latest",
+        "macaron_style": True,
+        "use_cnn_module": True,
+        "cnn_module_kernel": 7,
+        "stochastic_depth_rate": 0.1,
+    },
+    "decoder": "transformer",
+    "decoder_conf": {"attention_heads": 2, "linear_units": 16, "num_blocks": 1},
+    "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.1},
+}
 
 
 def copy_recipe(folder: Path) -> Path:

@@ -21,6 +21,7 @@ import yaml
 
 from helpers import REPOSITORY
 from helpers.tiny import TRAINING, changed
+from helpers.trained import assert_same_training
 
 TOKENS = ("<blank>", "<unk>", "A", "B", "C", "<sos/eos>")
 TRAIN, VALID = 20, 4
@@ -209,6 +210,25 @@ def launch(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProc
 def train(command: Sequence[str], log: Path, **options: Any) -> Outcome:
     """Runs a training in a process of its own, to its end."""
     return start(command, log, **options).wait()
+
+
+def assert_goes_on(
+    command: Sequence[str], exp: Path, update: int, expected: Path
+) -> None:
+    """A training killed after an update goes on as if nothing had been.
+
+    Args:
+        command: Of the training.
+        exp: Its folder, which is not there yet.
+        update: When it is killed.
+        expected: The folder of the same training without an interruption.
+    """
+    log = exp.with_name("log")
+    killed = train(command, log, kill_at_update=update)
+    assert killed.code == -9, killed.output
+    resumed = train(command, log)
+    assert resumed.code == 0, resumed.output
+    assert_same_training(exp, expected)
 
 
 @pytest.fixture(scope="module")

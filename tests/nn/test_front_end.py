@@ -11,8 +11,8 @@ from helpers.encoders import prunable, transducer_encoder
 from helpers.gradients import assert_same_gradients, gradients, utterance_losses
 from helpers.tiny import FEATURES, asr_config, changed, transducer_config
 from helpers.tiny import build as build_model
-from helpers.trained import assert_same_training, load
-from helpers.training import train
+from helpers.trained import load
+from helpers.training import assert_goes_on
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -441,11 +441,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     corpus, uninterrupted, tmp_path, update
 ):
     exp = tmp_path / "exp"
-    command = corpus.command(exp, **TRAINING)
-    assert train(command, tmp_path / "log", kill_at_update=update).code == -9
-    resumed = train(command, tmp_path / "log")
-    assert resumed.code == 0, resumed.output
-    assert_same_training(exp, uninterrupted)
+    assert_goes_on(corpus.command(exp, **TRAINING), exp, update, uninterrupted)
 
 
 def test_a_trained_size_is_extracted_with_its_zeros_and_costs(uninterrupted, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import REPOSITORY
-from helpers.recipes import recipe_environment
+from helpers.recipes import CONFORMER, recipe_environment
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.errors import UserError
@@ -16,25 +16,11 @@ from espnet_omnisparse.files import read_yaml, write_yaml
 from espnet_omnisparse.recipe import adopt, template
 from espnet_omnisparse.recipe.derive import SUPERNETS, changed_keys, derive
 
-CONFORMER = {
+TRAINING = {
     "max_epoch": 5,
     "patience": 3,
     "best_model_criterion": [["valid", "acc", "max"]],
-    "encoder": "conformer",
-    "encoder_conf": {
-        "output_size": 16,
-        "attention_heads": 2,
-        "linear_units": 32,
-        "num_blocks": 3,
-        "rel_pos_type": "latest",
-        "macaron_style": True,
-        "use_cnn_module": True,
-        "cnn_module_kernel": 7,
-        "stochastic_depth_rate": 0.1,
-    },
-    "decoder": "transformer",
-    "decoder_conf": {"attention_heads": 2, "linear_units": 16, "num_blocks": 1},
-    "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.1},
+    **CONFORMER,
     "optim_conf": {"lr": 0.005},
 }
 RUN_SH = """#!/usr/bin/env bash
@@ -67,7 +53,7 @@ def asr1(tmp_path, monkeypatch):
     (asr1 / "conf").mkdir(parents=True)
     (asr1 / "run.sh").write_text(RUN_SH)
     (asr1 / "run.sh").chmod(0o755)
-    write_yaml(asr1 / "conf" / "train_asr.yaml", CONFORMER)
+    write_yaml(asr1 / "conf" / "train_asr.yaml", TRAINING)
     return asr1
 
 
@@ -112,7 +98,7 @@ def test_nothing_of_the_recipe_changes_and_twice_is_once(asr1, capsys):
     config = told(asr1)
     first = capsys.readouterr().out
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert config == derive(CONFORMER, "layer")
+    assert config == derive(TRAINING, "layer")
     assert f"Next: cd {asr1} && ./run_omnisparse.sh" in first
     assert "Sizes are decoded with: what run.sh says" in first
     assert "Python of its stages: /" in first
@@ -142,7 +128,7 @@ def test_run_sh_says_what_it_says_and_the_wrapper_the_rest(asr1):
 
 
 def test_ctc_alone_brings_its_decoding_configuration(asr1):
-    config = CONFORMER | {"model_conf": {"ctc_weight": 1.0}}
+    config = TRAINING | {"model_conf": {"ctc_weight": 1.0}}
     write_yaml(asr1 / "conf" / "ctc.yaml", config)
     cli.main(["recipe", str(asr1), "--config", "conf/ctc.yaml", "--name", "ctc_only"])
     options, _ = asked(asr1, "run_ctc_only.sh")
@@ -199,17 +185,17 @@ def test_a_python_without_the_package_is_told(asr1, capsys, monkeypatch):
 def test_a_derived_configuration_trains(axis):
     from espnet_omnisparse.tasks import OmniASRTask
 
-    derived = derive(CONFORMER, axis)
+    derived = derive(TRAINING, axis)
     args = OmniASRTask.get_default_config() | derived
     args |= {"token_list": ["<blank>", "<unk>", "a", "<sos/eos>"]}
     model = OmniASRTask.build_model(argparse.Namespace(**args))
     model.supernet.set_run_length(1000)
     assert {*model.supernet.sizes} == {*SUPERNETS[axis]["sizes"]}
-    assert changed_keys(CONFORMER, derived)[:2] == [
+    assert changed_keys(TRAINING, derived)[:2] == [
         "patience (left out)",
         "best_model_criterion",
     ]
-    assert CONFORMER["patience"] == 3  # the original is left alone
+    assert TRAINING["patience"] == 3  # the original is left alone
 
 
 def test_a_derived_configuration_has_one_ctc_loss_and_the_blocks_of_the_original():
@@ -229,7 +215,7 @@ def test_a_derived_configuration_has_one_ctc_loss_and_the_blocks_of_the_original
     assert {"encoder_conf.interctc_layer_idx (left out)", "model_conf.ctc_weight"} < {
         *changed_keys(config, derived)
     }
-    kept = derive(CONFORMER, "layer")
+    kept = derive(TRAINING, "layer")
     assert kept["encoder_conf"]["macaron_style"] is True
     assert kept["model_conf"]["ctc_weight"] == 0.3
 
@@ -245,7 +231,7 @@ def test_a_derived_configuration_has_one_ctc_loss_and_the_blocks_of_the_original
 )
 def test_what_has_no_supernet_is_refused(changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        derive(CONFORMER | changes, "layer")
+        derive(TRAINING | changes, "layer")
 
 
 # --- a whole recipe ----------------------------------------------------------------
@@ -265,7 +251,7 @@ def test_mini_an4_from_its_audio_to_packed_sizes(tmp_path, monkeypatch):
     asr1 = tmp_path / top
     for variable, value in recipe_environment(tmp_path / "x").items():
         monkeypatch.setenv(variable, value)
-    config = CONFORMER | {"max_epoch": 2, "batch_type": "unsorted", "batch_size": 2}
+    config = TRAINING | {"max_epoch": 2, "batch_type": "unsorted", "batch_size": 2}
     write_yaml(asr1 / "conf" / "train_conformer.yaml", config)
     cli.main(["recipe", str(asr1), "--config", "conf/train_conformer.yaml"])
     options = "--ngpu 0 --nj 1 --inference_nj 1 --use_lm false --skip_packing false"

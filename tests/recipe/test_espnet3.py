@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.recipes import recipe_environment
+from helpers.recipes import CONFORMER, recipe_environment
 from omegaconf import OmegaConf
 
 from espnet_omnisparse import cli
@@ -20,21 +20,7 @@ from espnet_omnisparse.train.journal import read_log
 MODEL = {
     "vocab_size": "${tokenizer.vocab_size}",
     "token_list": "${tokenizer.save_path}/tokens.txt",
-    "encoder": "conformer",
-    "encoder_conf": {
-        "output_size": 16,
-        "attention_heads": 2,
-        "linear_units": 32,
-        "num_blocks": 3,
-        "rel_pos_type": "latest",
-        "macaron_style": True,
-        "use_cnn_module": True,
-        "cnn_module_kernel": 7,
-        "stochastic_depth_rate": 0.1,
-    },
-    "decoder": "transformer",
-    "decoder_conf": {"attention_heads": 2, "linear_units": 16, "num_blocks": 1},
-    "model_conf": {"ctc_weight": 0.3, "lsm_weight": 0.1},
+    **CONFORMER,
     "normalize": "global_mvn",
     "normalize_conf": {"stats_file": "${stats_dir}/train/feats_stats.npz"},
 }

@@ -9,8 +9,8 @@ from helpers.encoders import SPARSE, log_probs, randomize
 from helpers.gradients import gradients, optimizer_of, utterance_losses
 from helpers.tiny import build as build_model
 from helpers.tiny import changed, transducer_config
-from helpers.trained import assert_same_tensors, assert_same_training, load
-from helpers.training import checksums, train, two_processes
+from helpers.trained import assert_same_tensors, load
+from helpers.training import assert_goes_on, checksums, two_processes
 from helpers.transducers import encode, features
 
 from espnet_omnisparse.core.own_parameters import OwnParameters, nearest
@@ -365,11 +365,7 @@ def test_a_training_killed_in_each_phase_goes_on_as_if_nothing_had_been(
     corpus, uninterrupted, tmp_path, update
 ):
     exp = tmp_path / "exp"
-    command = corpus.command(exp, **TRAINING)
-    assert train(command, tmp_path / "log", kill_at_update=update).code == -9
-    resumed = train(command, tmp_path / "log")
-    assert resumed.code == 0, resumed.output
-    assert_same_training(exp, uninterrupted)
+    assert_goes_on(corpus.command(exp, **TRAINING), exp, update, uninterrupted)
 
 
 def test_an_average_has_its_own_and_is_cut_with_it(uninterrupted):

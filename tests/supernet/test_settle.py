@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny import changed
-from helpers.trained import assert_same_tensors, assert_same_training, load
-from helpers.training import train
+from helpers.trained import assert_same_tensors, load
+from helpers.training import assert_goes_on, train
 
 from espnet_omnisparse.core.layout import ASR_LAYOUT
 from espnet_omnisparse.core.schedule import Timeline
@@ -218,12 +218,7 @@ def test_a_training_killed_in_each_phase_goes_on_as_if_nothing_had_been(
     corpus, uninterrupted, tmp_path, update
 ):
     exp = tmp_path / "exp"
-    command = corpus.command(exp, **TRAINING)
-    killed = train(command, tmp_path / "log", kill_at_update=update)
-    assert killed.code == -9, killed.output
-    resumed = train(command, tmp_path / "log")
-    assert resumed.code == 0, resumed.output
-    assert_same_training(exp, uninterrupted)
+    assert_goes_on(corpus.command(exp, **TRAINING), exp, update, uninterrupted)
 
 
 def test_averages_are_of_one_order_and_are_cut_by_it(uninterrupted):

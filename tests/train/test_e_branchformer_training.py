@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 from espnet2.bin.asr_inference import Speech2Text
-from helpers.trained import assert_same_tensors, assert_same_training, load
-from helpers.training import CONFIG, train
+from helpers.trained import assert_same_tensors, load
+from helpers.training import CONFIG, assert_goes_on, train
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.core.spec_yaml import read_spec
@@ -57,12 +57,7 @@ def test_a_training_killed_in_each_phase_goes_on_as_if_nothing_had_been(
     corpus, uninterrupted, tmp_path, update
 ):
     exp = tmp_path / "exp"
-    command = corpus.command(exp, TRAINING)
-    killed = train(command, tmp_path / "log", kill_at_update=update)
-    assert killed.code == -9, killed.output
-    resumed = train(command, tmp_path / "log")
-    assert resumed.code == 0, resumed.output
-    assert_same_training(exp, uninterrupted)
+    assert_goes_on(corpus.command(exp, TRAINING), exp, update, uninterrupted)
 
 
 def test_its_sizes_are_extracted_and_searched(uninterrupted, tmp_path, capsys):

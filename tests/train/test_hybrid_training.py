@@ -4,8 +4,8 @@ import pytest
 import soundfile
 from espnet2.bin.asr_inference import Speech2Text
 from helpers.tiny import DECODER
-from helpers.trained import assert_same_training, load
-from helpers.training import train
+from helpers.trained import load
+from helpers.training import assert_goes_on, train
 
 from espnet_omnisparse import cli
 from espnet_omnisparse.errors import UserError
@@ -50,11 +50,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(
     corpus, uninterrupted, tmp_path, update
 ):
     exp = tmp_path / "exp"
-    command = corpus.command(exp, **TRAINING)
-    assert train(command, tmp_path / "log", kill_at_update=update).code == -9
-    resumed = train(command, tmp_path / "log")
-    assert resumed.code == 0, resumed.output
-    assert_same_training(exp, uninterrupted)
+    assert_goes_on(corpus.command(exp, **TRAINING), exp, update, uninterrupted)
 
 
 def test_another_decoder_is_not_gone_on_with(corpus, uninterrupted, tmp_path):
