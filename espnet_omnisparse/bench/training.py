@@ -78,14 +78,19 @@ def configuration(
     return config
 
 
-def step(model: Any, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+def step(
+    model: Any, batch: dict[str, torch.Tensor], counts: bool = False
+) -> Callable[[], None]:
     """A function that makes one training step: forward, backward, update.
 
     Args:
         model: The model.
         batch: A batch as the model's forward takes it.
+        counts: Whether the supernet's next update follows; or it stays at this one.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    if counts:
+        model.supernet.follow(optimizer)
 
     def run() -> None:
         model.train()
@@ -177,13 +182,15 @@ def bench_sparsity(args: argparse.Namespace) -> None:
     """Prints what training with masks costs, and what keeping them fresh does."""
     dense = build(configuration(args, "plain"))
     dense.supernet.set_run_length(RUN_LENGTH)
-    modes = ("per_batch", "split_batch", "per_accum")
+    modes = ("per_batch", "split_batch", "per_accum", "in_turn")
     models = {mode: supernet_at(args, mode, STEP2_AT, SPARSE) for mode in modes}
     nets = models["per_accum"].supernet.subnets_per_update
     models["per_accum"].accumulate(nets)
     batch = make_batch(args)
     runs = {"dense": step(dense, batch)}
-    runs |= {mode: step(model, batch) for mode, model in models.items()}
+    for mode, model in models.items():
+        # only the updates of a turn must be different ones
+        runs[mode] = step(model, batch, counts=mode == "in_turn")
     # in turn each of the nets: their mean is what a batch costs
     times = measure_paired(runs, nets * max(2, args.rounds // 2), warmup=nets)
     print(

@@ -74,12 +74,13 @@ class SupernetConfig(Section):
         "authors of [2407.18930](https://arxiv.org/abs/2407.18930) do; not with "
         "`sparsity`",
     )
-    update: Literal["per_batch", "split_batch", "per_accum"] = option(
+    update: Literal["per_batch", "split_batch", "per_accum", "in_turn"] = option(
         "per_batch",
         "`per_batch`: every subnet of an update sees the whole batch; `split_batch`: "
         "the batch is divided among them, with the same expected gradient at the cost "
         "of about one net; `per_accum`: with `accum_grad`, each micro-batch trains one "
-        "of them",
+        "of them; `in_turn`: each update trains one of them, on the whole batch, at "
+        "the cost of one net",
     )
     subnet_weight: float | Literal["adaptive"] = option(
         0.3,

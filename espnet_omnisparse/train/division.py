@@ -13,14 +13,15 @@ Part = tuple[Batch, Sequence[SampledSubnet]]
 
 
 class Division:
-    """Which subnets see which utterances, in each of the three ways.
+    """Which subnets see which utterances, in each of the four ways.
 
     `per_batch`: each sees all; `split_batch`: each sees a part of its own, so that an
-    update costs what one net costs; `per_accum`: with gradient accumulation, each
-    micro-batch trains one of them. All have the same expected gradient.
+    update costs about what one net costs; `per_accum`: with gradient accumulation, each
+    micro-batch trains one of them; `in_turn`: each update does, which then costs what
+    one net costs. All have the same expected gradient.
 
     Args:
-        update: One of the three.
+        update: One of the four.
     """
 
     def __init__(self, update: str):
@@ -31,13 +32,19 @@ class Division:
         """Says that an update has so many micro-batches, and that one begins."""
         self._micro_batches, self._done = micro_batches, 0
 
-    def divide(self, batch: Batch, sampled: Sequence[SampledSubnet]) -> list[Part]:
+    def divide(
+        self, batch: Batch, sampled: Sequence[SampledSubnet], update: int
+    ) -> list[Part]:
         """The parts of a batch, each with the subnets that see it.
 
         Args:
             batch: The (micro-)batch.
             sampled: The subnets of the update.
+            update: The update count.
         """
+        if self._update == "in_turn":
+            subnet = sampled[update % len(sampled)]
+            return [(batch, [replace(subnet, size=_kind(subnet))])]
         if self._update == "per_accum":
             turn = self._done % self._micro_batches
             self._done += 1
@@ -50,7 +57,13 @@ class Division:
         return [(one, [subnet]) for one, subnet in zip(batches, subnets, strict=True)]
 
     def stands_for(self, sampled: Sequence[SampledSubnet]) -> float:
-        """For how many micro-batches the last one stands, of those of an update."""
+        """How often the last (micro-)batch counts, so that all subnets are heard.
+
+        Args:
+            sampled: The subnets of the update.
+        """
+        if self._update == "in_turn":
+            return float(len(sampled))
         if self._update != "per_accum":
             return 1.0
         turn = (self._done - 1) % self._micro_batches % len(sampled)

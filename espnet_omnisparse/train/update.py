@@ -177,7 +177,7 @@ class SupernetModel:
             self.diagnosis.before_update(batch)
             sampled = supernet.sample_subnets()
             sampled = [with_shared_gates(subnet, gradients) for subnet in sampled]
-            parts = self._division.divide(batch, sampled)
+            parts = self._division.divide(batch, sampled, supernet.update)
         else:
             sampled = supernet.validation_subnets()
             parts = [(batch, sampled)]

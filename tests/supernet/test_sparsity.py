@@ -650,6 +650,37 @@ def test_which_micro_batch_trains_which_net(sparse_model, batch):
     assert trained(5) == turns
 
 
+@pytest.mark.parametrize("distillation", ["none", "kl"])
+@pytest.mark.parametrize("update", [5, 20, 60], ids=["warm", "step1", "step2"])
+def test_the_updates_of_a_turn_add_up_to_per_batch(
+    sparse_model, batch, monkeypatch, update, distillation
+):
+    conf = {**BOTH_AXES, "distillation": distillation}
+    sandwich = ["dense", "sparsest", "sparsest", "half"]
+    whole = sparse_model(update, conf, sparsity={"sandwich": sandwich}).train()
+    turns = sparse_model(
+        update, {**conf, "update": "in_turn"}, sparsity={"sandwich": sandwich}
+    ).train()
+    expected = whole(**batch)[0]
+    # what they are at one update, which alone says whose turn it is
+    sampled = turns.supernet.sample_subnets()
+    monkeypatch.setattr(turns.supernet, "sample_subnets", lambda: sampled)
+    nets = len(sampled)
+    assert nets == {5: 1, 20: 2, 60: 4}[update]
+    first, total, names = turns.supernet.update, None, []
+    for turn in range(nets):
+        turns.supernet.update = first + turn
+        loss, stats, _ = turns(**batch)
+        names += [name for name in stats if re.match("loss_(?!ctc)", name)]
+        one = gradients(turns, loss / nets)
+        total = one if total is None else {n: t + one[n] for n, t in total.items()}
+    assert_same_gradients(total, gradients(whole, expected))
+    step2 = ["loss_full", "loss_sparsest", "loss_sparsest", "loss_half"]
+    assert names == {5: ["loss_full"], 20: ["loss_full", "loss_current"], 60: step2}[
+        update
+    ]
+
+
 def test_per_accum_trains_as_many_nets_as_step_1_has():
     conf = {**BOTH_AXES, "update": "per_accum"}
     assert supernet(conf=conf, sandwich=["sparsest"]).subnets_per_update == 2

@@ -110,7 +110,7 @@ BAD_CONFIGS = [
     ({"sizes": {"small": 0.01}}, "small asks for 0 units"),
     ({"sizes": {"small": 1.0}}, "small asks for 12 units"),
     ({"heads": "own"}, "heads must be one of shared, per_size, not 'own'"),
-    ({"update": "accum"}, "must be one of per_batch, split_batch, per_accum, not 'acc"),
+    ({"update": "accum"}, "of per_batch, split_batch, per_accum, in_turn, not 'accum'"),
     (
         {"layer_dropout_step1": 1.0},
         "step1 must be a number of at least 0 and below",

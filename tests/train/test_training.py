@@ -111,6 +111,23 @@ SETTINGS = {
             }
         },
     },
+    # an epoch of five batches does not end with a turn of three nets
+    "in turn": {
+        "encoder": "omni_sparse_conformer",
+        "encoder_conf": {"conv_norm": "layer_norm"},
+        "model_conf": {
+            "supernet": {
+                "method": "none",
+                "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
+                "sparsity": {
+                    **{"final": 0.8, "ramp": 4, "settle": 0.4, "refresh": 3},
+                    **{"own": "norms_and_biases", "sandwich": ["dense", "sparsest", "size"]},
+                },
+                "warm_start": 2,
+                "update": "in_turn",
+            }
+        },
+    },
     # step 1 from 2 to 7, the ramp to 12
     "both axes": {
         "encoder": "omni_sparse_conformer",
@@ -258,6 +275,7 @@ def test_a_null_section_trains_and_is_extracted_as_an_absent_one(
         ("greedy", 12, 2, True),
         ("distilled", 3, 1, False),
         ("pruned", 7, 1, False),
+        ("in turn", 9, 1, False),
         ("both axes", 13, 2, False),
     ],
 )
