@@ -23,9 +23,9 @@ from espnet_omnisparse.tasks import OmniASRTransducerTask
 FEATURES = 80
 SUPERNET = {
     "sizes": {"s90": {"sparsity": 0.9}},
-    "sparsity": {"ramp": 1, "nets": ["dense", "sparsest", "random", "random"]},
+    "sparsity": {"ramp": 1, "sandwich": ["dense", "sparsest", "random", "random"]},
 }
-STEPS = ("dense", "split_batch", "per_batch")
+STEPS = ("dense", "in_turn", "split_batch", "per_batch")
 
 
 def configuration(args: argparse.Namespace, update: str | None) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def configuration(
     Args:
         args: The command line's shape.
         update: `None` for stock ESPnet, `plain` for our encoder without a supernet,
-            or a supernet's `update` mode.
+            or a value of `supernet.update`.
         method: The supernet's selection method, or `SPARSE`.
     """
     parser = OmniASRTask.get_parser()
@@ -121,7 +121,7 @@ def supernet_at(
 
     Args:
         args: The command's options.
-        update: The way of an update, a value of `supernet.update`.
+        update: See `configuration`.
         at: The update count.
         method: A selection method's name.
     """
@@ -133,11 +133,9 @@ def supernet_at(
 
 def bench_training(args: argparse.Namespace) -> None:
     """Prints the time of a training step against stock."""
-    plain = build(configuration(args, "plain"))
-    plain.supernet.set_run_length(RUN_LENGTH)
     models = {
         "stock conformer": build(configuration(args, None)),
-        "ours, no supernet": plain,
+        "ours, no supernet": supernet_at(args, "plain", STEP2_AT),
         "supernet, step 1": supernet_at(args, "per_batch", STEP1_AT),
         "supernet, step 2": supernet_at(args, "per_batch", STEP2_AT),
         "step 1, split_batch": supernet_at(args, "split_batch", STEP1_AT),
@@ -180,8 +178,7 @@ def bench_selection(args: argparse.Namespace) -> None:
 
 def bench_sparsity(args: argparse.Namespace) -> None:
     """Prints what training with masks costs, and what keeping them fresh does."""
-    dense = build(configuration(args, "plain"))
-    dense.supernet.set_run_length(RUN_LENGTH)
+    dense = supernet_at(args, "plain", STEP2_AT)
     modes = ("per_batch", "split_batch", "per_accum", "in_turn")
     models = {mode: supernet_at(args, mode, STEP2_AT, SPARSE) for mode in modes}
     nets = models["per_accum"].supernet.subnets_per_update
