@@ -1,9 +1,12 @@
 """What the commands of `omnisparse` share: how one is registered, and arguments."""
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from espnet_omnisparse.errors import UserError
 
 #: What `add_subparsers` returns.
 Commands = Any
@@ -22,6 +25,41 @@ def add_command(commands: Commands, run: Run) -> argparse.ArgumentParser:
     command = commands.add_parser(run.__name__, help=text, description=text)
     command.set_defaults(run=run)
     return command
+
+
+def split_words(option: str, text: str) -> list[str]:
+    """The arguments for another command that an option holds in one text.
+
+    Args:
+        option: Its name.
+        text: Its value.
+
+    Raises:
+        UserError: If a quote is not closed.
+
+    >>> split_words("--search", "--objective wer --init 'a b'")
+    ['--objective', 'wer', '--init', 'a b']
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(
+            f"{option} holds no arguments ({error}): close its quotes."
+        ) from error
+
+
+def refuse_in_one_sentence(parser: argparse.ArgumentParser, option: str = "") -> None:
+    """Has a parser raise a `UserError` where it would print its usage and exit.
+
+    Args:
+        parser: It.
+        option: That which holds the arguments, if they are not the command's own.
+    """
+
+    def refuse(message: str) -> None:
+        raise UserError(f"{option}: {message}." if option else f"{message}.")
+
+    parser.error = refuse
 
 
 def count(text: str) -> int:

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from espnet_omnisparse.errors import UserError, one_sentence
+from espnet_omnisparse.arguments import refuse_in_one_sentence
+from espnet_omnisparse.errors import one_sentence
 from espnet_omnisparse.tasks import OmniASRTask, SupernetTask
 
 
@@ -18,14 +19,10 @@ def train(task: type[SupernetTask], cmd: Sequence[str] | None = None) -> None:
         task: The task's class.
         cmd: The command line; `None`: the process' own.
     """
-
-    def refuse(message: str) -> None:
-        raise UserError(f"{message}.")
-
     with one_sentence():
         parser = task.get_parser()
         # argparse would print pages of usage above the sentence that matters
-        parser.error = refuse
+        refuse_in_one_sentence(parser)
         task.main(args=parser.parse_args(cmd))
 
 

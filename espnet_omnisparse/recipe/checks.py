@@ -1,10 +1,12 @@
 """What is wrong with options or machine, found before anything is written."""
 
+import argparse
 import shutil
 import subprocess
 from pathlib import Path
 
 from espnet_omnisparse import environment
+from espnet_omnisparse.arguments import refuse_in_one_sentence, split_words
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.options import supernet_section
@@ -16,6 +18,7 @@ from espnet_omnisparse.recipe.options import (
     decoding_of,
     length_of,
 )
+from espnet_omnisparse.search import command as search
 
 #: Options that name files -> the stage that reads them; no stage writes them.
 READ_LATER = {
@@ -40,6 +43,7 @@ def check(run: Run) -> None:
         )
     if run.own["repair"]:
         length_of(run.own["repair"])
+    _check_search(run)
     if run["asr_task"] not in DECODING:
         raise UserError(
             f"--asr_task {run['asr_task']} is not supported: use one of "
@@ -63,6 +67,17 @@ def check(run: Run) -> None:
             "Speed perturbation (stage 2) needs sox: install it, or leave it out with "
             '--speed_perturb_factors "".'
         )
+
+
+def _check_search(run: Run) -> None:
+    """Reads the arguments of the search as it will, hours from now."""
+    commands = argparse.ArgumentParser(add_help=False).add_subparsers()
+    search.add_commands(commands)
+    (parser,) = commands.choices.values()
+    refuse_in_one_sentence(parser, "--search")
+    parser.parse_args(
+        ["exp", "--budgets", "", *split_words("--search", run.own["search"])]
+    )
 
 
 def check_machine(run: Run, root: Path) -> None:

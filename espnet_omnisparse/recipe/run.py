@@ -25,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet_omnisparse.arguments import split_words
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.extract.names import size_folder
 from espnet_omnisparse.options import supernet_section
@@ -221,7 +222,7 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
         command = [sys.executable, "-m", "espnet_omnisparse.cli", "search"]
         command += [run.asr_exp, "--budgets", " ".join(names)]
         command += ["--checkpoint", run["inference_asr_model"]]
-        command += shlex.split(run.own["search"])
+        command += split_words("--search", run.own["search"])
         if subprocess.run(command).returncode != 0:
             raise UserError("The search failed: the reason is printed above.")
     return [names.get(size, size) for size in sizes]

@@ -1,12 +1,13 @@
 """The steps from a model to its family; each is done once, however often it is run."""
 
+import argparse
 import hashlib
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from espnet_omnisparse.arguments import refuse_in_one_sentence, split_words
 from espnet_omnisparse.bin import asr_train
 from espnet_omnisparse.console import say
 from espnet_omnisparse.errors import UserError
@@ -24,6 +25,7 @@ from espnet_omnisparse.shrink.one_shot import build_supernet, one_shot, one_shot
 from espnet_omnisparse.shrink.original import Original, read_original
 from espnet_omnisparse.shrink.plan import Length, data_options, training_config
 from espnet_omnisparse.shrink.scores import BEAM_PLACE, PLACE, score
+from espnet_omnisparse.tasks import OmniASRTask
 from espnet_omnisparse.train.journal import read_log
 
 #: What a folder is the family of; and the training's configuration.
@@ -31,6 +33,11 @@ MARK, TRAINING = "shrink.yaml", "training.yaml"
 #: What says that the training has come to its end.
 _TRAINED = "trained.yaml"
 _MODEL, _DATA = "model", "data"
+#: Arguments of the training that are the command's to give.
+_GIVEN = (
+    *("--config", "--output_dir", "--init_param", "--resume", "--ngpu"),
+    "--multiprocessing_distributed",
+)
 
 
 @dataclass(frozen=True)
@@ -148,8 +155,24 @@ def _training(wish: Wish, original: Original, folder: Path) -> dict[str, Any]:
 
 
 def _config(wish: Wish, original: Original, folder: Path) -> dict[str, Any]:
-    """The whole configuration of the supernet."""
-    return {**original.config, **_training(wish, original, folder)}
+    """The whole configuration of the supernet, as the training will have it."""
+    config = {**original.config, **_training(wish, original, folder)}
+    parser = OmniASRTask.get_parser()
+    refuse_in_one_sentence(parser, "--train_args")
+    begun = argparse.Namespace(**{**config, "config": None})
+    given = ["--output_dir", str(wish.out), *_train_args(wish)]
+    return vars(parser.parse_args(given, begun))
+
+
+def _train_args(wish: Wish) -> list[str]:
+    """Further arguments of the training."""
+    words = split_words("--train_args", wish.train_args)
+    for word in words:
+        if word.partition("=")[0] in _GIVEN:
+            raise UserError(
+                f"--train_args: {word} is given by omnisparse shrink: leave it out."
+            )
+    return words
 
 
 def _train(wish: Wish, original: Original) -> None:
@@ -164,7 +187,7 @@ def _train(wish: Wish, original: Original) -> None:
         *("--init_param", str(original.checkpoint), "--resume", "true"),
         *("--ngpu", str(wish.ngpu)),
         *("--multiprocessing_distributed", str(wish.ngpu > 1).lower()),
-        *shlex.split(wish.train_args),
+        *_train_args(wish),
     ]
     asr_train.main(arguments)
     last = read_log(wish.out)[-1]

@@ -238,6 +238,17 @@ def test_sizes_and_folders_that_make_no_sense_are_refused(
     assert "is a supernet already" in told(*LAYERS, given=layer_family)
     (tmp_path / "bad.zip").write_text("no zip")
     assert "is no packed model" in told(*LAYERS, given=tmp_path / "bad.zip")
+
+    def train_args(text):
+        return told(*LAYERS, f"--train_args={text}")
+
+    assert "--train_args: unrecognized arguments: --lr_ 1" in train_args("--lr_ 1")
+    assert "--train_args: argument --max_epoch: invalid" in train_args("--max_epoch x")
+    assert "no arguments (No closing quotation)" in train_args("--optim 'adam")
+    assert "supernet.update must be one of" in train_args(
+        "--model_conf supernet.update=all"
+    )
+    assert "--resume=false is given by omnisparse" in train_args("--resume=false")
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         cli.main(command(model, corpus, tmp_path / "out"))

@@ -676,9 +676,10 @@ def test_the_updates_of_a_turn_add_up_to_per_batch(
         total = one if total is None else {n: t + one[n] for n, t in total.items()}
     assert_same_gradients(total, gradients(whole, expected))
     step2 = ["loss_full", "loss_sparsest", "loss_sparsest", "loss_half"]
-    assert names == {5: ["loss_full"], 20: ["loss_full", "loss_current"], 60: step2}[
-        update
-    ]
+    assert (
+        names
+        == {5: ["loss_full"], 20: ["loss_full", "loss_current"], 60: step2}[update]
+    )
 
 
 def test_per_accum_trains_as_many_nets_as_step_1_has():

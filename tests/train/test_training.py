@@ -121,7 +121,8 @@ SETTINGS = {
                 "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
                 "sparsity": {
                     **{"final": 0.8, "ramp": 4, "settle": 0.4, "refresh": 3},
-                    **{"own": "norms_and_biases", "sandwich": ["dense", "sparsest", "size"]},
+                    "own": "norms_and_biases",
+                    "sandwich": ["dense", "sparsest", "size"],
                 },
                 "warm_start": 2,
                 "update": "in_turn",
