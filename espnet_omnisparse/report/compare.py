@@ -176,13 +176,8 @@ def run_all(
         only: Names of the variants to run; empty: all.
 
     Raises:
-        UserError: If a name in `only` is no variant, or a training fails.
+        UserError: If a training fails.
     """
-    for name in only:
-        if name not in comparison.variants:
-            raise UserError(
-                f"--only: {name} is not one of {', '.join(comparison.variants)}."
-            )
     done = {(line["variant"], line["seed"]) for line in read_lines(comparison)}
     missing = [
         (name, seed)
@@ -228,9 +223,15 @@ def compare(
         only: Names of the variants to run; empty: all.
 
     Raises:
-        UserError: If the file is wrong or a training fails.
+        UserError: If the file is wrong, a name in `only` is no variant, or a training
+            fails.
     """
     comparison = Comparison.load(path)
+    for name in only:
+        if name not in comparison.variants:
+            raise UserError(
+                f"--only: {name} is not one of {', '.join(comparison.variants)}."
+            )
     for name in comparison.variants:  # before hours of training
         commands_of(comparison, name, 0)
     require_folders([comparison.expdir])

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.errors import UserError, check_keys
 from espnet_omnisparse.files import read_yaml
 
 
@@ -98,18 +98,18 @@ class Comparison:
         Raises:
             UserError: If a key is missing or unknown.
         """
-        values = dict(read_yaml(path))
-        try:
-            values["variants"] = {
-                name: Variant(
-                    **{**one, "sizes": tuple(one["sizes"])}
-                    | {"after": tuple(one.get("after", ()))}
-                )
-                for name, one in values["variants"].items()
-            }
-            comparison = cls(**values)
-        except (TypeError, KeyError) as error:
-            raise UserError(f"{path} is not a comparison: {error}.") from error
+        values = _checked(f"{path}", read_yaml(path), cls)
+        variants = values["variants"]
+        if not isinstance(variants, Mapping):
+            raise UserError(
+                f"{path}: variants must be trainings by their names, not {variants!r}."
+            )
+        values["variants"] = {}
+        for name, one in variants.items():
+            given = _checked(f"{path}: variants.{name}", one, Variant)
+            tuples = {key: tuple(given.get(key) or ()) for key in ("sizes", "after")}
+            values["variants"][name] = Variant(**given | tuples)
+        comparison = cls(**values)
         comparison._check_order(path)
         return comparison
 
@@ -129,6 +129,24 @@ class Comparison:
                 f"{path}: some variants wait for each other ({names}): correct their "
                 "of and after."
             ) from error
+
+
+def _checked(where: str, given: Any, kind: type) -> dict[str, Any]:
+    """The options of a section, none of which is unknown or lacking.
+
+    Args:
+        where: What messages call the section.
+        given: It.
+        kind: The dataclass that it becomes.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} must be options with their values, not {given!r}.")
+    check_keys(where, given, [one.name for one in fields(kind)])
+    for one in fields(kind):
+        needed = one.default is MISSING and one.default_factory is MISSING
+        if needed and one.name not in given:
+            raise UserError(f"{where} has no {one.name}: add it.")
+    return dict(given)
 
 
 def read_lines(comparison: Comparison) -> list[dict[str, Any]]:

@@ -167,17 +167,33 @@ def test_a_page_without_markers_is_refused_before_anything_is_trained(file):
     assert not Path("runs.txt").exists()
 
 
-def test_an_unknown_key_is_refused(file):
-    file.write_text(file.read_text() + "tittle: x\n")
-    with pytest.raises(UserError, match="not a comparison.*tittle"):
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        (lambda all: {**all, "tittle": "x"}, "unknown key 'tittle'; did you mean 'tit"),
+        (lambda all: {k: v for k, v in all.items() if k != "table"}, "has no table"),
+        (lambda all: {**all, "variants": ["a"]}, r"must be trainings .* not \['a'\]"),
+        (lambda all: {**all, "variants": {"a": None}}, "variants.a must be options"),
+        (lambda all: {**all, "variants": {"a": {"sizes": []}}}, "a has no asr_config"),
+        (lambda all: None, "must be options with their values, not None"),
+    ],
+)
+def test_a_file_that_is_no_comparison_is_refused(file, wrong, sentence):
+    file.write_text(yaml.safe_dump(wrong(yaml.safe_load(file.read_text()))))
+    before = Path("README.md").read_text()
+    with pytest.raises(UserError, match=sentence):
         compare(file, [1], 1)
+    assert Path("README.md").read_text() == before
 
 
 def test_only_the_named_variants_are_run(file):
     compare(file, [1], 1, only=["alone"])
     assert Path("runs.txt").read_text().split() == ["alone_seed1"]
+    Path("README.md").write_text("<!-- begin tiny.yaml -->\n<!-- end tiny.yaml -->\n")
+    before = Path("README.md").read_text()
     with pytest.raises(UserError, match="--only: both is not one of supernet, alone"):
         compare(file, [1], 1, only=["both"])
+    assert Path("README.md").read_text() == before
 
 
 def test_the_table_shows_titles_the_spread_of_the_seeds_and_the_commands(file):
