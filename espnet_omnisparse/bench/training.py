@@ -18,6 +18,7 @@ from espnet_omnisparse.core.spec import FULL, SubnetSpec, fingerprint
 from espnet_omnisparse.cost.count import measure_paired, measure_rtf, paired_ratio
 from espnet_omnisparse.errors import one_sentence
 from espnet_omnisparse.extract.experiment import build, cut
+from espnet_omnisparse.recipe.derive import SUPERNETS
 from espnet_omnisparse.tasks import OmniASRTask
 from espnet_omnisparse.train.journal import settled_specs
 
@@ -26,6 +27,7 @@ SPARSE = "sparse"  # not a method, but masks on weights
 LEARNED = ("simple_topk", "iterative_zero_out", "ortho_softmax")
 RUN_LENGTH = 1000
 STEP1_AT, STEP2_AT = 300, 800
+BEFORE_SETTLING = 620  # masks on weights follow them to update 650
 
 
 def configuration(
@@ -72,9 +74,7 @@ def configuration(
             config["model_conf"]["supernet"] |= sizes
         if method == SPARSE:
             config["encoder"] = "omni_sparse_conformer"
-            sizes = {"s50": {"sparsity": 0.5}, "s90": {"sparsity": 0.9}}
-            supernet = {"sizes": sizes, "sparsity": {}, "update": update}
-            config["model_conf"]["supernet"] = supernet
+            config["model_conf"]["supernet"] = {**SUPERNETS["weight"], "update": update}
     return config
 
 
@@ -198,7 +198,7 @@ def bench_sparsity(args: argparse.Namespace) -> None:
         ratio = sum(row) / sum(times["dense"])
         print(f"| {name} | {1e3 * statistics.mean(row):.0f} | {ratio:.3f}x |")
 
-    model = models["split_batch"]
+    model = supernet_at(args, "split_batch", BEFORE_SETTLING, SPARSE)
     train = step(model, batch)
 
     def refreshing() -> None:
