@@ -117,7 +117,8 @@ def test_threads_change_nothing(engine, kind, whole, threads):
     "kind", ["e-branchformer-masked", "e-branchformer-absolute", "legacy"]
 )
 def test_all_instruction_sets_say_the_same(engine, kernels, kind, dtype):
-    """`kernels` has one in use; of others the best one's output is expected."""
+    """`kernels` has one in use. In int8 the best one's output is what is expected; in
+    fp32 PyTorch's, of which each has its own rounding."""
     samples = (3000, 2 * RATE + 77)  # a narrow tile, and wide ones
     found = [
         outputs(stream(engine(kind, dtype)), [sound(n)], LOG_PROBS) for n in samples
@@ -125,10 +126,11 @@ def test_all_instruction_sets_say_the_same(engine, kernels, kind, dtype):
     kernels.force("")
     for one, count in zip(found, samples, strict=True):
         wave = sound(count)
-        best = outputs(stream(engine(kind, dtype)), [wave], LOG_PROBS)
-        assert len(one) > 1 and np.abs(one - best).max() < 1e-4
         if dtype == "fp32":
-            assert np.abs(one - log_probs(made(kind)[0], wave)).max() < 1e-4
+            expected = log_probs(made(kind)[0], wave)
+        else:
+            expected = outputs(stream(engine(kind, dtype)), [wave], LOG_PROBS)
+        assert len(one) > 1 and np.abs(one - expected).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["ctc", "kaldi", "long-windows"])
