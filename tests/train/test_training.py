@@ -31,6 +31,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.recipe import checks
 from espnet_omnisparse.recipe.options import parse
 
+SPARSITIES = {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}}
 # 4 epochs of 5 batches; step 1 ends half way, at the end of epoch 2
 SETTINGS = {
     # 20 updates
@@ -81,7 +82,7 @@ SETTINGS = {
         "model_conf": {
             "supernet": {
                 "method": "none",
-                "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
+                "sizes": SPARSITIES,
                 "sparsity": {
                     "final": 0.8,
                     "ramp": 4,
@@ -100,7 +101,7 @@ SETTINGS = {
         "model_conf": {
             "supernet": {
                 "method": "none",
-                "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
+                "sizes": SPARSITIES,
                 "sparsity": {
                     "final": 0.8,
                     "ramp": 0.4,
@@ -118,7 +119,7 @@ SETTINGS = {
         "model_conf": {
             "supernet": {
                 "method": "none",
-                "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
+                "sizes": SPARSITIES,
                 "sparsity": {
                     **{"final": 0.8, "ramp": 4, "settle": 0.4, "refresh": 3},
                     "own": "norms_and_biases",
