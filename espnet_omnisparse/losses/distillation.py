@@ -14,6 +14,7 @@ probabilities overflow in less.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,10 +34,13 @@ class Teacher:
         ctc: CTC logits `[batch, time, labels]`, where there is CTC.
         lattice: Of a transducer, the log-probabilities of the correct label, of blank
             and of the rest at each node `[batch, time, labels + 1, 3]`.
+        blocks: The encoder's output after each block `[batch, time, size]`, if that
+            is taught.
     """
 
     ctc: torch.Tensor | None
     lattice: torch.Tensor | None
+    blocks: tuple[torch.Tensor, ...] = ()
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, kind: str) -> torch.Tensor:
@@ -131,6 +135,37 @@ def lattice_loss(
     nodes = divergence(student[real], teacher_collapsed[real], kind)
     share = (1.0 / (u_len + 1))[:, None, None].expand_as(real)[real]
     return (nodes * share).sum() / len(labels)
+
+
+def block_loss(
+    student: Sequence[torch.Tensor],
+    teacher: Sequence[torch.Tensor],
+    lengths: torch.Tensor,
+) -> torch.Tensor:
+    """How far a student is from its teacher after each block, per utterance.
+
+    The squared distance relative to the teacher's square, so that every block counts
+    alike (SquareHead of arXiv 2310.06927), in the mean over blocks; times frames, the
+    scale of `frame_loss`.
+
+    Args:
+        student: Output after each block `[B, T, D]`.
+        teacher: The same of the teacher.
+        lengths: Frames of each utterance `[B]`.
+
+    Returns:
+        A scalar, the mean over utterances; what teaches gets no gradient.
+
+    >>> ones = torch.ones(1, 4, 2)
+    >>> block_loss([0.5 * ones, ones], [ones, ones], torch.tensor([4])).item()
+    0.5
+    """
+    real = _below(lengths, student[0].size(1))
+    ratios = []
+    for own, wanted in zip(student, teacher, strict=True):
+        own, wanted = _precise(own[real]), _precise(wanted.detach()[real])
+        ratios.append((own - wanted).square().sum() / wanted.square().sum())
+    return torch.stack(ratios).mean() * real.sum() / len(lengths)
 
 
 def collapse(

@@ -33,11 +33,6 @@ MARK, TRAINING = "shrink.yaml", "training.yaml"
 #: What says that the training has come to its end.
 _TRAINED = "trained.yaml"
 _MODEL, _DATA = "model", "data"
-#: Arguments of the training that are the command's to give.
-_GIVEN = (
-    *("--config", "--output_dir", "--init_param", "--resume", "--ngpu"),
-    "--multiprocessing_distributed",
-)
 
 
 @dataclass(frozen=True)
@@ -167,12 +162,25 @@ def _config(wish: Wish, original: Original, folder: Path) -> dict[str, Any]:
 def _train_args(wish: Wish) -> list[str]:
     """Further arguments of the training."""
     words = split_words("--train_args", wish.train_args)
+    ours = [word for word in _given(wish, Path()) if word.startswith("--")]
     for word in words:
-        if word.partition("=")[0] in _GIVEN:
+        name = word.partition("=")[0]
+        # argparse takes the beginning of a name for it
+        if name.startswith("--") and any(one.startswith(name) for one in ours):
             raise UserError(
                 f"--train_args: {word} is given by omnisparse shrink: leave it out."
             )
     return words
+
+
+def _given(wish: Wish, checkpoint: Path) -> list[str]:
+    """The arguments of the training that are the command's to give."""
+    return [
+        *("--config", str(wish.out / TRAINING), "--output_dir", str(wish.out)),
+        *("--init_param", str(checkpoint), "--resume", "true"),
+        *("--ngpu", str(wish.ngpu)),
+        *("--multiprocessing_distributed", str(wish.ngpu > 1).lower()),
+    ]
 
 
 def _train(wish: Wish, original: Original) -> None:
@@ -180,16 +188,8 @@ def _train(wish: Wish, original: Original) -> None:
     done = wish.out / _TRAINED
     if done.exists():
         return
-    config = wish.out / TRAINING
-    write_yaml(config, _training(wish, original, wish.out))
-    arguments = [
-        *("--config", str(config), "--output_dir", str(wish.out)),
-        *("--init_param", str(original.checkpoint), "--resume", "true"),
-        *("--ngpu", str(wish.ngpu)),
-        *("--multiprocessing_distributed", str(wish.ngpu > 1).lower()),
-        *_train_args(wish),
-    ]
-    asr_train.main(arguments)
+    write_yaml(wish.out / TRAINING, _training(wish, original, wish.out))
+    asr_train.main([*_given(wish, original.checkpoint), *_train_args(wish)])
     last = read_log(wish.out)[-1]
     write_yaml(done, {name: last[name] for name in ("epoch", "update")})
 

@@ -107,6 +107,14 @@ class SupernetConfig(Section):
         ge=0,
         le=1,
     )
+    distillation_blocks: Number = option(
+        0.0,
+        "with `distillation`: weight, beside the loss, of how far a subnet is from the "
+        "teacher after each block, relative to the teacher's output there (SquareHead, "
+        "[2310.06927](https://arxiv.org/abs/2310.06927))",
+        "a number of at least 0",
+        ge=0,
+    )
     teacher: str | None = option(
         None,
         "with `distillation`: a checkpoint of the full net's shape, such as the model "

@@ -43,6 +43,7 @@ def check_effect(config: SupernetConfig, selection: Selection, subnets: int) -> 
         "subnet_dropout": several,
         "distillation": taught,
         "distillation_weight": taught and config.distillation != "none",
+        "distillation_blocks": taught and config.distillation != "none",
         "warm_start": selection.learns or several or masked,
         "step1": selection.learns,
         "layer_dropout_step1": selection.learns and subnet_in_step1,
@@ -56,7 +57,7 @@ def check_effect(config: SupernetConfig, selection: Selection, subnets: int) -> 
         why = f"with method {config.method}"
         if name == "fraction_of":
             why = "without a fraction in sizes"
-        elif name == "distillation_weight" and several:
+        elif name.startswith("distillation_") and several:
             why = "without distillation"
         text = f"supernet.{name}: {given} has no effect {why}"
         if name not in _OF_STEPS:

@@ -1,6 +1,7 @@
 """A net that does not learn and teaches every subnet: the model one began from."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,8 +55,12 @@ class FrozenTeacher:
             self._load()
         net = self._net.to(part.feats.device)
         hidden = net.encoder.front_end(part.feats, part.feats_lengths)
-        encoded, lengths = net.encoder.blocks(hidden.with_chunk_mask(chunk))
-        return net._make_teacher(encoded, lengths, part)
+        depth = len(net.encoder.layers)
+        blocks = net.encoder.intermediate_outputs(
+            hidden.with_chunk_mask(chunk), range(1, depth + 1)
+        )
+        teacher = net._make_teacher(blocks[-1], hidden.lengths, part)
+        return replace(teacher, blocks=tuple(blocks))
 
     def _load(self) -> None:
         state = load_tensors(self._path)

@@ -5,19 +5,19 @@ which utterances, with what weight, and how their losses become one is here.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from espnet2.torch_utils.device_funcs import force_gatherable
 
-from espnet_omnisparse.core.gate import layer_dropout_gates, mask_gates
+from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.core.schedule import PHASES, STEP1
 from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.losses.distillation import Teacher
+from espnet_omnisparse.losses.distillation import Teacher, block_loss
 from espnet_omnisparse.losses.head import HeadLoss
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.supernet.config import ADAPTIVE, SupernetConfig
@@ -35,6 +35,7 @@ from espnet_omnisparse.train.gradients import (
 )
 from espnet_omnisparse.train.loss_guard import LossGuard
 from espnet_omnisparse.train.mask_upkeep import MaskUpkeep
+from espnet_omnisparse.train.outputs import Outputs, run_subnet
 
 NORMALIZATIONS = ("frames", "batch")
 # ESPnet's log discards infinite values, so "worse than anything" is finite
@@ -191,7 +192,7 @@ class SupernetModel:
                 hidden = fronts.of(subnet.sparsity)
                 outputs = self._outputs(subnet, hidden)
                 if subnet.is_largest:
-                    largest = outputs[subnet.size].detach()
+                    largest = outputs.detach()
                 elif self._distils and teacher is None:
                     teacher = self._teacher(largest, fronts, part)
                 losses = self._losses(subnet, outputs, hidden, part, teacher, stats)
@@ -213,7 +214,7 @@ class SupernetModel:
     def _losses(
         self,
         subnet: SampledSubnet,
-        outputs: Mapping[str, torch.Tensor],
+        outputs: Outputs,
         hidden: Frames,
         part: Batch,
         teacher: Teacher | None,
@@ -235,13 +236,17 @@ class SupernetModel:
         share = self.supernet.config.distillation_weight
         scale = self._scale(len(part), hidden.mask.sum())
         losses = []
-        for size, encoded in outputs.items():
+        for size, encoded in outputs.sizes.items():
             head = self._head_loss(
                 size, encoded, hidden.lengths, part, teacher, subnet.sparsity
             )
             # a mean over the part's utterances, an unbiased estimate of the whole
             # batch's: split_batch has the expectation of per_batch
             mean = head.mixed(share)
+            if teacher is not None and outputs.blocks and size == subnet.size:
+                lengths = hidden.lengths
+                apart = block_loss(outputs.blocks, teacher.blocks, lengths)
+                mean = mean + self.supernet.config.distillation_blocks * apart
             scaled = mean.detach() * scale
             stats[self._stat("loss", size)] = scaled
             for name, value in head.stats.items():
@@ -309,25 +314,10 @@ class SupernetModel:
         """Says that an update has so many micro-batches, and that one begins."""
         self._division.begin(batches)
 
-    def _outputs(
-        self, subnet: SampledSubnet, hidden: Frames
-    ) -> dict[str, torch.Tensor]:
-        """Encoder output `[batch, time, size]` of a subnet, then of its exits."""
-        gates = subnet.gates
-        if subnet.layer_dropout is not None:
-            groups = self.encoder.space.groups
-            gates = layer_dropout_gates(
-                subnet.layer_dropout, len(hidden.x), groups, hidden.x.device
-            )
-        hidden = hidden.with_chunk_mask(subnet.chunk)
-        ends = {subnet.size: len(self.encoder.layers), **subnet.exits}
-        dropout = self.supernet.config.subnet_dropout
-        with nullcontext() if subnet.is_largest else self.encoder.as_subnet(dropout):
-            outputs = self.encoder.intermediate_outputs(
-                hidden, set(ends.values()), gates, subnet.sparsity
-            )
-        by_end = dict(zip(sorted(set(ends.values())), outputs, strict=True))
-        return {size: by_end[end] for size, end in ends.items()}
+    def _outputs(self, subnet: SampledSubnet, hidden: Frames) -> Outputs:
+        config = self.supernet.config
+        blocks = self._distils and config.distillation_blocks > 0.0
+        return run_subnet(self.encoder, subnet, hidden, config.subnet_dropout, blocks)
 
     @property
     def _distils(self) -> bool:
@@ -336,23 +326,22 @@ class SupernetModel:
 
     @torch.no_grad()
     def _teacher(
-        self, encoded: torch.Tensor | None, fronts: FrontEnds, part: Batch
+        self, largest: Outputs | None, fronts: FrontEnds, part: Batch
     ) -> Teacher:
         """Teacher outputs: what the largest subnet gives for the part.
 
         Args:
-            encoded: Its output; `None`: it is not trained on this part.
+            largest: Its outputs; `None`: it is not trained on this part.
             fronts: The front end's outputs for the part.
             part: The part.
         """
         hidden = fronts.of_full()
-        if encoded is None:
+        if largest is None:
             with self.encoder.as_subnet("full"):
-                full = self.supernet.full()
-                encoded, _ = self.encoder.blocks(
-                    hidden.with_chunk_mask(full.chunk), full.gates
-                )
-        return self._make_teacher(encoded, hidden.lengths, part)
+                largest = self._outputs(self.supernet.full(), hidden)
+        encoded = next(iter(largest.sizes.values()))  # its exits come after it
+        teacher = self._make_teacher(encoded, hidden.lengths, part)
+        return replace(teacher, blocks=largest.blocks)
 
     def _scale(self, utterances: int, frames: torch.Tensor) -> torch.Tensor | float:
         """Turns a mean over utterances into the chosen normalisation."""

@@ -7,6 +7,7 @@ from espnet_omnisparse.losses.distillation import (
     KINDS,
     MAX_RATIO,
     NO_MASS,
+    block_loss,
     collapse,
     divergence,
     frame_loss,
@@ -353,3 +354,30 @@ def test_collapse_makes_no_second_tensor_of_the_size_of_the_logits():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         collapse(joint, labels, BLANK).sum().backward()
     assert saved and max(saved) < large / 4
+
+
+def test_the_distance_after_blocks_is_relative_and_of_real_frames_alone():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3, 2, 5, 4, generator=generator).double()
+    student, teacher = student.requires_grad_(), teacher.requires_grad_()
+    lengths = torch.tensor([5, 3])
+    expected = 0.0
+    for own, wanted in zip(student, teacher.detach(), strict=True):
+        distance = size = 0.0
+        for utterance, frames in enumerate(lengths.tolist()):
+            for t in range(frames):
+                distance += ((own[utterance, t] - wanted[utterance, t]) ** 2).sum()
+                size += (wanted[utterance, t] ** 2).sum()
+        expected = expected + distance / size / 3
+    expected = expected * 4  # frames of an utterance, in the mean
+    found = block_loss(tuple(student), tuple(teacher), lengths)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+    (gradient,) = torch.autograd.grad(expected, student)
+    found.backward()
+    assert teacher.grad is None
+    assert torch.allclose(student.grad, gradient, rtol=1e-12)
+    assert not student.grad[:, 1, 3:].any() and student.grad[:, 1, :3].all()
+    larger = [10.0 * block for block in teacher]
+    assert block_loss(larger, larger, lengths) == 0.0
+    shrunk = [9.0 * block for block in teacher]  # a tenth away, whatever its scale
+    assert block_loss(shrunk, larger, lengths).item() == pytest.approx(0.04)

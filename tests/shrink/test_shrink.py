@@ -249,6 +249,7 @@ def test_sizes_and_folders_that_make_no_sense_are_refused(
         "--model_conf supernet.update=all"
     )
     assert "--resume=false is given by omnisparse" in train_args("--resume=false")
+    assert "--outp is given by omnisparse shrink" in train_args("--outp elsewhere")
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         cli.main(command(model, corpus, tmp_path / "out"))

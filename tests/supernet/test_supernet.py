@@ -154,6 +154,7 @@ WITHOUT_EFFECT = [
     ("subnet_dropout", {"method": "none", "sizes": {}, "subnet_dropout": "none"}),
     ("update", {"method": "layerdrop", "update": "split_batch"}),
     ("distillation_weight", {"distillation_weight": 0.1}),
+    ("distillation_blocks", {"distillation_blocks": 0.1}),
     ("fraction_of", {"fraction_of": "params"}),
     ("heads", {"method": "none", "sizes": {}, "heads": "per_size"}),
 ]
