@@ -34,6 +34,13 @@ def test_a_table_has_a_time_in_every_row(capsys, only, expected):
         assert re.match(r"\d+(\.\d+)?$", row[0]) and float(row[0]) >= 0.0, name
 
 
+def test_the_cost_of_gating_is_a_share_of_the_stock_encoder(capsys):
+    training.main([*TINY, "--rounds", "2", "--only", "gating"])
+    (line,) = [one for one in capsys.readouterr().out.splitlines() if "Gating" in one]
+    (share,) = re.findall(r": ([+-]\d+\.\d) %$", line)
+    assert float(share) > -100.0
+
+
 @pytest.mark.parametrize("counts", [True, False])
 def test_the_next_update_follows_where_it_is_another_net_s_turn(counts):
     args = Namespace(blocks=1, size=16, batch=4, seconds=1.0)
