@@ -39,7 +39,11 @@ def add_commands(commands: Commands) -> None:
     )
     command.add_argument("--dtype", choices=DTYPES, help="of the weights (fp32)")
     command.add_argument(
-        "-o", "--out", type=Path, metavar="PATH", help="default: SIZE_FORMAT[_DTYPE]"
+        "-o",
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="default: SIZE_FORMAT[_DTYPE]; of packed files SIZE[_DTYPE].omni",
     )
     command.add_argument(
         "--licence", metavar="TEXT", help="of the model, for the packed file to tell"

@@ -22,7 +22,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--budgets",
         required=True,
-        metavar='"70%% 12M 8MB"',
+        metavar='"70% 12M 8MB"',
         help="zeros, non-zero parameters, packed bytes; also 2GMAC, 40ms, params=15M",
     )
     command.add_argument(

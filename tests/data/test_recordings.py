@@ -29,6 +29,7 @@ from helpers.recipes import PARSE
 from espnet_omnisparse.data import librispeech, recordings, tedlium
 from espnet_omnisparse.data.recordings import AudioRules
 from espnet_omnisparse.recipe import run as recipe
+from espnet_omnisparse.recipe import template
 
 LEAVE_OUT = AudioRules(leave_out=True)
 CONVERT = AudioRules(convert=True)
@@ -278,3 +279,17 @@ def test_stage_1_is_told_how_audio_is_used(
     )
     expected = f"--fs {rate} --shortest {shortest} --convert false --leave_out false"
     assert expected in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, option", [("librispeech", "train_parts="), ("tedlium2", "splits=")]
+)
+def test_stage_1_tells_its_options(tmp_path, name, option):
+    utils = template.locate() / "egs2" / "TEMPLATE" / "asr1" / "utils"
+    (tmp_path / "utils").symlink_to(utils.resolve())
+    stage = REPOSITORY / "egs2" / name / "asr1" / "local" / "data.sh"
+    done = subprocess.run(
+        [stage, "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert option in done.stderr and "convert=false" in done.stderr

@@ -21,6 +21,8 @@ fs=${OMNISPARSE_FS:-16k}              # samples per second
 shortest=${OMNISPARSE_SHORTEST:-0.06} # seconds that test utterances have at least
 convert=false    # true: resample and mix down recordings that need it
 leave_out=false  # true: go on without recordings that cannot be used
+# shellcheck disable=SC2034  # read by parse_options.sh
+help_message="Options and their defaults: $(sed -n '/^corpus=/,/^leave_out=/p' "$0")"
 
 log "$0 $*"
 # shellcheck source=/dev/null
