@@ -75,38 +75,43 @@ at least 0 and below 1, not 1.5.
     renamed: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
-    def read(cls, section: Any) -> Self:
+    def read(cls, section: Any, name: str = "") -> Self:
         """Makes the value of a YAML section.
 
         Args:
             section: The mapping; `None`: nothing is given.
+            name: What messages call it; empty: as all of its kind.
 
         Raises:
-            UserError: If it is no mapping, a key is unknown, or a value is impossible.
+            UserError: If it is no mapping, a key is unknown or lacking, or a value is
+                impossible.
         """
+        name = name or cls.name
         if section is None:
             section = {}
         if not isinstance(section, Mapping):
-            raise UserError(f"{cls.name} must be a section of options: {section!r}.")
+            raise UserError(f"{name} must be a section of options: {section!r}.")
         values = dict(section)
         for old, new in cls.renamed.items():
             if old in values and new in values:
                 raise UserError(
-                    f"{cls.name} has both {old} and {new}, which is its present name: "
+                    f"{name} has both {old} and {new}, which is its present name: "
                     f"remove {old}."
                 )
             if old in values:
-                logging.warning("%s.%s is called %s now.", cls.name, old, new)
+                logging.warning("%s.%s is called %s now.", name, old, new)
                 values[new] = values.pop(old)
-        check_keys(cls.name, values, list(cls.model_fields))
+        check_keys(name, values, list(cls.model_fields))
         try:
             return cls(**values)
         except pydantic.ValidationError as error:
-            raise UserError(cls._sentence(error.errors()[0])) from None
+            raise UserError(cls._sentence(name, error.errors()[0])) from None
 
     @classmethod
-    def _sentence(cls, error: Mapping[str, Any]) -> str:
+    def _sentence(cls, name: str, error: Mapping[str, Any]) -> str:
         key = str(error["loc"][0])
+        if error["type"] == "missing":
+            return f"{name} has no {key}: add it."
         field = cls.model_fields[key]
         given, hint = repr(error["input"]), ""
         is_text = isinstance(error["input"], str) and len(error["loc"]) == 1
@@ -114,7 +119,7 @@ at least 0 and below 1, not 1.5.
             # YAML reads 1e-3, without a point, as text
             hint = " (write powers of ten as 1.0e-3)" if "e" in given.lower() else ""
             given = f"the text {given}"
-        return f"{cls.name}.{key} must be {cls.must_be(key)}, not {given}{hint}."
+        return f"{name}.{key} must be {cls.must_be(key)}, not {given}{hint}."
 
     @classmethod
     def must_be(cls, key: str) -> str:
@@ -129,6 +134,8 @@ at least 0 and below 1, not 1.5.
         choices = _choices(field.annotation)
         if choices:
             return "one of " + ", ".join(str(choice) for choice in choices)
+        if field.annotation is str:
+            return "a text"
         names = {bool: "true or false", int: "a whole number", float: "a number"}
         words = next((names[kind] for kind in kinds if kind in names), "")
         bounds = [
@@ -142,12 +149,13 @@ at least 0 and below 1, not 1.5.
         return words or "a section of options"
 
     @classmethod
-    def table(cls) -> list[str]:
+    def as_table(cls) -> list[str]:
         """The lines of the options page's table of this section."""
         lines = ["| option | default | meaning |", "|---|---|---|"]
         for key, field in cls.model_fields.items():
             meaning = inspect.cleandoc(field.description or "").replace("\n", " ")
-            lines.append(f"| `{key}` | {_shown(field.default)} | {meaning} |")
+            default = "needed" if field.is_required() else _shown(field.default)
+            lines.append(f"| `{key}` | {default} | {meaning} |")
         return lines
 
 
@@ -177,7 +185,7 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
 def _shown(default: Any) -> str:
     if default is None:
         return "none"
-    if default == () or default == {}:
+    if default in ((), {}, ""):
         return ""
     if isinstance(default, bool):
         return str(default).lower()

@@ -2,76 +2,96 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from espnet_omnisparse.errors import UserError, check_keys
+from pydantic import field_validator
+
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml
+from espnet_omnisparse.options import Section, option
+
+_NAMES = "a list of names"
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One training, or sizes cut out of another's.
+class Variant(Section):
+    """One training, or sizes cut out of another's."""
 
-    Attributes:
-        asr_config: Its configuration file.
-        sizes: The sizes it gives, as the recipe names them.
-        asr_args: Further arguments of the training.
-        run_args: Further arguments of the recipe; `{seed}` stands for the seed.
-        of: The variant whose training the sizes are cut out of; empty: it is trained.
-        command: What trains it instead of the recipe's stage 11, and goes on where it
-            was interrupted. `{exp}` stands for the folder of the training, `{of}` for
-            that of the variant `of`, which it begins from, `{seed}` for the seed.
-        after: Other variants whose results it reads, such as their subnets.
-        decoding: ESPnet's inference tag, the folder of the scores, where sizes are
-            decoded in several ways.
-        title: What the table calls it; empty: its name. In a figure variants of one
-            title are one line.
-    """
+    name: ClassVar[str] = "variants"
 
-    asr_config: str
-    sizes: tuple[str, ...]
-    asr_args: str = ""
-    run_args: str = ""
-    of: str = ""
-    command: str = ""
-    after: tuple[str, ...] = ()
-    decoding: str = ""
-    title: str = ""
+    asr_config: str = option(..., "its configuration file")
+    sizes: tuple[str, ...] = option(
+        ..., "the sizes it gives, as the recipe names them", _NAMES
+    )
+    asr_args: str = option("", "further arguments of the training")
+    run_args: str = option(
+        "", "further arguments of the recipe; `{seed}` stands for the seed"
+    )
+    of: str = option(
+        "",
+        "the variant whose training the sizes are cut out of; empty: it is trained",
+    )
+    command: str = option(
+        "",
+        "what trains it instead of the recipe's stage 11, and goes on where it was "
+        "interrupted. `{exp}` stands for the folder of the training, `{of}` for that of "
+        "the variant `of`, which it begins from, `{seed}` for the seed",
+    )
+    after: tuple[str, ...] = option(
+        (), "other variants whose results it reads, such as their subnets", _NAMES
+    )
+    decoding: str = option(
+        "",
+        "ESPnet's inference tag, the folder of the scores, where sizes are decoded in "
+        "several ways",
+    )
+    title: str = option(
+        "",
+        "what the table calls it; by default its name. In a figure variants of one "
+        "title are one line",
+    )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What a comparison file says.
+class Comparison(Section):
+    """What a comparison file says."""
 
-    Attributes:
-        title: Heading of the table: corpus, split, hours, hardware.
-        recipe: The run script; its stages 1-10 must have run.
-        expdir: Its experiment folder.
-        test_set: The set that is compared.
-        results: JSON lines, appended to.
-        table: Markdown file with markers, between which the table is rewritten.
-        variants: Name -> training.
-        reference: Size -> the variant trained for that size alone.
-        figure: Plot of WER against non-zero parameters; empty: none.
-        columns: Of a table with a row per title: heading -> the sizes, the variants
-            of one size, or `variant/size`, that stand under it; empty: no such table.
-        against: The title whose WER the others' are relative to in that table.
-    """
+    name: ClassVar[str] = "comparison"
 
-    title: str
-    recipe: str
-    expdir: str
-    test_set: str
-    results: str
-    table: str
-    variants: Mapping[str, Variant]
-    reference: Mapping[str, str] = field(default_factory=dict)
-    figure: str = ""
-    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    against: str = ""
+    title: str = option(..., "heading of the table: corpus, split, hours, hardware")
+    recipe: str = option(..., "the run script; its stages 1-10 must have run")
+    expdir: str = option(..., "its experiment folder")
+    test_set: str = option(..., "the set that is compared")
+    results: str = option(..., "JSON lines, appended to")
+    table: str = option(
+        ..., "Markdown file with markers, between which the table is rewritten"
+    )
+    variants: dict[str, Variant] = option(
+        ..., "name -> training, below", "trainings by their names"
+    )
+    reference: dict[str, str] = option(
+        {},
+        "size -> the variant that was trained for that size alone",
+        "sizes, each with the name of a variant",
+    )
+    figure: str = option("", "plot of WER against non-zero parameters; empty: none")
+    columns: dict[str, tuple[str, ...]] = option(
+        {},
+        "of a table with a row per title: heading -> the sizes, the variants of one "
+        "size, or `variant/size`, that stand under it; empty: no such table",
+        "headings, each with a list of names",
+    )
+    against: str = option(
+        "", "the title whose WER the others' are relative to in that table"
+    )
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _read_columns(cls, value: Any) -> Any:
+        # YAML reads a heading of digits as a number
+        if not isinstance(value, Mapping):
+            return value
+        return {str(heading): sizes for heading, sizes in value.items()}
 
     def experiment(self, name: str, seed: int) -> Path:
         """The folder of a variant's training.
@@ -98,18 +118,15 @@ class Comparison:
         Raises:
             UserError: If a key is missing or unknown.
         """
-        values = _checked(f"{path}", read_yaml(path), cls)
-        variants = values["variants"]
-        if not isinstance(variants, Mapping):
-            raise UserError(
-                f"{path}: variants must be trainings by their names, not {variants!r}."
-            )
-        values["variants"] = {}
-        for name, one in variants.items():
-            given = _checked(f"{path}: variants.{name}", one, Variant)
-            tuples = {key: tuple(given.get(key) or ()) for key in ("sizes", "after")}
-            values["variants"][name] = Variant(**given | tuples)
-        comparison = cls(**values)
+        values = read_yaml(path)
+        variants = values.get("variants") if isinstance(values, Mapping) else None
+        if isinstance(variants, Mapping):
+            read = {
+                name: Variant.read(one, f"{path}: variants.{name}")
+                for name, one in variants.items()
+            }
+            values = {**values, "variants": read}
+        comparison = cls.read(values, f"{path}")
         comparison._check_order(path)
         return comparison
 
@@ -129,24 +146,6 @@ class Comparison:
                 f"{path}: some variants wait for each other ({names}): correct their "
                 "of and after."
             ) from error
-
-
-def _checked(where: str, given: Any, kind: type) -> dict[str, Any]:
-    """The options of a section, none of which is unknown or lacking.
-
-    Args:
-        where: What messages call the section.
-        given: It.
-        kind: The dataclass that it becomes.
-    """
-    if not isinstance(given, Mapping):
-        raise UserError(f"{where} must be options with their values, not {given!r}.")
-    check_keys(where, given, [one.name for one in fields(kind)])
-    for one in fields(kind):
-        needed = one.default is MISSING and one.default_factory is MISSING
-        if needed and one.name not in given:
-            raise UserError(f"{where} has no {one.name}: add it.")
-    return dict(given)
 
 
 def read_lines(comparison: Comparison) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import write_text
 from espnet_omnisparse.options import Section
+from espnet_omnisparse.report.comparison import Comparison, Variant
 from espnet_omnisparse.selection import Selection, build_selection
 from espnet_omnisparse.supernet.config import SupernetConfig
 from espnet_omnisparse.supernet.sparsity import SparsityConfig
@@ -30,6 +31,8 @@ def sections() -> dict[str, type[Section]]:
         "supernet": SupernetConfig,
         "supernet.sparsity": SparsityConfig,
         **{name: one for name, one in methods.items() if one.model_fields},
+        "comparison": Comparison,
+        "variants": Variant,
     }
 
 
@@ -48,7 +51,7 @@ def with_tables(page: str) -> str:
             raise UserError(f"The page needs {begin.strip()} and {end.strip()} once.")
         before, rest = page.split(begin)
         after = rest.split(end)[1]
-        table = "".join(f"{line}\n" for line in section.table())
+        table = "".join(f"{line}\n" for line in section.as_table())
         page = before + begin + table + end + after
     return page
 

@@ -126,7 +126,7 @@ def test_sizes_that_are_decoded_in_several_ways_have_the_scores_of_each(file):
 
 def test_a_heading_may_name_a_size_of_one_variant(file):
     values = yaml.safe_load(file.read_text())
-    values["columns"] = {"whole": ["supernet/full"], "any": ["full"]}
+    values["columns"] = {"whole": ["supernet/full"], 90: ["full"]}
     write_yaml(file, values)
     compare(file, [3], 2)
     rows = [r.split(" | ") for r in Path("README.md").read_text().splitlines()]
@@ -173,9 +173,13 @@ def test_a_page_without_markers_is_refused_before_anything_is_trained(file):
         (lambda all: {**all, "tittle": "x"}, "unknown key 'tittle'; did you mean 'tit"),
         (lambda all: {k: v for k, v in all.items() if k != "table"}, "has no table"),
         (lambda all: {**all, "variants": ["a"]}, r"must be trainings .* not \['a'\]"),
-        (lambda all: {**all, "variants": {"a": None}}, "variants.a must be options"),
+        (lambda all: {**all, "variants": {"a": None}}, "variants.a has no asr_c"),
+        (lambda all: {**all, "variants": {"a": "x"}}, "variants.a must be a section"),
+        (lambda all: {**all, "title": 5}, "tiny.yaml.title must be a text, not 5"),
+        (lambda all: {**all, "columns": {"any": "full"}}, "each with a list of names"),
         (lambda all: {**all, "variants": {"a": {"sizes": []}}}, "a has no asr_config"),
-        (lambda all: None, "must be options with their values, not None"),
+        (lambda all: ["a"], r"must be a section of options: \['a'\]"),
+        (lambda all: None, "tiny.yaml has no title: add it"),
     ],
 )
 def test_a_file_that_is_no_comparison_is_refused(file, wrong, sentence):
