@@ -35,8 +35,8 @@ class Variant(Section):
     command: str = option(
         "",
         "what trains it instead of the recipe's stage 11, and goes on where it was "
-        "interrupted. `{exp}` stands for the folder of the training, `{of}` for that of "
-        "the variant `of`, which it begins from, `{seed}` for the seed",
+        "interrupted. `{exp}` stands for the folder of the training, `{of}` for that "
+        "of the variant `of`, which it begins from, `{seed}` for the seed",
     )
     after: tuple[str, ...] = option(
         (), "other variants whose results it reads, such as their subnets", _NAMES
