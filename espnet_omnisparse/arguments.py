@@ -1,6 +1,7 @@
 """What the commands of `omnisparse` share: how one is registered, and arguments."""
 
 import argparse
+import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,12 @@ def refuse_in_one_sentence(parser: argparse.ArgumentParser, option: str = "") ->
     def refuse(message: str) -> None:
         raise UserError(f"{option}: {message}." if option else f"{message}.")
 
+    def no_help(file: Any = None) -> None:
+        raise UserError(f"{option} holds --help, which would end us: leave it out.")
+
     parser.error = refuse
+    if option:
+        parser.print_help = no_help
 
 
 def count(text: str) -> int:
@@ -73,9 +79,47 @@ def count(text: str) -> int:
     return int(text)
 
 
+def count_or_none(text: str) -> int:
+    """A number of at least 0, as the `type` of an argument.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+    """
+    return 0 if text == "0" else count(text)
+
+
+def positive(text: str) -> float:
+    """A finite number above 0, as the `type` of an argument.
+
+    Raises:
+        ArgumentTypeError: If it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0.0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text}")
+    return number
+
+
+def named_path(text: str) -> Path:
+    """A path whose last part is a name, as the `type` of an argument.
+
+    What is made of a folder is called after it: `.` needs its whole path.
+
+    >>> named_path("exp/asr_x/").name, named_path(".") == Path.cwd()
+    ('asr_x', True)
+    """
+    path = Path(text)
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def add_exp(command: argparse.ArgumentParser) -> None:
     """Adds `EXP`."""
-    command.add_argument("exp", type=Path, metavar="EXP", help="the supernet's folder")
+    command.add_argument(
+        "exp", type=named_path, metavar="EXP", help="the supernet's folder"
+    )
 
 
 def add_checkpoint(command: argparse.ArgumentParser, default: str) -> None:

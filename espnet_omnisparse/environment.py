@@ -69,6 +69,20 @@ def require_writable(path: str | os.PathLike) -> None:
         )
 
 
+def require_png(option: str, path: str | os.PathLike) -> None:
+    """Checks that a figure is to be written as what we write.
+
+    Args:
+        option: That which names it.
+        path: The file.
+
+    Raises:
+        UserError: If its name ends otherwise.
+    """
+    if Path(path).suffix != ".png":
+        raise UserError(f"{option} must be a .png file, not {path}.")
+
+
 def require_folders(paths: Iterable[str | os.PathLike]) -> None:
     """Checks that each path is a folder to write in, or can become one.
 

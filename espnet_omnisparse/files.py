@@ -7,6 +7,7 @@ next writing into the same folder can tell what a killed one has left, and remov
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
@@ -63,6 +64,29 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         (temporary / _NEW).mkdir()
         yield temporary / _NEW
         _replace(temporary, path)
+
+
+def require_replaceable(path: str | os.PathLike, mark: str, what: str) -> None:
+    """Checks that a folder that is to be written would replace nothing but its like.
+
+    Args:
+        path: The folder, which may be absent or empty.
+        mark: Pattern of a file that all of its like have.
+        what: What is to be written there.
+
+    Raises:
+        UserError: If something else is there.
+    """
+    path = Path(path)
+    if path.is_dir():
+        ours = any(path.glob(mark)) or not any(path.iterdir())
+    else:
+        ours = not os.path.lexists(path)
+    if not ours:
+        raise UserError(
+            f"{path} is there already and is not {what}: remove it, or choose another "
+            "place."
+        )
 
 
 @contextmanager
@@ -198,6 +222,42 @@ def read_yaml(path: str | os.PathLike) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{path} is not valid YAML: {first}.") from error
+
+
+def read_json_lines(path: str | os.PathLike) -> list[Any]:
+    """Reads a file of a JSON value per line; none, if it is not there.
+
+    A last line without an end was cut off while it was written, and is left out.
+
+    Raises:
+        UserError: Naming the first line that is garbled.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    values = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(
+                f"{path}: line {number} is not JSON ({error}): correct or remove it."
+            ) from error
+    return values
+
+
+def append_lines(path: str | os.PathLike, text: str) -> None:
+    """Appends lines; what an earlier writing that was cut off has left goes first.
+
+    Args:
+        path: File, which need not be there; other processes may append to it, too.
+        text: Whole lines.
+    """
+    with Path(path).open("a+b") as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(text.encode("utf-8"))
 
 
 _WRITE_FAILED = ("iostream error", "inline_container", "PytorchStreamWriter")

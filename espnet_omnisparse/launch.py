@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if argv[0] == "-m":
             run_module(argv[1], argv[2:])
         else:
+            if not Path(argv[0]).is_file():
+                raise UserError(f"{argv[0]} does not exist: name a script. {USAGE}")
             sys.argv = argv
             sys.path[0] = str(Path(argv[0]).resolve().parent)  # as Python does
             runpy.run_path(argv[0], run_name="__main__")

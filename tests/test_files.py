@@ -203,6 +203,16 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path, monkeypatch)
     assert names(tmp_path) == ["exp_small"]
 
 
+def test_lines_of_json_are_read_but_for_one_that_was_cut_off(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert files.read_json_lines(path) == []
+    path.write_text('{"a": 1}\n[2]\n{"a":')
+    assert files.read_json_lines(path) == [{"a": 1}, [2]]
+    path.write_text('{"a": 1}\n{"a":\n')
+    with pytest.raises(files.UserError, match="line 2 is not JSON"):
+        files.read_json_lines(path)
+
+
 def test_written_files_and_folders_are_for_all_to_read(tmp_path):
     old = os.umask(0o022)
     try:

@@ -58,6 +58,12 @@ def test_the_launcher_refuses_what_supernets_exclude(module, word):
     assert line.startswith("error: ") and word in line
 
 
+def test_the_launcher_tells_of_a_script_that_is_not_there():
+    done = launch("no/such.py")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no/such.py does not exist")
+
+
 def test_the_launcher_without_arguments_says_how_to_use_it():
     done = launch()
     assert done.returncode == 1

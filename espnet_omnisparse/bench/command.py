@@ -7,7 +7,9 @@ from pathlib import Path
 
 from espnet_omnisparse.arguments import Commands, add_command, count
 from espnet_omnisparse.console import bar
+from espnet_omnisparse.environment import require_png, require_writable
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import append_lines
 
 
 def add_commands(commands: Commands) -> None:
@@ -29,14 +31,12 @@ def add_commands(commands: Commands) -> None:
         "--sparsity",
         type=float,
         nargs="*",
-        default=[0.8, 0.9],
-        help="of its masked forms (%(default)s)",
+        help="of its masked forms (0.8 0.9)",
     )
     command.add_argument(
         "--keep",
         type=float,
         nargs="*",
-        default=[],
         metavar="SHARE",
         help="of the branches, in its layer-dropped forms",
     )
@@ -84,7 +84,8 @@ def bench(args: argparse.Namespace) -> None:
         folder = Path(name)
         if args.random:
             net = Net(*(int(part) for part in args.random.split("x")))
-            entries = of_random(net, args.sparsity, args.keep, args.chunks, folder)
+            sparsity = [0.8, 0.9] if args.sparsity is None else args.sparsity
+            entries = of_random(net, sparsity, args.keep or [], args.chunks, folder)
         else:
             entries = of_files(args.models, args.chunks, folder)
         plan = Plan(args.seconds, args.chunks, args.rounds)
@@ -98,12 +99,12 @@ def bench(args: argparse.Namespace) -> None:
                 shown.update()
     print(table(rows), end="")
     if args.out:
-        with args.out.open("a", encoding="utf-8") as file:
-            file.writelines(f"{row.as_json()}\n" for row in rows)
+        append_lines(args.out, "".join(f"{row.as_json()}\n" for row in rows))
     if args.plot:
         from espnet_omnisparse.bench.figure import figure
+        from espnet_omnisparse.report.plots import save_figure
 
-        figure(rows).savefig(args.plot, dpi=150)
+        save_figure(figure(rows), args.plot, dpi=150)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -111,12 +112,20 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("Name models, or give --random such as 12x256.")
     if args.random and not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", args.random):
         raise UserError(f"--random must be such as 12x256, not {args.random}.")
-    if not all(0.0 < one < 1.0 for one in (*args.sparsity, *args.keep)):
+    shares = [*(args.sparsity or []), *(args.keep or [])]
+    if args.models and not (args.sparsity is None and args.keep is None):
+        raise UserError("--sparsity and --keep are of --random: leave them out.")
+    if not all(0.0 < one < 1.0 for one in shares):
         raise UserError("--sparsity and --keep must be shares between 0 and 1.")
     if args.random and args.test:
         raise UserError("A net with random weights has no WER: leave out --test.")
     if args.plot and not args.test:
         raise UserError("--plot needs WERs: give --test beside it.")
-    for path in (args.out, args.plot):
-        if path is not None and not path.absolute().parent.is_dir():
+    for path in filter(None, (args.out, args.plot)):
+        if not path.absolute().parent.is_dir():
             raise UserError(f"There is no folder for {path}: make it first.")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: name a file.")
+        require_writable(path)
+    if args.plot:
+        require_png("--plot", args.plot)

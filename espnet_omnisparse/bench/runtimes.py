@@ -146,10 +146,10 @@ def table(rows: Sequence[Row]) -> str:
         "whole (ms)": lambda row: f"{1e3 * statistics.median(row.whole):.1f}",
         "RTF": lambda row: f"{row.per_second:.4f}",
     }
-    for name, value in (("threads", "threads"), ("memory (MB)", "memory")):
-        if len({getattr(row, value) for row in rows}) == 1:
-            del columns[name]
-    for name, value in (("MACs 10 s (G)", "macs"), ("WER (%)", "wer")):
+    if len({row.threads for row in rows}) == 1:
+        del columns["threads"]
+    measured = {"memory (MB)": "memory", "MACs 10 s (G)": "macs", "WER (%)": "wer"}
+    for name, value in measured.items():
         if all(getattr(row, value) is None for row in rows):
             del columns[name]
     for size in sorted({size for row in rows for size in row.chunks}):

@@ -304,6 +304,10 @@ def kinds_needed(sizes: Mapping[str, Any], fraction_of: str) -> Iterator[str]:
     """
     for name, wanted in sizes.items():
         if isinstance(wanted, int | float) and not isinstance(wanted, bool):
+            if not math.isfinite(wanted):
+                raise UserError(
+                    f"supernet.sizes.{name} must be units or a fraction, not {wanted}."
+                )
             yield fraction_of if isinstance(wanted, float) else UNITS
             continue
         budget = budget_of(name, wanted)

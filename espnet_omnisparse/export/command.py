@@ -4,7 +4,7 @@ import argparse
 import importlib
 from pathlib import Path
 
-from espnet_omnisparse.arguments import Commands, add_command, count
+from espnet_omnisparse.arguments import Commands, add_command, count, named_path
 from espnet_omnisparse.errors import UserError
 
 #: Format -> the module whose `export` writes it, and what a name ends with.
@@ -30,7 +30,7 @@ def add_commands(commands: Commands) -> None:
     command = add_command(commands, export)
     command.add_argument(
         "size",
-        type=Path,
+        type=named_path,
         metavar="SIZE",
         help="a size's folder; with --to espnet a packed file",
     )
@@ -71,5 +71,7 @@ def export(args: argparse.Namespace) -> None:
     module, ending = FORMATS[args.to]
     stem = args.size.stem if args.to == "espnet" else args.size.name
     out = args.out or args.size.with_name(stem + ending.format(dtype=dtype))
+    if ending.startswith("{dtype}.") and out.is_dir():
+        raise UserError(f"{out} is a folder: name the file to write with -o.")
     importlib.import_module(module).export(args, out)
     print(f"{out}: exported")

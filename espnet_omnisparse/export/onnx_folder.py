@@ -23,7 +23,7 @@ from espnet_omnisparse.export.onnx_modules import (
 )
 from espnet_omnisparse.export.onnx_session import require
 from espnet_omnisparse.export.source import Source, load_source
-from espnet_omnisparse.files import atomic_folder
+from espnet_omnisparse.files import atomic_folder, require_replaceable
 
 _TRACED = 2.0  # seconds
 
@@ -41,6 +41,7 @@ def export(args: argparse.Namespace, out: Path) -> None:
     if args.dtype not in DTYPES:
         raise UserError(f"--to onnx has --dtype {' or '.join(DTYPES)}.")
     require("onnx", "onnxruntime")
+    require_replaceable(out, "*.onnx", "a folder of ONNX files")
     graphs = graphs_of(load_source(args))
     with atomic_folder(out) as folder:
         for name, graph in graphs.items():

@@ -27,7 +27,7 @@ from espnet_omnisparse.export.sherpa_modules import (
 )
 from espnet_omnisparse.export.sherpa_text import readme, reference_text, tokens_text
 from espnet_omnisparse.export.source import Source, load_source
-from espnet_omnisparse.files import atomic_folder
+from espnet_omnisparse.files import atomic_folder, require_replaceable
 from espnet_omnisparse.nn.kaldi_fbank import KaldiFbank
 
 CALL, TOKENS, AUDIO = "sherpa.json", "tokens.txt", "test.wav"
@@ -49,6 +49,7 @@ def export(args: argparse.Namespace, out: Path) -> None:
     if args.dtype not in DTYPES:
         raise UserError(f"--to sherpa has --dtype {' or '.join(DTYPES)}.")
     require("onnx", "onnxruntime", "sherpa_onnx")
+    require_replaceable(out, CALL, "a folder for sherpa-onnx")
     source = load_source(args)
     _check(source)
     graphs = graphs_of(source)

@@ -48,6 +48,8 @@ def unpack(path: Path, out: Path) -> str:
         UserError: If the file is none, or damaged, or has no configuration of ESPnet.
     """
     out = Path(out)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder already: --to espnet takes a packed file.")
     description, tensors = read_packed(path)
     told = description["espnet"]
     if told is None:

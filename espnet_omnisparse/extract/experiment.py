@@ -32,6 +32,7 @@ from espnet_omnisparse.files import (
     atomic_folder,
     load_tensors,
     read_yaml,
+    require_replaceable,
     save_tensors,
     write_text,
     write_yaml,
@@ -53,8 +54,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = Path(folder) / CONFIG
     if not path.exists():
         raise UserError(
-            f"{folder} is not an experiment folder (it has no {CONFIG}): train first "
-            "(stage 11), or check --asr_exp and --asr_tag."
+            f"{folder} is not an experiment folder (it has no {CONFIG}): check its "
+            "name (of a recipe --asr_exp or --asr_tag), or train first (stage 11)."
         )
     config = read_yaml(path)
     lacking = [k for k in WRITTEN if not isinstance(config, dict) or k not in config]
@@ -240,6 +241,7 @@ def extract_size(
     Raises:
         UserError: If the checkpoint is missing or corrupt, or the spec does not fit.
     """
+    require_replaceable(out, ORIGIN, "a size")
     config = read_config(source)
     state = load_tensors(checkpoint)
     form = form_of(config, spec, stock)
@@ -301,6 +303,7 @@ def write_size(
         images: Plots of its training, if they are there.
         notes: Further YAML files, by name.
     """
+    require_replaceable(out, ORIGIN, "a size")
     cost = count_cost(model, feature_size(config), spec.space.pattern)
     with atomic_folder(out) as folder:
         # clones: a tensor cut out of a larger file must not carry it along
@@ -339,5 +342,13 @@ def _write_cost(folder: Path, cost: Cost) -> None:
 
 
 def read_cost(folder: Path) -> dict[str, int]:
-    """The costs written at extraction, with `file_bytes`."""
-    return json.loads((Path(folder) / COST).read_text())
+    """The costs written at extraction, with `file_bytes`.
+
+    Raises:
+        UserError: If the file is garbled.
+    """
+    path = Path(folder) / COST
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is garbled: extract this size again.") from error

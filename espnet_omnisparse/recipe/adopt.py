@@ -76,11 +76,11 @@ def plan(
 
 def root_of(recipe: Path) -> Path:
     """The tree with ESPnet's template: the checkout that the recipe is in, if any."""
-    root = recipe.resolve().parents[2]
     chosen = os.environ.get("ESPNET_ROOT")
-    has_template = (root / "egs2" / "TEMPLATE" / "asr1" / "asr.sh").is_file()
-    if not chosen and has_template and (root / "tools").is_dir():
-        return root
+    for root in recipe.resolve().parents[2:3]:
+        has_template = (root / "egs2" / "TEMPLATE" / "asr1" / "asr.sh").is_file()
+        if not chosen and has_template and (root / "tools").is_dir():
+            return root
     return template.locate()
 
 

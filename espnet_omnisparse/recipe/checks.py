@@ -37,12 +37,20 @@ def check(run: Run) -> None:
     first, last = run.stages
     if run.own["stock"] not in ("true", "false"):
         raise UserError(f"--stock is true or false, not {run.own['stock']}.")
-    if not run.own["calibration"].isdecimal():
+    if first > last:
+        raise UserError(f"--stage {first} is after --stop_stage {last}.")
+    if not run.own["calibration"].isdecimal() or int(run.own["calibration"]) < 1:
         raise UserError(
-            f"--calibration is a number of utterances, not {run.own['calibration']}."
+            "--calibration is a number of utterances, at least 1, not "
+            f"{run.own['calibration']}."
         )
     if run.own["repair"]:
         length_of(run.own["repair"])
+    elif run.own["repair_args"] and run["asr_config"] and not _repairs(run):
+        raise UserError(
+            "--repair_args is for a repair, and there is none: give its length with "
+            "--repair, or leave it out."
+        )
     _check_search(run)
     if run["asr_task"] not in DECODING:
         raise UserError(
@@ -71,6 +79,11 @@ def check(run: Run) -> None:
 
 def _check_search(run: Run) -> None:
     """Reads the arguments of the search as it will, hours from now."""
+    if run.own["search"] and not run.own["sizes"]:
+        raise UserError(
+            "--search is for budgets among --sizes, and there are none: give some, "
+            'such as --sizes "70%", or leave it out.'
+        )
     commands = argparse.ArgumentParser(add_help=False).add_subparsers()
     search.add_commands(commands)
     (parser,) = commands.choices.values()
@@ -156,6 +169,12 @@ def _check_upload(run: Run) -> None:
             "Stage 15 names the commit of this recipe, and there is none: run it "
             "inside a git repository with a commit (git init, git commit)."
         )
+
+
+def _repairs(run: Run) -> bool:
+    """Whether the configuration asks for a repair of each size."""
+    config = Path(run["asr_config"])
+    return bool(config.is_file() and supernet_section(read_yaml(config)).get("repair"))
 
 
 def _check_sizes(run: Run) -> None:

@@ -1,6 +1,7 @@
 """`omnisparse recipe` and `omnisparse template`."""
 
 import argparse
+import re
 from pathlib import Path
 
 from espnet_omnisparse.arguments import Commands, add_command
@@ -39,6 +40,10 @@ def recipe(args: argparse.Namespace) -> None:
     """Prepares any ASR recipe of ESPnet for a supernet, without changing its files."""
     from espnet_omnisparse.recipe import adopt, adoption, espnet3, template
 
+    if not re.fullmatch(r"[\w-]+", args.name):
+        raise UserError(
+            f"--name {args.name}: use letters, digits, _ and -, as in run_NAME.sh."
+        )
     template.require_versions()
     kind = espnet3 if espnet3.is_recipe(args.recipe) else adopt
     planned = kind.plan(args.recipe, args.config, args.axis, args.name)

@@ -111,6 +111,12 @@ def link(recipe: Path, root: Path) -> None:
             f"{recipe} is not a folder: name a recipe, such as egs2/librispeech/asr1."
         )
     recipe = recipe.resolve()
+    above = recipe.parents[2:3]
+    if not above or (above[0] == above[0].parent and not (above[0] / "tools").exists()):
+        raise UserError(
+            f"{recipe} is not deep enough for a recipe, which finds tools three levels "
+            "up: put it into folders of its own, such as egs2/my_corpus/asr1."
+        )
     for name in LINKED:
         _point(recipe / name, root, f"egs2/TEMPLATE/asr1/{name}")
     _point(recipe.parents[2] / "tools", root, "tools")

@@ -12,6 +12,7 @@ from espnet_omnisparse.arguments import (
     add_exp,
     add_rounds,
     count,
+    named_path,
 )
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.names import CHECKPOINT
@@ -25,7 +26,7 @@ def add_commands(commands: Commands) -> None:
 
 
 def _add_profile(command: argparse.ArgumentParser) -> None:
-    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    command.add_argument("folders", nargs="+", type=named_path, metavar="FOLDER")
     command.add_argument(
         "--spec", type=Path, help="cut this size out of FOLDER in memory"
     )
@@ -53,13 +54,22 @@ def _add_report(command: argparse.ArgumentParser) -> None:
 
 def _add_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=Path, metavar="FILE", help="conf/compare/*.yaml")
-    command.add_argument("--seeds", default="1", metavar='"1 2"', help="(%(default)s)")
+    command.add_argument(
+        "--seeds", type=_seeds, default="1", metavar='"1 2"', help="(%(default)s)"
+    )
     command.add_argument(
         "--only", default="", metavar='"A B"', help="variants to run (all)"
     )
     command.add_argument(
         "--jobs", type=count, default=1, help="trainings at a time (%(default)s)"
     )
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = text.split()
+    if not seeds or not all(seed.isdecimal() for seed in seeds):
+        raise argparse.ArgumentTypeError(f"must be numbers such as '1 2', not {text!r}")
+    return [int(seed) for seed in seeds]
 
 
 def profile(args: argparse.Namespace) -> None:
@@ -92,5 +102,4 @@ def compare(args: argparse.Namespace) -> None:
     """Runs the trainings of a comparison file and writes their table."""
     from espnet_omnisparse.report import compare
 
-    seeds = [int(seed) for seed in args.seeds.split()]
-    compare.compare(args.file, seeds, args.jobs, args.only.split())
+    compare.compare(args.file, args.seeds, args.jobs, args.only.split())

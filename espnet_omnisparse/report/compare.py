@@ -12,11 +12,11 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from espnet_omnisparse.environment import require_folders, require_writable
+from espnet_omnisparse.environment import require_folders, require_png, require_writable
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.files import append_lines
 from espnet_omnisparse.report.compare_tables import write_figure, write_table
 from espnet_omnisparse.report.comparison import Comparison, in_order, read_lines
 from espnet_omnisparse.report.gains import read_errors
@@ -187,14 +187,12 @@ def run_all(
     ]
     path = Path(comparison.results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock()
 
     def work(item: tuple[str, int]) -> None:
         print(f"{item[0]}, seed {item[1]}: started", flush=True)
         lines = run_variant(comparison, *item)
-        with lock, path.open("a") as results:
-            # one write: an interruption leaves all sizes of a training or none
-            results.write("".join(json.dumps(line) + "\n" for line in lines))
+        # one write: an interruption leaves all sizes of a training or none
+        append_lines(path, "".join(json.dumps(line) + "\n" for line in lines))
         errors = ", ".join(f"{line['size']} {line['err']} %" for line in lines)
         print(f"{item[0]}, seed {item[1]}: {errors}", flush=True)
 
@@ -238,6 +236,7 @@ def compare(
     require_writable(comparison.results)
     if comparison.figure:
         require_writable(comparison.figure)
+        require_png(f"{path}.figure", comparison.figure)
     write_table(comparison, path)  # a missing marker is told before, not after
     try:
         run_all(comparison, seeds, jobs, only)

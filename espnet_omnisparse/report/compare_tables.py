@@ -14,7 +14,7 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import write_text
 from espnet_omnisparse.report.comparison import Comparison, read_lines
 from espnet_omnisparse.report.gains import paired_gain
-from espnet_omnisparse.report.plots import COLOURS, MARKERS
+from espnet_omnisparse.report.plots import COLOURS, MARKERS, save_figure
 from espnet_omnisparse.report.tables import Table
 
 Line = Mapping[str, Any]
@@ -42,10 +42,12 @@ def write_table(comparison: Comparison, source: Path) -> Path:
     page = Path(comparison.table)
     begin, end = f"<!-- begin {source.name} -->\n", f"<!-- end {source.name} -->\n"
     text = page.read_text() if page.exists() else ""
-    if begin not in text or end not in text:
-        raise UserError(f"{page} needs the lines {begin.strip()} and {end.strip()}.")
-    before, rest = text.split(begin, 1)
-    after = rest.split(end, 1)[1]
+    before, begun, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not (begun and ended):
+        raise UserError(
+            f"{page} needs the line {begin.strip()} and, below it, {end.strip()}."
+        )
     table = "".join(f"{line}\n" for line in _table(comparison, source))
     write_text(page, before + begin + table + end + after)
     return page
@@ -289,6 +291,4 @@ def write_figure(comparison: Comparison) -> None:
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
-    path = Path(comparison.figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, Path(comparison.figure), dpi=110)

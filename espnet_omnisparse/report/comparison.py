@@ -1,6 +1,5 @@
 """What a comparison file says, and the results recorded for it so far."""
 
-import json
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, ClassVar
 from pydantic import field_validator
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import read_yaml
+from espnet_omnisparse.files import read_json_lines, read_yaml
 from espnet_omnisparse.options import Section, option
 
 _NAMES = "a list of names"
@@ -149,10 +148,12 @@ class Comparison(Section):
 
 
 def read_lines(comparison: Comparison) -> list[dict[str, Any]]:
-    """All results so far."""
-    path = Path(comparison.results)
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    """All results so far.
+
+    Raises:
+        UserError: If a line of the file is garbled.
+    """
+    return read_json_lines(comparison.results)
 
 
 def in_order(

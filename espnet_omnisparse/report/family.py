@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from espnet_omnisparse.core.spec_yaml import read_spec
 from espnet_omnisparse.cost.count import paired_ratio
 from espnet_omnisparse.cost.metrics import METRICS
@@ -17,10 +15,10 @@ from espnet_omnisparse.environment import require_folders
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import SPEC, read_config
 from espnet_omnisparse.extract.forms import FORMS
-from espnet_omnisparse.files import atomic_path, write_text
+from espnet_omnisparse.files import write_text
 from espnet_omnisparse.report.diagnosis import diagnosis_figure
 from espnet_omnisparse.report.gains import gain_table
-from espnet_omnisparse.report.plots import selection_figure, wer_figure
+from espnet_omnisparse.report.plots import save_figure, selection_figure, wer_figure
 from espnet_omnisparse.report.provenance import commands
 from espnet_omnisparse.report.results import (
     BASELINES,
@@ -163,7 +161,7 @@ def write_family(
     if diagnosis := diagnosis_figure(log):
         figures[DIAGNOSIS_PLOT] = diagnosis
     for name, figure in figures.items():
-        _save(figure, asr_exp / "images" / name)
+        save_figure(figure, asr_exp / "images" / name)
     tables = _size_tables(family, others, names, timing)
     lines = _markdown(asr_exp, command, family, others, timing, tables, [*figures])
     path = asr_exp / "RESULTS.md"
@@ -368,9 +366,3 @@ def _loading_notes(asr_exp: Path, family: Sequence[Series]) -> Iterator[str]:
             "the dropped branches zero: it costs as much as the full net."
         )
     yield ""
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        # no version in the file: the same figure is the same bytes
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})

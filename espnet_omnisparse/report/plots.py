@@ -1,6 +1,7 @@
 """The plots of a report: WER against a cost, and what the sizes keep."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ from espnet_omnisparse.core.branches import MERGE
 from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.metrics import Metric
+from espnet_omnisparse.files import atomic_path
 from espnet_omnisparse.report.results import Series
 
 # Okabe and Ito's colours, told apart with every kind of colour vision
@@ -28,6 +30,19 @@ BRANCH_TITLES = {
     MERGE: "Merge",
     "ffn2": "FFN2",
 }
+
+
+def save_figure(figure: Figure, path: Path, dpi: int = 130) -> None:
+    """Writes a figure as PNG, whole or not at all; the same one is the same bytes.
+
+    Args:
+        figure: The figure.
+        path: File to write.
+        dpi: Dots per inch.
+    """
+    with atomic_path(path) as temporary:
+        # no version in the file
+        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
 
 
 def wer_figure(

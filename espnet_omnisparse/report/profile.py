@@ -12,6 +12,7 @@ from espnet_omnisparse.cost.count import count_cost, measure_rtf
 from espnet_omnisparse.cost.metrics import METRICS
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
+from espnet_omnisparse.extract.names import CHECKPOINT
 from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.report.tables import Table
 from espnet_omnisparse.tasks import is_supernet
@@ -69,7 +70,13 @@ def _models(
 ) -> dict[str, tuple[Any, dict[str, float]]]:
     """What a folder holds: name -> model and its costs."""
     config = family.located(family.read_config(folder), folder)
-    if (folder / family.COST).exists() and not spec:
+    extracted = (folder / family.COST).exists()
+    if extracted and checkpoint != CHECKPOINT:
+        raise UserError(
+            f"{folder} is an extracted size, whose model is {family.MODEL}: leave "
+            "--checkpoint out."
+        )
+    if extracted and not spec and not random:
         return {str(folder): (family.load_size(folder), family.read_cost(folder))}
     # an unpacked size has its model alone, under the name that sizes give it
     names = (checkpoint, family.MODEL)

@@ -7,6 +7,7 @@ results do not depend on how many processes there are.
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +129,14 @@ def _read(path: Path, header: dict[str, Any]) -> dict[Key, float]:
     text = path.read_text() if path.exists() else ""
     # what lies behind the last line's end was cut off while it was written
     lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-    if not lines or json.loads(lines[0]) != header:
-        lines = [json.dumps(header) + "\n"]
-    if "".join(lines) != text:
-        write_text(path, "".join(lines))
-    found = {}
-    for line in map(json.loads, lines[1:]):
-        mask = tuple(unit == "1" for unit in line["units"])
-        found[mask, tuple(line["sparsity"])] = line["fitness"]
+    found, good = {}, [json.dumps(header) + "\n"]
+    if lines[:1] == good:
+        for line in lines[1:]:
+            with suppress(ValueError, TypeError, KeyError):  # garbled: evaluated anew
+                one = json.loads(line)
+                mask = tuple(unit == "1" for unit in one["units"])
+                found[mask, tuple(one["sparsity"])] = float(one["fitness"])
+                good.append(line)
+    if "".join(good) != text:
+        write_text(path, "".join(good))
     return found

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 
 from espnet_omnisparse.core.search_space import place
 from espnet_omnisparse.cost.metrics import METRICS, ZEROS
-from espnet_omnisparse.files import atomic_path, write_text
+from espnet_omnisparse.files import write_text
 from espnet_omnisparse.report.gains import UNIFORM
-from espnet_omnisparse.report.plots import COLOURS
+from espnet_omnisparse.report.plots import COLOURS, save_figure
 from espnet_omnisparse.report.tables import Table
 from espnet_omnisparse.search.evolution import Candidate, Found, pareto_front
 from espnet_omnisparse.search.run import FOLDER, Problem
@@ -36,9 +36,7 @@ def write_found(problem: Problem, found: Found, objective: str, command: str) ->
     front = _front(problem, found)
     write_text(folder / "front.json", json.dumps(front, indent=1) + "\n")
     figure = _figure(problem, found, _TITLES[objective])
-    with atomic_path(folder / "front.png") as temporary:
-        # no version in the file: the same figure is the same bytes
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+    save_figure(figure, folder / "front.png")
     table = "\n".join(_table(problem, found, _TITLES[objective]))
     text = f"# Sizes searched\n\n{table}\n\n```sh\n{command}\n```\n"
     write_text(folder / "table.md", text)

@@ -134,7 +134,7 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
     if "macs_10s" in kinds:
         tables["macs_10s"] = cost_table(model, "macs_10s")
     if MEASURED in kinds:
-        tables[MEASURED] = _latencies(model, exp / FOLDER / "latency.json")
+        tables[MEASURED] = _latencies(model, mark, exp / FOLDER / "latency.json")
     costs = SpecCosts(model, masks, tables)
     top = genes.grid[-1]
     every = range(len(masks))
@@ -183,18 +183,32 @@ def _genes(
     return Genes(tuple(alive), tuple(grid), scales)
 
 
-def _latencies(model: Any, path: Path) -> CostTable:
-    """The table of latencies; a search that goes on must find the same numbers."""
+def _latencies(model: Any, mark: str, path: Path) -> CostTable:
+    """The table of latencies; a search that goes on must find the same numbers.
+
+    Args:
+        model: The supernet.
+        mark: Its fingerprint: what was measured of another net does not count.
+        path: File that keeps them.
+    """
     scale = METRICS[MEASURED].steps
-    if not path.exists():
+    names = ("rest", "units", "shared", "pairs")
+    try:
+        kept = json.loads(path.read_text())
+        steps = [kept[name] for name in names] if kept["supernet"] == mark else None
+    except (OSError, ValueError, TypeError, KeyError):
+        steps = None  # absent or useless: measured anew
+    if steps is None:
         table = cost_table(model, MEASURED)
-        costs = ("rest", "units", "shared", "pairs")
-        values = {name: getattr(table, name).tolist() for name in costs}
-        write_text(path, json.dumps(values) + "\n")
-    steps = json.loads(path.read_text())
-    rest = steps.pop("rest") / scale
-    costs = {name: [one / scale for one in row] for name, row in steps.items()}
-    return CostTable(MEASURED, model.encoder.space, rest, **costs)
+        steps = [getattr(table, name).tolist() for name in names]
+        kept = {"supernet": mark, **dict(zip(names, steps, strict=True))}
+        write_text(path, json.dumps(kept) + "\n")
+    rest, *rows = steps
+    costs = {
+        name: [one / scale for one in row]
+        for name, row in zip(names[1:], rows, strict=True)
+    }
+    return CostTable(MEASURED, model.encoder.space, rest / scale, **costs)
 
 
 def run_search(

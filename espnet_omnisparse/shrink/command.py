@@ -4,7 +4,15 @@ import argparse
 import shlex
 from pathlib import Path
 
-from espnet_omnisparse.arguments import Commands, add_command, add_rounds, count
+from espnet_omnisparse.arguments import (
+    Commands,
+    add_command,
+    add_rounds,
+    count,
+    count_or_none,
+    named_path,
+    positive,
+)
 from espnet_omnisparse.errors import UserError
 
 
@@ -48,7 +56,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--out", type=Path, help="folder (exp/asr_MODEL_shrunk)")
     command.add_argument("--checkpoint", metavar="FILE", help="file in MODEL's folder")
     command.add_argument(
-        "--lr", type=float, help="highest learning rate (half of the model's own)"
+        "--lr", type=positive, help="highest learning rate (half of the model's own)"
     )
     command.add_argument(
         "--utterances",
@@ -56,7 +64,7 @@ def add_commands(commands: Commands) -> None:
         default=50,
         help="of DEV that sizes are tried on before training (%(default)s)",
     )
-    command.add_argument("--ngpu", type=int, help="(1 if there is one)")
+    command.add_argument("--ngpu", type=count_or_none, help="(1 if there is one)")
     command.add_argument(
         "--train_args",
         default="",
@@ -99,7 +107,7 @@ def shrink(args: argparse.Namespace) -> None:
 
 
 def _default_out(model: str) -> Path:
-    name = Path(model).name.removesuffix(".zip").removeprefix("asr_")
+    name = named_path(model).name.removesuffix(".zip").removeprefix("asr_")
     return Path("exp") / f"asr_{name}_shrunk"
 
 

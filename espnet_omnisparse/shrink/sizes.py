@@ -1,5 +1,6 @@
 """The sizes that a command line asks for, as the supernet's options have them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,15 +25,16 @@ def layer_sizes(text: str) -> dict[str, Any]:
     """
     sizes: dict[str, Any] = {}
     for word in text.split():
-        name, colon, wanted = word.rpartition(":")
+        name, _, wanted = word.rpartition(":")
         number = _number(wanted)
         if number is None:
             budget = parse_budget(wanted, "--sizes", OF_SIZES)
-            sizes[name or budget.name] = budget.text
-        elif colon and name:
-            sizes[name] = number
-        else:
+            name, number = name or budget.name, budget.text
+        elif not name:
             raise UserError(f"--sizes: name {word} as well, as in small:{word}.")
+        if name in sizes:
+            raise UserError(f"--sizes has {name} twice: give each size its own name.")
+        sizes[name] = number
     if not sizes:
         raise UserError('--sizes names none: give some, as in "small:0.33 8MB".')
     return sizes
@@ -59,6 +61,8 @@ def sparse_sizes(text: str) -> dict[str, Any]:
                 f"--sparsity: {word} must be a share of zeros such as 70% or 0.7."
             )
         name = f"s{100 * share:.4g}".replace(".", "p")
+        if name in sizes:
+            raise UserError(f"--sparsity has {name} twice: leave one of them out.")
         sizes[name] = {"sparsity": round(share, 6)}
     if not sizes:
         raise UserError('--sparsity names none: give some, as in "50% 80%".')
@@ -102,6 +106,7 @@ def _number(text: str) -> int | float | None:
     if text.isdecimal():
         return int(text)
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

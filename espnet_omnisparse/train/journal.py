@@ -12,7 +12,7 @@ from typing import Any
 
 from espnet_omnisparse.core.spec import FULL, SubnetSpec
 from espnet_omnisparse.core.spec_yaml import read_spec, write_spec
-from espnet_omnisparse.files import write_text
+from espnet_omnisparse.files import read_json_lines, write_text
 from espnet_omnisparse.supernet.supernet import Supernet
 
 LOG = "selection_log.jsonl"
@@ -22,11 +22,12 @@ SNAPSHOTS = "snapshots"
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of an experiment's selection log, oldest first."""
-    path = Path(folder) / LOG
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The lines of an experiment's selection log, oldest first.
+
+    Raises:
+        UserError: If one is garbled.
+    """
+    return read_json_lines(Path(folder) / LOG)
 
 
 def log_epoch(

@@ -241,7 +241,7 @@ def test_other_folders_and_options_are_told_of(tmp_path, capsys):
         ([str(tmp_path / "no"), "--to", "packed"], "is not an experiment folder"),
         ([str(size), "--to", "packed", "--chunk", "4"], "--chunk is not an option"),
         ([str(unpacked), "--to", "espnet"], "was not made from a folder"),
-        ([str(size), "--to", "espnet"], "not a whole packed model"),
+        ([str(size), "--to", "espnet"], "is a folder already"),
     ):
         with pytest.raises(SystemExit):
             cli.main(["export", *arguments])

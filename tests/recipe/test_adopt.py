@@ -157,6 +157,7 @@ def test_the_standalone_transducer_is_of_its_own_task(asr1):
 def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(asr1, capsys):
     everything = sorted(asr1.parents[2].rglob("*"))
     assert "no recipe" in refused(capsys, asr1.parent)
+    assert "use letters" in refused(capsys, asr1, "--name", "a/b")
     assert "exists neither" in refused(capsys, asr1, "--config", "conf/none.yaml")
     write_yaml(asr1 / "conf" / "rnn.yaml", {"encoder": "rnn"})
     assert "conformer" in refused(capsys, asr1, "--config", "conf/rnn.yaml")

@@ -137,6 +137,8 @@ def test_help_names_every_own_option(asr1):
         assert f"--{name} " in done.stdout
 
 
+SEARCH = ("--sizes", "full", "--search")
+
 # --- mistakes ----------------------------------------------------------------------
 
 
@@ -149,10 +151,15 @@ def test_help_names_every_own_option(asr1):
         (["--download_model", "a/b", "--sizes", "small"], "--download_model"),
         (["--stock", "yes"], "--stock"),
         (["--calibration", "many"], "--calibration"),
+        (["--calibration", "0"], "at least 1"),
+        (["--stage", "9", "--stop_stage", "3"], "--stage 9 is after --stop_stage 3"),
+        (["--search", "--seed 2"], "--search is for budgets among --sizes"),
+        (["--repair_args", "--seed 2"], "--repair_args is for a repair"),
+        ([*SEARCH, "-h"], "--search holds --help"),
         (["--repair", "1.5"], "--repair"),
-        (["--search", "--objective mer"], "--search: argument --objective"),
-        (["--search", "--rounds_ 3"], "--search: unrecognized arguments: --rounds_"),
-        (["--search", "--init 'a"], "--search holds no arguments (No closing"),
+        ([*SEARCH, "--objective mer"], "--search: argument --objective"),
+        ([*SEARCH, "--rounds_ 3"], "--search: unrecognized arguments: --rounds_"),
+        ([*SEARCH, "--init 'a"], "--search holds no arguments (No closing"),
         ([*UPLOAD], "--hf_repo"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else value,

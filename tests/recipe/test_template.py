@@ -197,6 +197,14 @@ def test_a_link_left_by_a_killed_process_of_the_same_number_blocks_nothing(
     assert (recipe / "cmd.sh").resolve().parent == tree / "egs2/TEMPLATE/asr1"
 
 
+@pytest.mark.parametrize("folder", ["/", "/tmp", "/tmp/recipe"])
+def test_a_recipe_that_is_not_deep_enough_is_told(tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(Path, "is_dir", lambda path: True)
+    monkeypatch.setattr(Path, "resolve", lambda path: path)
+    with pytest.raises(UserError, match="not deep enough.*such as egs2/my_corpus/asr1"):
+        template.link(Path(folder), tmp_path)
+
+
 def test_a_recipe_that_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match="is not a folder: name a recipe"):
         template.link(tmp_path / "nowhere", tmp_path)

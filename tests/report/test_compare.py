@@ -162,7 +162,7 @@ def test_a_time_that_means_nothing_is_left_out(file):
 
 def test_a_page_without_markers_is_refused_before_anything_is_trained(file):
     Path("README.md").write_text("no markers\n")
-    with pytest.raises(UserError, match="README.md needs the lines"):
+    with pytest.raises(UserError, match="README.md needs the line <!-- begin"):
         compare(file, [1], 1)
     assert not Path("runs.txt").exists()
 
@@ -188,6 +188,27 @@ def test_a_file_that_is_no_comparison_is_refused(file, wrong, sentence):
     with pytest.raises(UserError, match=sentence):
         compare(file, [1], 1)
     assert Path("README.md").read_text() == before
+
+
+def test_a_figure_of_another_kind_is_refused_before_anything_is_trained(file):
+    write_yaml(file, {**yaml.safe_load(file.read_text()), "figure": "exp/wer.xyz"})
+    with pytest.raises(UserError, match="must be a .png file, not exp/wer.xyz"):
+        compare(file, [1], 1)
+    assert not Path("runs.txt").exists()
+
+
+def test_a_result_that_was_cut_off_is_made_again_and_a_garbled_one_told(file):
+    compare(file, [1], 1)
+    results = Path("results/tiny.jsonl")
+    whole = results.read_text().splitlines(keepends=True)
+    results.write_text("".join(whole[:-1]) + whole[-1][:20])
+    shutil.rmtree("exp")
+    compare(file, [1], 1)
+    again = results.read_text().splitlines(keepends=True)
+    assert sorted(again) == sorted(whole)
+    results.write_text("{garbled\n" + "".join(again))
+    with pytest.raises(UserError, match=r"tiny.jsonl: line 1 is not JSON"):
+        compare(file, [1], 1)
 
 
 def test_only_the_named_variants_are_run(file):

@@ -474,9 +474,58 @@ def test_commands_refuse_in_one_sentence(make_exp, capsys):
     (EXP / CHECKPOINT).write_bytes(b"no checkpoint")
     assert "corrupt" in refused(capsys, "extract", exp, "--out", "exp/again")
     assert not list(Path("exp").glob("again*"))
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["profile", exp, "--rounds", "0"])
-    assert stopped.value.code == 2
+    small = f"{EXP}_small"
+    assert "is an extracted size" in refused(
+        capsys, "profile", small, "--checkpoint", "other.pth"
+    )
+    (Path(small) / "cost.json").write_text("{")
+    assert "cost.json is garbled" in refused(capsys, "profile", small)
+    for command in (
+        ["profile", exp, "--rounds", "0"],
+        ["compare", "x", "--seeds", "a"],
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(command)
+        assert stopped.value.code == 2
+
+
+def test_a_folder_that_is_no_size_is_never_replaced(make_exp, capsys):
+    make_exp()
+    mine = Path(f"{EXP}_small")
+    mine.mkdir()
+    cli.main(["extract", str(EXP), "--sizes", "small"])  # nothing was in it
+    assert (mine / "origin.yaml").exists()
+    cli.main(["extract", str(EXP), "--sizes", "small", "--calibration", "7"])
+    shutil.rmtree(mine)
+    shutil.copytree(EXP, mine)
+    before = sorted(path.name for path in mine.iterdir())
+    assert "is not a size" in refused(capsys, "extract", str(EXP), "--sizes", "small")
+    assert sorted(path.name for path in mine.iterdir()) == before
+
+
+def test_the_present_folder_has_its_name(make_exp, capsys, monkeypatch):
+    make_exp()
+    monkeypatch.chdir(EXP)
+    cli.main(["extract", ".", "--sizes", "small"])
+    size = Path.cwd().with_name(f"{EXP.name}_small")
+    assert (size / "model.pth").exists()
+    assert "is scored yet" in refused(capsys, "report", ".")
+    monkeypatch.chdir(size)
+    cli.main(["export", ".", "--to", "packed"])
+    assert size.with_name(f"{size.name}.omni").exists()
+    assert "is a folder" in refused(capsys, "export", ".", "--to", "packed", "-o", "..")
+
+
+def test_freshly_drawn_weights_of_a_size_are_not_its_own(make_exp, capsys):
+    make_exp()
+    cli.main(["extract", str(EXP), "--sizes", "small"])
+    costs = Path(f"{EXP}_small") / "cost.json"
+    kept = json.loads(costs.read_text())
+    costs.write_text(json.dumps({**kept, "parameters": 5}))
+    capsys.readouterr()
+    cli.main(["profile", f"{EXP}_small", "--random", "--json", "--rounds", "1"])
+    (found,) = json.loads(capsys.readouterr().out).values()
+    assert found["parameters"] == kept["parameters"]
 
 
 def test_profile_agrees_with_extraction(make_exp, capsys):

@@ -242,7 +242,7 @@ def test_a_search_killed_anywhere_goes_on_to_the_same_end(tmp_path):
         with pytest.raises(Killed):
             search(options, first.of)
         with path.open("a") as file:  # the kill came while the next line was written
-            file.write('{"units": "11", "spars')
+            file.write('{"units": 3}\nno JSON\n{"units": "11", "spars')
         second, after = kept(path)
         found = search(options, second.of)
         assert before + after == made

@@ -6,9 +6,11 @@ import torch
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.cost.budget import Budget, parse_budget
 from espnet_omnisparse.cost.count import count_packed_bytes
+from espnet_omnisparse.cost.size import CostTable
 from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.cut import cut_state
+from espnet_omnisparse.search import run
 from espnet_omnisparse.search.spec_costs import SpecCosts
 
 PATTERNS = ("unstructured", "8x1", "5x3", "1x7", "n:4", "n:3")
@@ -152,14 +154,43 @@ def _half_of_the_macs(model):
 
 
 def test_latency_counts_branches_alone(sparse_model):
-    from espnet_omnisparse.cost.size import CostTable
-
     model = sparse_model()
     table = CostTable("latency_ms", model.encoder.space, 2.0, [0.5] * 12, [0.0] * 12)
     mask = (True, True) + (False,) * 10
     costs = SpecCosts(model, [mask], {"latency_ms": table})
     weights = len(model.encoder.space.weights)
     assert costs.of("latency_ms", 0, (0.9,) * weights) == 3.0
+
+
+def test_latencies_are_kept_for_the_net_they_were_measured_of(
+    sparse_model, tmp_path, monkeypatch
+):
+    model = sparse_model()
+    measured = []
+
+    def measure(of, kind):
+        rest = 2.0 + len(measured)  # no two measurements agree
+        measured.append(kind)
+        return CostTable(kind, of.encoder.space, rest, [0.5] * 12, [0.25] * 12)
+
+    monkeypatch.setattr(run, "cost_table", measure)
+    path = tmp_path / "latency.json"
+
+    measure_once = CostTable("latency_ms", model.encoder.space, 0, [0.5] * 12, [0] * 12)
+
+    def rest(mark):
+        table = run._latencies(model, mark, path)
+        assert table.units.tolist() == measure_once.units.tolist()
+        return table.total
+
+    first = rest("this")
+    assert rest("this") == first and len(measured) == 1
+    second = rest("another")
+    assert second > first and len(measured) == 2
+    for garbled in ("", "{}", '{"supernet": "another", "rest": 1}'):
+        path.write_text(garbled)
+        assert rest("another") > second
+        assert rest("another") == rest("another")
 
 
 def test_budgets_are_read():

@@ -230,6 +230,9 @@ def test_sizes_and_folders_that_make_no_sense_are_refused(
     assert "name 0.5 as well" in told("--sizes", "0.5")
     assert "must be a share of zeros" in told("--sparsity", "120%")
     assert "supernet.sizes" in told("--sizes", "small:99")
+    assert "has small twice" in told("--sizes", "small:0.5 small:0.3")
+    assert "has s50 twice" in told("--sparsity", "50% 0.5")
+    assert "--sizes: 'nan' must be" in told("--sizes", "small:nan")
     assert "does not exist: give an experiment folder" in told(*LAYERS, given="nowhere")
     other = told("--sizes", "small:0.5", out=layer_family)
     assert "is the family of another model" in other
@@ -250,6 +253,12 @@ def test_sizes_and_folders_that_make_no_sense_are_refused(
     )
     assert "--resume=false is given by omnisparse" in train_args("--resume=false")
     assert "--outp is given by omnisparse shrink" in train_args("--outp elsewhere")
+    assert not (tmp_path / "out").exists()
+    assert "--train_args holds --help" in train_args("-h")
+    for option in ("--lr=nan", "--lr=-1", "--ngpu=-1"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(command(model, corpus, tmp_path / "out", *LAYERS, option))
+        assert stopped.value.code == 2
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit):
         cli.main(command(model, corpus, tmp_path / "out"))
