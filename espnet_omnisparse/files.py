@@ -41,11 +41,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     with _partial(path, tempfile.mkstemp) as temporary:
-        # mkstemp makes private files; these are ordinary results, for all to read
+        yield temporary
+        # mkstemp makes private files, as some writers do that replace them; these are
+        # ordinary results, for all to read
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

@@ -213,6 +213,24 @@ def test_lines_of_json_are_read_but_for_one_that_was_cut_off(tmp_path):
         files.read_json_lines(path)
 
 
+def test_a_file_that_a_writer_replaces_is_for_all_to_read(tmp_path):
+    with files.atomic_path(tmp_path / "x") as temporary:
+        temporary.unlink()
+        os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY, 0o600))
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_lines_are_appended_behind_the_last_whole_one(tmp_path):
+    path = tmp_path / "lines"
+    files.append_lines(path, "one\n")
+    with path.open("a") as file:
+        file.write("cut o")
+    files.append_lines(path, "two\nthree\n")
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
 def test_written_files_and_folders_are_for_all_to_read(tmp_path):
     old = os.umask(0o022)
     try:

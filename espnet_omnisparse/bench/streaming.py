@@ -103,10 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.rounds < 1:
             raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
         models = {
-            folder.name: Recogniser.load(folder, beam=args.beam)
+            str(folder): Recogniser.load(folder, beam=args.beam)
             for folder in args.folders
         }
-        rate = next(iter(models.values())).sample_rate
+        rate, *others = {model.sample_rate for model in models.values()}
+        if others:
+            raise UserError("The sizes have several sampling rates: name those of one.")
         audio = torch.cat(
             [block for path in args.audio for block in file_blocks(path, rate, 10.0)]
         )

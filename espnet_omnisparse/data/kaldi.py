@@ -5,7 +5,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import atomic_folder
+from espnet_omnisparse.files import atomic_folder, require_replaceable
+
+#: Where converted recordings go, among the data folders.
+CONVERTED = "converted"
 
 
 def check_order(speakers: Mapping[str, str]) -> None:
@@ -48,6 +51,25 @@ def write_tables(
         for name, lines in tables.items():
             text = "".join(f"{line}\n" for line in lines)
             (temporary / name).write_text(text, encoding="utf-8")
+
+
+def require_data_folders(data_dir: Path, names: Iterable[str]) -> None:
+    """Checks that Kaldi folders can be written without the loss of anything else.
+
+    Args:
+        data_dir: Where they go.
+        names: Theirs.
+
+    Raises:
+        UserError: If a name is none, or something else is in a folder's place.
+    """
+    for name in names:
+        if not name or Path(name).name != name or name in ("..", CONVERTED):
+            raise UserError(
+                f"{name!r} cannot be the name of a data folder: a name is needed, not "
+                f"a path, and not {CONVERTED}, which holds converted recordings."
+            )
+        require_replaceable(data_dir / name, "utt2spk", "a Kaldi folder")
 
 
 def name_list(text: str) -> list[str]:

@@ -29,7 +29,13 @@ from espnet_omnisparse.data.download import (
     expanded,
     partial,
 )
-from espnet_omnisparse.data.kaldi import check_order, name_list, write_tables
+from espnet_omnisparse.data.kaldi import (
+    CONVERTED,
+    check_order,
+    name_list,
+    require_data_folders,
+    write_tables,
+)
 from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.errors import UserError, one_sentence
 
@@ -92,17 +98,23 @@ def prepare(
     corpus = expanded(corpus)
     if (corpus / "LibriSpeech").is_dir():
         corpus = corpus / "LibriSpeech"
+    train_parts, valid_parts, test_parts = (
+        [part.rstrip("/") or part for part in given]
+        for given in (train_parts, valid_parts, test_parts)
+    )
     parts = list(dict.fromkeys([*train_parts, *valid_parts, *test_parts]))
     if not parts:
         raise UserError("No part of the corpus is given: name one in --test_parts.")
-    sets = {part.replace("-", "_"): (part,) for part in parts}
-    for name, members in ((train_set, train_parts), (valid_set, valid_parts)):
-        members = tuple(dict.fromkeys(members))
+    sets: dict[str, tuple[str, ...]] = {}
+    wanted = [(part.replace("-", "_"), [part]) for part in parts]
+    for name, given in (*wanted, (train_set, train_parts), (valid_set, valid_parts)):
+        members = tuple(dict.fromkeys(given))
         if members and sets.setdefault(name, members) != members:
             raise UserError(
                 f"{name} cannot name {' + '.join(members)}, because the folder holds "
                 f"{' + '.join(sets[name])}: choose another name."
             )
+    require_data_folders(data_dir, sets)
     ensure_parts(corpus, parts, url, archives)
     readings = {part: read_part(corpus / part) for part in parts}
     audio = {part: [one.audio for one in read] for part, read in readings.items()}
@@ -116,7 +128,7 @@ def prepare(
         check_order({one.name: one.speaker for one in utterances})
     genders = read_genders(corpus)
 
-    used = recordings.convert(audio, found, rules, data_dir / "converted")
+    used = recordings.convert(audio, found, rules, data_dir / CONVERTED)
     for name, utterances in combined.items():
         utterances = [replace(one, audio=used[one.audio]) for one in utterances]
         write_data_folder(data_dir / name, utterances, genders)

@@ -4,6 +4,7 @@ What does not fit is told at once, before anything is written.
 """
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from espnet_omnisparse.files import atomic_folder
 
 _EXAMPLES = 3
 _BLOCK_SECONDS = 10.0
+_HIGHEST_RATE = 655_350  # of a FLAC file
 
 
 @dataclass(frozen=True)
@@ -89,16 +91,25 @@ def _rate(text: str) -> int | None:
     if text.lower() == "none":
         return None
     try:
-        return humanfriendly.parse_size(text)  # as ESPnet reads its own --fs
-    except humanfriendly.InvalidSize as error:
-        raise UserError(f"--fs is a rate such as 16k or 8000, not {text}.") from error
+        rate = humanfriendly.parse_size(text)  # as ESPnet reads its own --fs
+    except humanfriendly.InvalidSize:
+        rate = 0
+    if not 1000 <= rate <= _HIGHEST_RATE:
+        raise UserError(
+            "--fs is a rate such as 16k or 8000, from 1000 to "
+            f"{_HIGHEST_RATE}, not {text}."
+        )
+    return rate
 
 
 def _seconds(text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise UserError(f"--shortest is a number of seconds, not {text}.") from error
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 <= seconds < math.inf:
+        raise UserError(f"--shortest is a number of seconds, not {text}.")
+    return seconds
 
 
 def judge(

@@ -177,7 +177,13 @@ def speak(utterance: Utterance, noise_db: tuple[float, float] = NOISE_DB) -> np.
     clean = resample_poly(clean, SAMPLE_RATE // common, engine.sample_rate // common)
     pauses = [int(SAMPLE_RATE * source.uniform(0.05, 0.25)) for _ in range(2)]
     clean = np.pad(clean, pauses)
-    clean *= source.uniform(0.15, 0.85) / np.abs(clean).max()
+    peak = np.abs(clean).max()
+    if not peak:
+        raise UserError(
+            f"The synthesiser says nothing of {utterance.words!r}: leave it out of the "
+            "text."
+        )
+    clean *= source.uniform(0.15, 0.85) / peak
     noise_ratio = 10 ** (-source.uniform(*noise_db) / 20)
     noise = np.random.default_rng(source.randrange(2**31)).standard_normal(len(clean))
     noisy = clean + noise * noise_ratio * np.sqrt(np.mean(clean**2))

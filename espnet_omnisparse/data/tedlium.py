@@ -24,7 +24,13 @@ from espnet_omnisparse.data.download import (
     partial,
     unpacked,
 )
-from espnet_omnisparse.data.kaldi import check_order, name_list, write_tables
+from espnet_omnisparse.data.kaldi import (
+    CONVERTED,
+    check_order,
+    name_list,
+    require_data_folders,
+    write_tables,
+)
 from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.data.stm import Segment
 from espnet_omnisparse.errors import UserError, one_sentence
@@ -100,6 +106,7 @@ def prepare(
             f"--splits takes some of {', '.join(SPLITS)}, not "
             f"{', '.join(unknown) or 'nothing'}."
         )
+    require_data_folders(data_dir, splits)
     corpus = expanded(corpus)
     _check_place(corpus)
     corpus = release_folder(corpus)
@@ -121,7 +128,7 @@ def prepare(
     _compare(readings)
     for reading in readings.values():
         check_order(reading.speakers)
-    used = recordings.convert(talks, found, rules, data_dir / "converted")
+    used = recordings.convert(talks, found, rules, data_dir / CONVERTED)
     for split, reading in readings.items():
         audio = {talk: used[path] for talk, path in reading.audio.items()}
         reading = replace(reading, audio=audio)
@@ -282,7 +289,8 @@ def _say_filter(
 
 def _check_times(segments: Sequence[Segment], lengths: Mapping[str, float]) -> None:
     for segment in segments:
-        if segment.end > 1000 * lengths[segment.talk] + OVERSHOOT:
+        length = 1000 * lengths[segment.talk]
+        if segment.end > length + OVERSHOOT or segment.start >= length:
             raise UserError(
                 f"{segment.source} ends at {segment.end / 1000:.2f} s, but the audio "
                 f"of {segment.talk} is {lengths[segment.talk]:.2f} s long: restore "

@@ -9,9 +9,11 @@ train on it. Laid out as LibriSpeech is:
 import argparse
 import gzip
 import random
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet_omnisparse.arguments import positive
 from espnet_omnisparse.console import bar
 from espnet_omnisparse.data import synthesis
 from espnet_omnisparse.data.synthesis import Utterance, Voice
@@ -57,7 +59,8 @@ def phrases(lines: Sequence[str]) -> list[str]:
     source = random.Random("phrases")
     found = []
     for line in lines:
-        words = line.split()[1:]
+        # a dash is not spoken
+        words = [word for word in line.split()[1:] if any(map(str.isalnum, word))]
         while words:
             length = source.randint(*PHRASE)
             found.append(" ".join(words[:length]))
@@ -115,7 +118,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         with opened(path, "rt", encoding="utf-8") as file:
             return file.read().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UserError(f"--text: {path} cannot be read ({error}).") from error
 
 
@@ -148,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "transcripts, laid out as LibriSpeech is.",
     )
     parser.add_argument("--text", type=Path, required=True, help="lines of `id WORDS`")
-    parser.add_argument("--hours", type=float, default=4.0, help="(%(default)s)")
+    parser.add_argument("--hours", type=positive, default=4.0, help="(%(default)s)")
     parser.add_argument(
         "--out",
         type=Path,

@@ -57,10 +57,10 @@ def _size(folder: Path, threads: int, beam: int) -> Iterator[Transcriber]:
             library()
             packed = Path(temporary) / "model.omni"
             pack(folder, packed)
-            model: Transcriber = PackedModel(packed, threads, beam)
         except UserError as error:
-            model = _pytorch(folder, threads, beam, error)
-        yield model
+            yield _pytorch(folder, threads, beam, error)
+        else:
+            yield PackedModel(packed, threads, beam)
 
 
 @contextmanager

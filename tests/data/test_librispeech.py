@@ -43,6 +43,11 @@ def chapter(corpus: Path) -> Path:
     return corpus / "one" / "7" / "70"
 
 
+def everything(folder: Path) -> dict[Path, bytes]:
+    """Content by path, of all files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 class TestFolders:
     def test_contents(self, corpus, tmp_path):
         written = prepared(corpus, tmp_path / "data")
@@ -160,6 +165,32 @@ class TestMistakes:
             ),
             "No part",
         )
+
+    @pytest.mark.parametrize(
+        "changes, told",
+        [
+            ({"test_parts": ["."]}, "'.' cannot be the name of a data folder"),
+            ({"test_parts": ["one/7"]}, "a name is needed, not a path"),
+            ({"train_set": ""}, "'' cannot be the name of a data folder"),
+            ({"train_set": "converted"}, "holds converted recordings"),
+            ({"test_parts": ["test-it", "test_it"]}, "test_it cannot name test_it"),
+        ],
+    )
+    def test_names_that_would_cost_other_folders(self, corpus, tmp_path, changes, told):
+        prepared(corpus, tmp_path / "data")
+        before = everything(tmp_path)
+        refused(lambda: prepared(corpus, tmp_path / "data", **changes), told)
+        assert everything(tmp_path) == before
+
+    def test_the_corpus_itself_is_never_replaced(self, corpus, tmp_path):
+        before = everything(corpus)
+        refused(lambda: prepared(corpus, corpus), "one is there already and is not")
+        assert everything(corpus) == before
+
+    def test_a_part_may_have_a_slash_behind_it(self, corpus, tmp_path):
+        plain = prepared(corpus, tmp_path / "d")
+        again = prepared(corpus, tmp_path / "d", test_parts=["test-it/"])
+        assert again == plain
 
     def test_set_named_as_another_part(self, corpus, tmp_path):
         refused(

@@ -244,7 +244,13 @@ class TestTedlium:
 
 
 @pytest.mark.parametrize("module", [librispeech, tedlium])
-@pytest.mark.parametrize("option, value", [("--fs", "fast"), ("--shortest", "long")])
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        *(("--fs", rate) for rate in ("fast", "0", "3000M")),
+        *(("--shortest", seconds) for seconds in ("long", "nan", "-1", "inf")),
+    ],
+)
 def test_options_that_are_no_numbers(module, option, value, capsys):
     with pytest.raises(SystemExit):
         module.main([option, value])

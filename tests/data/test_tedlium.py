@@ -324,6 +324,7 @@ class TestMistakes:
             lambda: made("1 12.51 <F0_M> a"), "Line 1 of", "12.51 s", "12.00 s long"
         )
         assert made("1 12.5 <F0_M> a").is_dir()
+        refused(lambda: made("12.1 12.4 <F0_M> a"), "12.40 s", "12.00 s long")
 
     def test_nothing_left_between_neighbours(self, made):
         lines = "1.0 9.0 <F0_M> a", "4.9 5.0 <F0_M> b", "2.0 9.0 <F0_M> c"

@@ -1,6 +1,7 @@
 """omnisparse-run: the text of WAV files and pipes, and a sentence for what is wrong."""
 
 import json
+import os
 import subprocess
 
 import numpy as np
@@ -112,12 +113,44 @@ def test_what_is_wrong_is_told_in_a_sentence(program, folder):
         wrong.write_bytes(good.read_bytes()[:size])
         told(".", live, wrong)
     told("no audio", live, "-", input=b"")
+    empty = good.read_bytes()[:40] + bytes(4) + b"LIST\4\0\0\0abcd"
+    whole = (len(empty) - 8).to_bytes(4, "little")
+    wrong.write_bytes(empty[:4] + whole + empty[8:])
+    told("no audio", live, wrong)
+    told("the kind MP4", live, "-", input=b"\0\0\0\x20ftypisom" + bytes(400))
+    told("the kind Matroska", live, "-", input=b"\x1aE\xdf\xa3" + bytes(400))
+    loops = {**os.environ, "OMNISPARSE_ISA": "none-such"}
+    told("OMNISPARSE_ISA is none-such, and this CPU has", live, good, env=loops)
     for kind in ("ctc", "e-branchformer", "transformer"):
         told("cannot stream", write(folder, kind), good, "--stream")
     told("--left needs --chunk", live, good, "--left", 3, code=2)
     told("no option", live, good, "--wat", code=2)
     told("whole number", live, good, "--beam", "x", code=2)
+    told("from 1 to 1048576", live, good, "--beam", 2**21, code=2)
     told("Name a model", live, code=2)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_text_that_cannot_be_written_is_told(program, folder, options):
+    path = folder / "full.wav"
+    soundfile.write(path, sound(RATE), RATE)
+    with open("/dev/full", "w") as full:
+        words = [program, write(folder, "live"), path, *options]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1
+    assert b"cannot be written (No space left" in done.stderr
+
+
+def test_threads_that_cannot_be_started_are_told(program, folder):
+    path = folder / "threads.wav"
+    soundfile.write(path, sound(RATE), RATE)
+    # a thread takes 8 MB of addresses: not all of them fit
+    limit = f"ulimit -s 8192; ulimit -v 400000; exec {program}"
+    command = f"{limit} {write(folder, 'live')} {path} --threads 256"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert b"threads can be started here: ask for fewer" in done.stderr
 
 
 def test_what_is_there_of_a_cut_file_is_recognised(program, folder):

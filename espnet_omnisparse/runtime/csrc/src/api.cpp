@@ -2,6 +2,7 @@
 #include <string>
 
 #include "error.h"
+#include "kernels/table.h"
 #include "omnisparse.h"
 #include "stream.h"
 
@@ -60,6 +61,7 @@ omnisparse_model* omnisparse_load(const char* path, int threads) {
   omnisparse_model* made = nullptr;
   guarded([&] {
     if (threads < 1 || threads > 256) throw Error("The number of threads must be 1 to 256.");
+    require_isa();
     auto model = std::make_unique<omnisparse_model>();
     model->model = std::make_shared<Model>(path, threads);
     made = model.release();

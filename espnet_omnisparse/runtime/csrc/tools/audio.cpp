@@ -20,9 +20,11 @@ const char* other_container(const unsigned char* bytes) {
     const char* magic;
     const char* name;
   } kKnown[] = {{"fLaC", "FLAC"}, {"OggS", "Ogg"},  {"RF64", "RF64"}, {"NIST", "NIST SPHERE"},
-                {"FORM", "AIFF"}, {".snd", "AU"},   {"caff", "CAF"},  {"wvpk", "WavPack"}};
+                {"FORM", "AIFF"}, {".snd", "AU"},   {"caff", "CAF"},  {"wvpk", "WavPack"},
+                {"#!AM", "AMR"},  {"\x1a\x45\xdf\xa3", "Matroska or WebM"}};
   for (const auto& known : kKnown)
     if (is(bytes, known.magic)) return known.name;
+  if (is(bytes + 4, "ftyp")) return "MP4";
   return std::memcmp(bytes, "ID3", 3) == 0 ? "MP3" : nullptr;
 }
 
@@ -70,30 +72,36 @@ void Audio::read_header(int rate) {
   const size_t some = take(head, sizeof(head));
   const std::string remedy = ": turn it into one of 16-bit WAV with ffmpeg -i FILE -ar " +
                              std::to_string(rate) + " -ac 1 OUT.wav.";
-  if (const char* other = some >= 4 ? other_container(head) : nullptr)
+  if (const char* other = some >= 8 ? other_container(head) : nullptr)
     fail(std::string("is a file of the kind ") + other + ", and only WAV can be read" + remedy);
   if (some < sizeof(head) || !is(head, "RIFF") || !is(head + 8, "WAVE")) {
     if (name_ != "-") fail("is not a WAV file" + remedy);
     begun_.assign(head, head + some);  // raw PCM
     return;
   }
+  uint64_t at = sizeof(head);  // of what follows, in the file
   for (bool known = false;;) {
     unsigned char chunk[8];
     if (take(chunk, sizeof(chunk)) != sizeof(chunk))
       fail("has no audio in it: it is damaged, or was not written whole.");
     const uint32_t size = number(chunk + 4, 4);
+    at += sizeof(chunk);
     if (is(chunk, "fmt ")) {
       read_format(size, rate);
       known = true;
     } else if (is(chunk, "data")) {
       if (!known) fail("does not tell its format before its audio: it is damaged.");
-      // as written to a pipe, whose length was not known
-      bounded_ = size != 0 && size < 0x7ffff000u;
+      // as written to a pipe, whose length was not known; an empty chunk that the file's
+      // own length agrees with is empty
+      const uint64_t whole = uint64_t{number(head + 4, 4)} + 8;
+      const bool unknown = whole <= at || whole >= 0x7ffff000u;
+      bounded_ = size < 0x7ffff000u && (size != 0 || !unknown);
       if (bounded_) left_ = size;
       return;
     } else {
       skip(static_cast<size_t>(size) + size % 2);
     }
+    at += uint64_t{size} + size % 2;
   }
 }
 

@@ -1,6 +1,7 @@
 // omnisparse-run: recognises a recording with a packed model.
 #include <omnisparse.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -41,7 +42,8 @@ int number_of(const std::string& name, const char* text, long least) {
   char* end = nullptr;
   const long value = text != nullptr ? std::strtol(text, &end, 10) : 0;
   if (text == nullptr || end == text || *end != '\0' || value < least || value > 1 << 20)
-    throw UsageError(name + " needs a whole number, at least " + std::to_string(least) + ".");
+    throw UsageError(name + " needs a whole number from " + std::to_string(least) + " to " +
+                     std::to_string(1 << 20) + ".");
   return static_cast<int>(value);
 }
 
@@ -164,6 +166,8 @@ void run(const Options& options) {
     print_json(model.get(), stream.get(), static_cast<double>(samples) / rate, spent);
   else
     printer.end(omnisparse_stream_text(stream.get()));
+  if (std::fflush(stdout) != 0 || std::ferror(stdout))
+    throw InputError(std::string("The text cannot be written (") + std::strerror(errno) + ").");
 }
 
 }  // namespace

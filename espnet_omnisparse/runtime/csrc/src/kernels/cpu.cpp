@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "../error.h"
 #include "table.h"
 
 namespace omnisparse {
@@ -55,6 +56,13 @@ std::atomic<const KernelTable*>& chosen() {
 }  // namespace
 
 const KernelTable& kernels() { return *chosen().load(std::memory_order_relaxed); }
+
+void require_isa() {
+  const char* wanted = std::getenv("OMNISPARSE_ISA");
+  if (named(wanted) == nullptr)
+    throw Error("OMNISPARSE_ISA is " + std::string(wanted) + ", and this CPU has " +
+                available_isas() + ": name one of these, or unset it.");
+}
 
 bool force_isa(const char* name) {
   const KernelTable* table = named(name);

@@ -73,6 +73,8 @@ const KernelTable& kernels();
 bool force_isa(const char* name);
 // The instruction sets that this build and this CPU have, best first.
 const char* available_isas();
+// Throws an Error where the environment asks for none of these.
+void require_isa();
 
 const KernelTable* plain_table();
 const KernelTable* avx2_table();

@@ -1,12 +1,26 @@
 #include "threads.h"
 
+#include <string>
+#include <system_error>
+
+#include "../error.h"
+
 namespace omnisparse {
 
 ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  } catch (const std::system_error&) {
+    const int started = this->threads();
+    stop();  // there is no destructor of what was never whole
+    throw Error("No more than " + std::to_string(started) +
+                " threads can be started here: ask for fewer.");
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;

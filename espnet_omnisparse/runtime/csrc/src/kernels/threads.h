@@ -33,6 +33,7 @@ class ThreadPool {
  private:
   void run(int count, const std::function<void(int)>& task);
   void work();
+  void stop();
 
   std::vector<std::thread> workers_;
   std::mutex callers_;
