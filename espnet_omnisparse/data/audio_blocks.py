@@ -43,6 +43,8 @@ def file_blocks(
             samples, or one that no audio has.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the audio files in it.")
     if not path.is_file():
         raise UserError(f"There is no audio file {path}: check its name.")
     try:

@@ -24,6 +24,18 @@ class Options(ctypes.Structure):
 
     _fields_ = [(name, _Int) for name in ("whole", "chunk", "left", "beam", "keep")]
 
+    def __init__(self, **values: int):
+        super().__init__(**{name: saturated(value) for name, value in values.items()})
+
+
+def saturated(number: int) -> int:
+    """A number as C can have it: ctypes would make a small one of a large one.
+
+    >>> saturated(2**32 + 1) == 2**31 - 1
+    True
+    """
+    return max(-(2**31), min(number, 2**31 - 1))
+
 
 # name without its prefix -> what it returns, and its arguments
 _FUNCTIONS = {

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.runtime.library import Floats, Ints, Library, Options, library
+from espnet_omnisparse.runtime.library import (
+    Floats,
+    Ints,
+    Library,
+    Options,
+    library,
+    saturated,
+)
 
 _LOG_PROBABILITIES = 2  # of `omnisparse_stream_output`
 _FULL_SCALE = 2**15  # of int16
@@ -64,7 +71,7 @@ class Model:
 
     def __init__(self, path: str | os.PathLike, threads: int = 1):
         self._library = library()
-        self._handle = self._library.load(os.fsencode(path), threads)
+        self._handle = self._library.load(os.fsencode(path), saturated(threads))
         if not self._handle:
             raise self._library.error()
         weakref.finalize(self, self._library.free, self._handle)

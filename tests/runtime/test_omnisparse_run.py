@@ -100,6 +100,7 @@ def test_what_is_wrong_is_told_in_a_sentence(program, folder):
 
     told("cannot be opened", live, folder / "none.wav")
     told("cannot be opened", folder / "none.omni", good)
+    told("cannot be read (Is a directory)", live, folder)
     told("is not a packed model", good, good)
     soundfile.write(wrong, np.zeros((100, 2)), RATE)
     told("2 channels", live, wrong)

@@ -141,6 +141,10 @@ def test_wrong_streams_are_told_in_a_sentence(streaming):
         loaded.stream(chunk=-3)
     with pytest.raises(UserError):
         loaded.stream(beam=0)
+    with pytest.raises(UserError):
+        loaded.stream(beam=2**32 + 1)
+    with pytest.raises(UserError, match="threads must be 1 to 256"):
+        runtime.load(streaming[2], threads=2**32 + 1)
 
 
 def test_wrong_files_are_told_in_a_sentence(streaming, tmp_path):

@@ -70,6 +70,7 @@ void Audio::skip(size_t size) {
 void Audio::read_header(int rate) {
   unsigned char head[12] = {};
   const size_t some = take(head, sizeof(head));
+  if (std::ferror(file_)) fail(std::string("cannot be read (") + std::strerror(errno) + ").");
   const std::string remedy = ": turn it into one of 16-bit WAV with ffmpeg -i FILE -ar " +
                              std::to_string(rate) + " -ac 1 OUT.wav.";
   if (const char* other = some >= 8 ? other_container(head) : nullptr)
