@@ -142,9 +142,11 @@ def test_pushed_samples_are_judged_as_a_files(dtype):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    for path in (tmp_path / "missing.wav", tmp_path):
-        with pytest.raises(UserError, match=f"There is no audio file {path}"):
-            next(file_blocks(path, 16000, 0.1))
+    path = tmp_path / "missing.wav"
+    with pytest.raises(UserError, match=f"There is no audio file {path}"):
+        next(file_blocks(path, 16000, 0.1))
+    with pytest.raises(UserError, match=f"{tmp_path} is a folder"):
+        next(file_blocks(tmp_path, 16000, 0.1))
 
 
 @pytest.mark.parametrize("content", [b"", b"no audio at all"])
