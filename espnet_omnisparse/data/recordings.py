@@ -143,11 +143,18 @@ def judge(
             else:
                 found[path] = result
     rate, channels = _format(found.values(), rules)
-    for path, one in [] if rules.convert else list(found.items()):
-        fault = _format_fault(path, one, rate, channels)
-        if fault is not None:
-            faults[path] = fault
-            del found[path]
+    others = {
+        path: fault
+        for path, one in found.items()
+        if (fault := _format_fault(path, one, rate, channels)) is not None
+    }
+    if rules.convert:  # which decodes them: before anything is written
+        checked = over_files(_decoding_fault, "to be converted", list(others))
+        pairs = zip(others, checked, strict=True)
+        others = {path: fault for path, fault in pairs if fault is not None}
+    for path, fault in others.items():
+        faults[path] = fault
+        del found[path]
     settle(list(faults.values()), len(found) + len(faults), rules)
     loud = {path: one.peak for path, one in found.items() if one.peak > 1.0}
     if loud:
@@ -252,6 +259,22 @@ def _check(path: Path) -> Recording | AudioError:
         return check_audio(path)
     except AudioError as fault:
         return fault
+
+
+def _decoding_fault(path: Path) -> AudioError | None:
+    """What is wrong with a recording between its header and its end."""
+    try:
+        with soundfile.SoundFile(path) as sound:
+            while len(sound.read(round(_BLOCK_SECONDS * sound.samplerate))):
+                pass
+    except soundfile.LibsndfileError as error:
+        return AudioError(
+            f"The audio file {path}",
+            f"is damaged ({error.error_string.rstrip('.')})",
+            "restore it",
+            "is damaged",
+        )
+    return None
 
 
 def _format(found: Collection[Recording], rules: AudioRules) -> tuple[int, int]:

@@ -243,6 +243,25 @@ class TestTedlium:
         assert words(tmp_path / "e" / "test") == ["good bye"]
 
 
+def test_what_cannot_be_decoded_to_be_converted_is_told_before(corpus, tmp_path):
+    path = corpus / "one" / "12" / "30" / "12-30-0001.wav"
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 24000)
+    soundfile.write(path.with_suffix(".flac"), noise, 8000)
+    path.unlink()
+    path = path.with_suffix(".flac")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = b"\xff" * 200
+    path.write_bytes(content)
+    refused(
+        lambda: prepared(corpus, tmp_path / "d", rules=CONVERT), f"{path} is damaged"
+    )
+    assert not (tmp_path / "d").exists()
+    left = AudioRules(convert=True, leave_out=True)
+    prepared(corpus, tmp_path / "d", rules=left)
+    assert "12-30-0001" not in (tmp_path / "d/one/text").read_text()
+
+
 @pytest.mark.parametrize("module", [librispeech, tedlium])
 @pytest.mark.parametrize(
     "option, value",
