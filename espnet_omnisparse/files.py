@@ -43,10 +43,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     with _partial(path, tempfile.mkstemp) as temporary:
         yield temporary
         # mkstemp makes private files, as some writers do that replace them; these are
-        # ordinary results, for all to read
+        # ordinary results, for all to read, and what was made a program stays one
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(temporary.stat().st_mode | 0o666 & ~umask)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

@@ -213,6 +213,13 @@ def test_lines_of_json_are_read_but_for_one_that_was_cut_off(tmp_path):
         files.read_json_lines(path)
 
 
+def test_what_is_made_a_program_stays_one(tmp_path):
+    with files.atomic_path(tmp_path / "run") as temporary:
+        temporary.write_text("#!/bin/sh\n")
+        temporary.chmod(0o755)
+    assert os.access(tmp_path / "run", os.X_OK)
+
+
 def test_a_file_that_a_writer_replaces_is_for_all_to_read(tmp_path):
     with files.atomic_path(tmp_path / "x") as temporary:
         temporary.unlink()

@@ -9,6 +9,7 @@ every round, chunk by chunk, in turn with the others.
 
 import argparse
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -102,8 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_sentence():
         if args.rounds < 1:
             raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
+        names = Counter(folder.name for folder in args.folders)
         models = {
-            str(folder): Recogniser.load(folder, beam=args.beam)
+            folder.name if names[folder.name] == 1 else str(folder): Recogniser.load(
+                folder, beam=args.beam
+            )
             for folder in args.folders
         }
         rate, *others = {model.sample_rate for model in models.values()}
