@@ -56,7 +56,9 @@ def add_commands(commands: Commands) -> None:
     command.add_argument("--out", type=Path, help="folder (exp/asr_MODEL_shrunk)")
     command.add_argument("--checkpoint", metavar="FILE", help="file in MODEL's folder")
     command.add_argument(
-        "--lr", type=positive, help="highest learning rate (half of the model's own)"
+        "--lr",
+        type=positive,
+        help="highest learning rate (the model's own, with --sizes half of it)",
     )
     command.add_argument(
         "--utterances",

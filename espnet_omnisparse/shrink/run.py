@@ -47,7 +47,7 @@ class Wish:
         supernet: The options of the supernet.
         length: Of its training.
         checkpoint: File in the folder of the model; `None`: the one there is.
-        lr: Highest learning rate; `None`: half of the model's own.
+        lr: Highest learning rate; `None`: as `training_config` has it.
         utterances: Of the development data, before training.
         ngpu: GPUs that train.
         rounds: Of the timing.

@@ -17,6 +17,13 @@ from espnet_omnisparse import cli
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.report.scores import read_score
 from espnet_omnisparse.shrink import run
+from espnet_omnisparse.shrink.original import read_original
+from espnet_omnisparse.shrink.plan import (
+    Length,
+    layer_axis,
+    training_config,
+    weight_axis,
+)
 
 LAYERS = ("--sizes", "small:0.4 medium:5", "--epochs", "2")
 WEIGHTS = ("--sparsity", "50% 0.8", "--updates", "10")
@@ -46,6 +53,21 @@ def layer_family(model, corpus, tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     subprocess.run(typed, env=environment, check=True)
     return out
+
+
+@pytest.mark.parametrize(
+    "axis, lr, expected",
+    [
+        (layer_axis({"small": 0.5}), None, 0.002),
+        (weight_axis({"s90": {"sparsity": 0.9}}), None, 0.004),
+        (weight_axis({"s90": {"sparsity": 0.9}}), 0.03, 0.03),
+    ],
+)
+def test_the_highest_rate_is_of_the_axis(model, tmp_path, axis, lr, expected):
+    original = read_original(str(model), None, tmp_path / "unpacked")
+    config = training_config(original, axis, Length(updates=10), lr)
+    rates = config["scheduler_conf"]["warmup_lr_list"]
+    assert rates == pytest.approx([0.0, expected, 0.0])
 
 
 def size_of(family, name):
