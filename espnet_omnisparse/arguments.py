@@ -79,7 +79,7 @@ def count(text: str) -> int:
     return int(text)
 
 
-def count_or_none(text: str) -> int:
+def count_from_0(text: str) -> int:
     """A number of at least 0, as the `type` of an argument.
 
     Raises:

@@ -9,7 +9,7 @@ from espnet_omnisparse.arguments import (
     add_command,
     add_rounds,
     count,
-    count_or_none,
+    count_from_0,
     named_path,
     positive,
 )
@@ -66,7 +66,7 @@ def add_commands(commands: Commands) -> None:
         default=50,
         help="of DEV that sizes are tried on before training (%(default)s)",
     )
-    command.add_argument("--ngpu", type=count_or_none, help="(1 if there is one)")
+    command.add_argument("--ngpu", type=count_from_0, help="(1 if there is one)")
     command.add_argument(
         "--train_args",
         default="",

@@ -44,23 +44,25 @@ class FrozenTeacher:
         return None if path is None else cls(model, path)
 
     @torch.no_grad()
-    def __call__(self, part: Batch, chunk: Chunk | None) -> Teacher:
+    def __call__(
+        self, part: Batch, chunk: Chunk | None, blocks: bool = False
+    ) -> Teacher:
         """What it says of some utterances.
 
         Args:
             part: The utterances.
             chunk: What each frame sees; `None`: the whole recording.
+            blocks: Also what comes after each block.
         """
         if not self._loaded:
             self._load()
         net = self._net.to(part.feats.device)
         hidden = net.encoder.front_end(part.feats, part.feats_lengths)
         depth = len(net.encoder.layers)
-        blocks = net.encoder.intermediate_outputs(
-            hidden.with_chunk_mask(chunk), range(1, depth + 1)
-        )
-        teacher = net._make_teacher(blocks[-1], hidden.lengths, part)
-        return replace(teacher, blocks=tuple(blocks))
+        after = range(1 if blocks else depth, depth + 1)
+        outputs = net.encoder.intermediate_outputs(hidden.with_chunk_mask(chunk), after)
+        teacher = net._make_teacher(outputs[-1], hidden.lengths, part)
+        return replace(teacher, blocks=tuple(outputs)) if blocks else teacher
 
     def _load(self) -> None:
         state = load_tensors(self._path)

@@ -187,7 +187,7 @@ class SupernetModel:
             largest = None
             teacher = None
             if self._frozen is not None and self._distils:
-                teacher = self._frozen(part, supernet.full().chunk)
+                teacher = self._frozen(part, supernet.full().chunk, self._taught_blocks)
             for subnet in subnets:
                 hidden = fronts.of(subnet.sparsity)
                 outputs = self._outputs(subnet, hidden)
@@ -315,9 +315,13 @@ class SupernetModel:
         self._division.begin(batches)
 
     def _outputs(self, subnet: SampledSubnet, hidden: Frames) -> Outputs:
-        config = self.supernet.config
-        blocks = self._distils and config.distillation_blocks > 0.0
-        return run_subnet(self.encoder, subnet, hidden, config.subnet_dropout, blocks)
+        dropout, blocks = self.supernet.config.subnet_dropout, self._taught_blocks
+        return run_subnet(self.encoder, subnet, hidden, dropout, blocks)
+
+    @property
+    def _taught_blocks(self) -> bool:
+        """Whether subnets are compared with their teacher after each block."""
+        return self._distils and self.supernet.config.distillation_blocks > 0.0
 
     @property
     def _distils(self) -> bool:
