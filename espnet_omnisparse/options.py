@@ -110,7 +110,7 @@ at least 0 and below 1, not 1.5.
     @classmethod
     def _sentence(cls, name: str, error: Mapping[str, Any]) -> str:
         key = str(error["loc"][0])
-        if error["type"] == "missing":
+        if error["type"] == "missing" and len(error["loc"]) == 1:
             return f"{name} has no {key}: add it."
         field = cls.model_fields[key]
         given, hint = repr(error["input"]), ""

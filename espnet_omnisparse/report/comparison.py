@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -84,6 +85,13 @@ class Comparison(Section):
         "", "the title whose WER the others' are relative to in that table"
     )
 
+    pairs: tuple[tuple[str, str], ...] = option(
+        (),
+        "pairs of titles whose difference under each heading stands below that table, "
+        "in points, with its interval: `[[one, other]]`",
+        "a list of pairs of titles",
+    )
+
     @field_validator("columns", mode="before")
     @classmethod
     def _read_columns(cls, value: Any) -> Any:
@@ -91,6 +99,31 @@ class Comparison(Section):
         if not isinstance(value, Mapping):
             return value
         return {str(heading): sizes for heading, sizes in value.items()}
+
+    def titles(self) -> dict[str, list[str]]:
+        """Title -> the variants that have it."""
+        found: dict[str, list[str]] = {}
+        for name, variant in self.variants.items():
+            found.setdefault(variant.title or name, []).append(name)
+        return found
+
+    def under(self, title: str, heading: str) -> list[tuple[str, str]]:
+        """The sizes of a title's variants that stand under a heading.
+
+        Args:
+            title: The title.
+            heading: One of `columns`.
+
+        Returns:
+            Variants, each with the size.
+        """
+        wanted = {*self.columns[heading]}
+        return [
+            (name, size)
+            for name in self.titles().get(title, ())
+            for size in self.variants[name].sizes
+            if wanted & {name, size, f"{name}/{size}"}
+        ]
 
     def experiment(self, name: str, seed: int) -> Path:
         """The folder of a variant's training.
@@ -115,7 +148,7 @@ class Comparison(Section):
         """Reads a comparison file.
 
         Raises:
-            UserError: If a key is missing or unknown.
+            UserError: If a key is missing or unknown, or a name is that of nothing.
         """
         values = read_yaml(path)
         variants = values.get("variants") if isinstance(values, Mapping) else None
@@ -126,8 +159,37 @@ class Comparison(Section):
             }
             values = {**values, "variants": read}
         comparison = cls.read(values, f"{path}")
+        comparison._check_names(path)
         comparison._check_order(path)
         return comparison
+
+    def _check_names(self, path: Path) -> None:
+        sizes = {size for one in self.variants.values() for size in one.sizes}
+        cells = {
+            f"{name}/{size}"
+            for name, one in self.variants.items()
+            for size in one.sizes
+        }
+        under = [name for names in self.columns.values() for name in names]
+        titles = [
+            *filter(None, [self.against]),
+            *(x for pair in self.pairs for x in pair),
+        ]
+        for key, given, known, kind in (
+            ("columns", under, {*self.variants, *sizes, *cells}, "variant or size"),
+            ("against and pairs", titles, self.titles(), "title"),
+            ("reference", self.reference.values(), self.variants, "variant"),
+        ):
+            for name in given:
+                if name not in known:
+                    raise UserError(f"{path}: {key}: there is no {kind} called {name}.")
+        for title, heading in product(self.titles(), self.columns):
+            found = [f"{name}/{size}" for name, size in self.under(title, heading)]
+            if len(found) > 1:
+                raise UserError(
+                    f"{path}: columns: {' and '.join(found)} of {title} stand under "
+                    f"{heading}: give each a title or a heading of its own."
+                )
 
     def _check_order(self, path: Path) -> None:
         for name, variant in self.variants.items():

@@ -290,6 +290,41 @@ def test_an_interval_is_over_utterances_with_the_errors_of_all_seeds(file):
     assert interval() == of_every_sample([1, -2, 0], [4, 2, 4])
 
 
+def test_pairs_of_titles_have_their_differences_below(file):
+    values = yaml.safe_load(Path(file).read_text())
+    values["columns"] = {"whole": ["full"], "small": ["small"]}
+    values["pairs"] = [["alone", "supernet"]]
+    write_yaml(file, values)
+    compare(file, [1, 2], 1)
+    page = Path("README.md").read_text().splitlines()
+    # of 100 words 0 and 1 are wrong, and 1 and 2 of the supernet; alone has no small
+    assert "| alone | supernet | -1.00 [-1.00, -1.00] |  |" in page
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("columns", {"whole": ["ful"]}, "no variant or size called ful."),
+        ("columns", {"whole": ["alone/small"]}, "called alone/small."),
+        ("against", "allone", "no title called allone."),
+        ("pairs", [["alone", "sup"]], "no title called sup."),
+        ("pairs", [["alone"]], "pairs must be a list of pairs of titles"),
+        ("reference", {"small": "aloe"}, "reference: there is no variant called aloe."),
+        (
+            "columns",
+            {"whole": ["full", "small"]},
+            "supernet/small and supernet/full of supernet stand under whole: give "
+            "each a title or a heading of its own.",
+        ),
+    ],
+)
+def test_names_that_a_comparison_does_not_have_are_told(file, key, value, said):
+    values = yaml.safe_load(Path(file).read_text()) | {key: value}
+    write_yaml(file, values)
+    with pytest.raises(UserError, match=re.escape(said)):
+        Comparison.load(file)
+
+
 def test_sizes_of_another_training_are_cut_without_training(file):
     values = yaml.safe_load(Path(file).read_text())
     values["variants"]["cut"] = {
