@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from espnet_omnisparse import runtime
+from espnet_omnisparse.arguments import named_path
 from espnet_omnisparse.bench.contestants import (
     LEFT,
     Engine,
@@ -43,7 +44,7 @@ def of_files(named: Sequence[str], chunks: Sequence[int], folder: Path) -> list[
     entries: list[Entry] = []
     for number, given in enumerate(named):
         name, _, path = given.rpartition("=")
-        path = Path(path)
+        path = named_path(path)
         name = name or path.name
         if path.is_file():
             run_time = f"engine {runtime.load(path).info['dtype']}"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from espnet_omnisparse.arguments import named_path
 from espnet_omnisparse.cost.count import measure_paired, paired_ratio
 from espnet_omnisparse.cost.metrics import METRICS
 from espnet_omnisparse.data.audio_blocks import file_blocks
@@ -94,7 +95,9 @@ def table(
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="+", type=Path, help="of sizes that stream")
+    parser.add_argument(
+        "folders", nargs="+", type=named_path, help="of sizes that stream"
+    )
     parser.add_argument("--audio", nargs="+", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--beam", type=int, default=1, help="1 is greedy")

@@ -9,7 +9,7 @@ from espnet_omnisparse.core.branches import BRANCHES, PRUNABLE, parts_of
 from espnet_omnisparse.core.chunk import Chunk
 from espnet_omnisparse.core.decoder import decoder_text, parse_decoder
 from espnet_omnisparse.core.mask import Pattern
-from espnet_omnisparse.core.search_space import SearchSpace
+from espnet_omnisparse.core.search_space import GRANULARITIES, SearchSpace
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml, write_yaml
@@ -85,6 +85,11 @@ def _parse_spec(value: Any, source: str) -> SubnetSpec:
         raise UserError(
             f"{source} has spec format {value['format']!r}, this version reads "
             f"{_FORMAT}: select the sizes again."
+        )
+    if value["granularity"] not in GRANULARITIES:
+        raise UserError(
+            f"{source}: granularity must be one of {', '.join(GRANULARITIES)}, not "
+            f"{value['granularity']!r}."
         )
     rows, row_type = value["kept"], dict if components else list
     if not isinstance(rows, list) or not all(isinstance(row, row_type) for row in rows):

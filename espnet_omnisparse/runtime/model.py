@@ -71,7 +71,10 @@ class Model:
 
     def __init__(self, path: str | os.PathLike, threads: int = 1):
         self._library = library()
-        self._handle = self._library.load(os.fsencode(path), saturated(threads))
+        name = os.fsencode(path)
+        if b"\0" in name:  # where the name would end for C
+            raise UserError(f"{str(path)!r} is no file's name: correct it.")
+        self._handle = self._library.load(name, saturated(threads))
         if not self._handle:
             raise self._library.error()
         weakref.finalize(self, self._library.free, self._handle)

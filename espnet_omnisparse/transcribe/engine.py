@@ -26,6 +26,7 @@ class PackedModel:
 
     def __init__(self, path: Path, threads: int = 1, beam: int = 1):
         self._model, self._beam = runtime.load(path, threads), beam
+        self._model.whole(beam=beam)  # refuses a beam that is none before any audio
         self.sample_rate = self._model.sample_rate
         self.text = self._model.info["text"]
         self._silent = frozenset(self._model.info["silent"])

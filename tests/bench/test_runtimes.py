@@ -99,7 +99,9 @@ def test_a_run_time_that_is_not_installed_is_left_out(tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(onnx_session.importlib, "import_module", find)
     (tmp_path / "out").mkdir()
-    entries = of_files([f"net={size}"], [], tmp_path / "out")
+    monkeypatch.chdir(size)
+    entries = of_files(["."], [], tmp_path / "out")
+    assert {entry.model for entry in entries} == {"size"}
     found = [entry.run_time for entry in entries]
     assert found == ["PyTorch", "PyTorch int8", "engine fp32", "engine int8"]
     told = capsys.readouterr().err

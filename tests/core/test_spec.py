@@ -112,7 +112,10 @@ BAD_EDITS = [
     ({"format": 2}, "spec format 2, this version reads 1"),
     ({"kept": "ffn1"}, "kept must list what each block keeps"),
     ({"kept": ["ffn1", "conv"]}, "kept must list what each block keeps"),
-    ({"granularity": "head"}, "one of branch, block, component, not 'head'"),
+    (
+        {"granularity": "head"},
+        "yaml: granularity must be one of branch, block, component, not 'head'",
+    ),
     ({"kept": [["ffn1", "attention"], []]}, "block 0 keeps an unknown branch 'att"),
     ({"kept": [["ffn1"], [["ffn1"]]]}, "block 1 keeps an unknown branch"),
     ({"kept": [["ffn1", "mhsa", "ffn1"], []]}, "block 0 repeats a branch"),

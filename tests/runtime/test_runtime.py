@@ -156,6 +156,8 @@ def test_wrong_files_are_told_in_a_sentence(streaming, tmp_path):
             runtime.load(path)
     with pytest.raises(UserError):
         runtime.load(tmp_path / "none.omni")
+    with pytest.raises(UserError, match="no file's name"):
+        runtime.load(f"{streaming[2]}\0.omni")
     with pytest.raises(UserError, match="threads"):
         runtime.load(streaming[2], threads=0)
 

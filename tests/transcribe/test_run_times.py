@@ -9,11 +9,13 @@ import torch
 from helpers.engine_models import OTHERS, RATE, log_probs, made, sound, write_folder
 
 from espnet_omnisparse.cli import main
+from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.export.onnx_file import write_graph
 from espnet_omnisparse.export.pack import pack
 from espnet_omnisparse.runtime.library import VARIABLE
 from espnet_omnisparse.streaming.recogniser import Recogniser
 from espnet_omnisparse.transcribe import windows
+from espnet_omnisparse.transcribe.engine import PackedModel
 from espnet_omnisparse.transcribe.models import opened
 from espnet_omnisparse.transcribe.pytorch import TorchModel
 
@@ -117,6 +119,12 @@ def test_what_cannot_be_packed_pytorch_recognises(
     ids = [int(b) for a, b in zip([0, *best], best, strict=False) if b not in (0, a)]
     text = "".join(names[id] for id in ids).replace("<space>", " ")
     assert shown.out.split() == text.split() and len(ids) > 20
+
+
+def test_a_beam_that_is_none_is_told_before_there_is_audio(tmp_path, engine):
+    pack(write_folder(tmp_path, "ctc"), tmp_path / "x.omni")
+    with pytest.raises(UserError, match="A beam has 1 to"):
+        PackedModel(tmp_path / "x.omni", beam=100_000)
 
 
 def test_a_streaming_size_is_streamed_by_pytorch(tmp_path, no_engine):
