@@ -37,7 +37,8 @@ def one_sentence() -> Iterator[None]:
     os.environ["MPLBACKEND"] = "agg"
     try:
         yield
-        sys.stdout.flush()  # a full disk is noticed here, not after our end
+        if sys.stdout is not None:  # closed by the shell
+            sys.stdout.flush()  # a full disk is noticed here, not after our end
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -62,6 +63,8 @@ def one_sentence() -> Iterator[None]:
 
 def _drop_stdout() -> None:
     """What stdout still holds is lost, or Python would fail once more at its end."""
+    if sys.stdout is None:
+        return
     try:
         sys.stdout.flush()
     except OSError:

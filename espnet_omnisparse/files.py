@@ -123,7 +123,7 @@ def _make_folder(**where: Any) -> tuple[int, str]:
 def _partial(path: Path, make: Callable[..., tuple[int, str]]) -> Iterator[Path]:
     """Yields something new and locked beside `path`; removes what is left of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_dead(path.parent)
+    remove_dead(path.parent)
     prefix = f".{path.name}.partial-{_host()}-"
     while True:
         handle, name = make(dir=path.parent, prefix=prefix)
@@ -144,8 +144,12 @@ def _host() -> str:
     return re.sub(r"[^\w-]", "-", socket.gethostname()) or "localhost"
 
 
-def _remove_dead(folder: Path) -> None:
-    """Removes what killed processes were writing into a folder."""
+def remove_dead(folder: Path) -> None:
+    """Removes what killed processes were writing into a folder.
+
+    Args:
+        folder: It must be there; every writing into it does so first.
+    """
     for entry in list(os.scandir(folder)):
         match = _PARTIAL.fullmatch(entry.name)
         if match is None:

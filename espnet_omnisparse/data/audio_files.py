@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -116,6 +116,35 @@ def check_audio(path: Path) -> Recording:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         what = f"cannot be read ({reason})"
         raise _broken(path, what, "cannot be read") from error
+
+
+def write_audio(path: Path, blocks: Iterable[np.ndarray], rate: int) -> None:
+    """Writes a file of one channel, 16 bits a sample, whole or with an error.
+
+    Args:
+        path: File to write, whose suffix says in which format.
+        blocks: Its samples, one block `[n]` after the other, full scale being 1.
+        rate: Samples per second.
+
+    Raises:
+        UserError: If there is no room for it.
+    """
+    try:
+        with soundfile.SoundFile(path, "w", rate, 1, "PCM_16") as sound:
+            for block in blocks:
+                sound.write(block)
+    except soundfile.LibsndfileError as error:
+        raise _no_room(path) from error
+    try:
+        check_audio(path)  # what fails in closing, libsndfile tells nobody
+    except AudioError as error:
+        raise _no_room(path) from error
+
+
+def _no_room(path: Path) -> UserError:
+    return UserError(
+        f"{path} could not be written to its end: make room on its disk, and run again."
+    )
 
 
 def check_samples(

@@ -1,23 +1,29 @@
 """Corpora's archives: downloaded resumably, verified, unpacked whole or not at all."""
 
+import fcntl
 import hashlib
 import http.client
 import os
 import tarfile
+import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from espnet_omnisparse.console import bar, say
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import temporary_folder
+from espnet_omnisparse.files import remove_dead, temporary_folder
 
-OPENSLR = "https://www.openslr.org/resources/12"
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0
+# once something has come: how often a server may then bring nothing, and the seconds
+# between
+_TRIES, _PAUSE = 3, 2.0
+_BROKEN = (OSError, ValueError, http.client.HTTPException)
 _PART = ".part"
 _SHOWN = 5
 
@@ -35,17 +41,6 @@ class Archive:
     size: int
     checksum: str
     algorithm: str = "md5"
-
-
-ARCHIVES: Mapping[str, Archive] = {
-    "dev-clean": Archive(337926286, "42e2234ba48799c1f50f24a7926300a1"),
-    "dev-other": Archive(314305928, "c8d0bcc9cca99d4f8b62fcc847357931"),
-    "test-clean": Archive(346663984, "32fa31d27d2e1cad72775fee3f4849a9"),
-    "test-other": Archive(328757843, "fb5a50374b501bb3bac4815ee91d3135"),
-    "train-clean-100": Archive(6387309499, "2a93770f6d5c6c964bc36631d331a522"),
-    "train-clean-360": Archive(23049477885, "c0e676e450a7ff2f54aeade5171606fa"),
-    "train-other-500": Archive(30593501606, "d1a0fd59409feb2c614ce4d30c387708"),
-}
 
 
 def expanded(folder: Path) -> Path:
@@ -99,30 +94,15 @@ def partial(name: str) -> str:
     return f"{name}{_PART}"
 
 
-def download_part(corpus: Path, part: str, url: str, archive: Archive) -> None:
-    """Downloads one part of LibriSpeech and unpacks it into the corpus.
-
-    Args:
-        corpus: Folder that is to hold the part; made if need be.
-        part: Name of the part.
-        url: Where `<part>.tar.gz` lies.
-        archive: What it must be.
-
-    Raises:
-        ConnectionError: If the server cannot be reached or stops sending.
-        UserError: If what arrives is not the archive.
-    """
-    path = download(corpus, f"{part}.tar.gz", url, archive)
-    with unpacked(path) as folder:
-        (folder / "LibriSpeech" / part).rename(corpus / part)
-        # SPEAKERS.TXT and the like, which every archive brings along
-        for text in folder.glob("LibriSpeech/*.TXT"):
-            if not (corpus / text.name).exists():
-                text.rename(corpus / text.name)
-
-
-def download(folder: Path, name: str, url: str, archive: Archive) -> Path:
-    """Downloads and verifies one archive.
+def bring(
+    folder: Path,
+    name: str,
+    url: str,
+    archive: Archive,
+    take: Callable[[Path], None],
+    is_there: Callable[[], bool],
+) -> None:
+    """Downloads, verifies and unpacks one archive, as one process of several may.
 
     What an interruption leaves, `<name>.part`, is continued by the next call.
 
@@ -131,25 +111,88 @@ def download(folder: Path, name: str, url: str, archive: Archive) -> Path:
         name: Name of the archive.
         url: Where it lies.
         archive: What it must be.
-
-    Returns:
-        `<name>.part`, for `unpacked`.
+        take: Moves what is wanted from the folder that it is unpacked into.
+        is_there: Whether that has been done; nothing is then downloaded.
 
     Raises:
-        ConnectionError: If the server cannot be reached or stops sending.
-        UserError: If what arrives is not the archive; it is then removed.
+        ConnectionError: If the server cannot be reached, stops sending or sends
+            something else; what has arrived is kept.
+        UserError: If what arrives is not the archive, which is then removed; if it
+            cannot be unpacked, or another process is downloading it.
     """
     path = folder / partial(name)
-    source = f"{url.rstrip('/')}/{name}"
-    say(f"downloading {source} ({archive.size / 1e9:.1f} GB) into {folder}")
-    received = _size(path)
+    with _held(path):
+        if not is_there():  # another process may have been faster
+            _download(f"{url.rstrip('/')}/{name}", path, archive)
+            with _unpacked(path) as unpacked:
+                take(unpacked)
+        path.unlink(missing_ok=True)
+
+
+def forget(folder: Path, name: str) -> None:
+    """Removes what an interruption has left of an archive that is no longer wanted.
+
+    Args:
+        folder: Where it was downloaded into.
+        name: Name of the archive.
+    """
+    path = folder / partial(name)
+    # another process may be about to, and a finished corpus may be write-protected
+    if path.is_file():
+        with suppress(UserError, OSError), _held(path):
+            path.unlink(missing_ok=True)
+            remove_dead(folder)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Holds an archive's file, made if need be, so that no other process writes it.
+
+    Raises:
+        UserError: If another one does.
+    """
+    made = [one for one in (path.parent, *path.parent.parents) if not one.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise UserError(
+                f"{path} is being downloaded by another process: wait until that has "
+                "ended, then run again."
+            ) from error
+        except OSError:  # a file system without locks
+            break
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            break
+        file.close()  # removed by its holder before it was ours
+    try:
+        yield
+    finally:
+        if not _size(path):
+            path.unlink(missing_ok=True)
+        file.close()
+        for folder in made:
+            with suppress(OSError):  # something came into it
+                folder.rmdir()
+
+
+def _download(source: str, path: Path, archive: Archive) -> None:
+    """Downloads and verifies an archive; goes on with what is there of it."""
+    say(f"downloading {source} ({archive.size / 1e9:.1f} GB) into {path.parent}")
+    received, tries = _size(path), 1
     while received < archive.size:
         before = received
         reason = _fetch(source, path, archive.size)
         received = _size(path)
-        # a connection may break many times in 30 GB; one that brings nothing is dead
-        if received <= before:
+        # a connection may break many times in 30 GB, and a server be away for a while
+        tries = _TRIES if received > before else tries - 1
+        if not tries:
             raise ConnectionError(reason)
+        if received == before:
+            time.sleep(_PAUSE)
     if received > archive.size or _checksum(path, archive) != archive.checksum:
         path.unlink()
         raise UserError(
@@ -157,14 +200,11 @@ def download(folder: Path, name: str, url: str, archive: Archive) -> Path:
             f"{archive.algorithm.upper()} differs) and was removed: run again to "
             "download it anew."
         )
-    return path
 
 
 @contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
+def _unpacked(path: Path) -> Iterator[Path]:
     """Unpacks an archive into a temporary folder beside it, to be moved from there.
-
-    The archive is removed when the block ends without an error.
 
     Raises:
         UserError: If it cannot be unpacked, or what the block moves is not in it.
@@ -185,7 +225,6 @@ def unpacked(path: Path) -> Iterator[Path]:
                 f"{path} cannot be unpacked into {folder} ({error}): free enough "
                 "space, or delete the file, and run again."
             ) from error
-    path.unlink()
 
 
 def _watched(
@@ -206,19 +245,56 @@ def _fetch(source: str, path: Path, size: int) -> str:
     wanted = {"Range": f"bytes={received}-"} if received else {}
     try:
         request = urllib.request.Request(source, headers=wanted)
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            resumed = response.status == http.client.PARTIAL_CONTENT
-            with (
-                path.open("ab" if resumed else "wb") as file,
-                bar(path.stem, size, "B", received if resumed else 0) as shown,
-            ):
-                while chunk := response.read1(_CHUNK):
-                    file.write(chunk)
-                    shown.update(len(chunk))
-    except (OSError, ValueError, http.client.HTTPException) as error:
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
+    except _BROKEN as error:
         return str(getattr(error, "reason", error))
-    return "the connection was closed early"
+    with response:
+        begin = received if response.status == http.client.PARTIAL_CONTENT else 0
+        other = _something_else(response, begin, size)
+        if other:  # what has arrived is left alone
+            return other
+        try:
+            with (
+                path.open("ab" if begin else "wb") as file,
+                bar(path.stem, size, "B", begin) as shown,
+            ):
+                return _copy(response, file, shown.update)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _something_else(
+    response: http.client.HTTPResponse, begin: int, size: int
+) -> str | None:
+    """What a server sends instead of an archive of so many bytes, from `begin` on.
+
+    A proxy or a portal answers with a page of its own, as if all were well.
+    """
+    length = response.headers.get("Content-Length")
+    end = None if length is None else begin + int(length)
+    given = response.headers.get("Content-Range")
+    if begin and given and not given.startswith(f"bytes {begin}-"):
+        return f"the server answers with {given}, not from byte {begin} on"
+    if end not in (None, size):
+        return f"the server answers with {end} bytes, where the archive has {size}"
+    if response.headers.get_content_type() == "text/html":
+        return "the server answers with a web page"
+    return None
+
+
+def _copy(
+    response: http.client.HTTPResponse, file: BinaryIO, told: Callable[[int], Any]
+) -> str:
+    """Writes what comes, until the connection ends; says how it ended."""
+    while True:
+        try:
+            chunk = response.read1(_CHUNK)
+        except _BROKEN as error:
+            return str(error)
+        if not chunk:
+            return "the connection was closed early"
+        file.write(chunk)
+        told(len(chunk))
 
 
 def _checksum(path: Path, archive: Archive) -> str:

@@ -20,21 +20,21 @@ from espnet_omnisparse.data.corpus_files import (
     read_lines,
     refuse_strays,
 )
-from espnet_omnisparse.data.download import (
-    ARCHIVES,
-    OPENSLR,
-    Archive,
-    check_place,
-    download_part,
-    expanded,
-    partial,
-)
+from espnet_omnisparse.data.download import Archive, expanded
 from espnet_omnisparse.data.kaldi import (
     CONVERTED,
     check_order,
     name_list,
     require_data_folders,
     write_tables,
+)
+from espnet_omnisparse.data.librispeech_parts import (
+    ARCHIVES,
+    OPENSLR,
+    SPEAKERS,
+    UTTERANCES,
+    ensure_parts,
+    folders_in,
 )
 from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.errors import UserError, one_sentence
@@ -136,74 +136,6 @@ def prepare(
     return [data_dir / name for name in combined]
 
 
-def ensure_parts(
-    corpus: Path,
-    parts: Iterable[str],
-    url: str = OPENSLR,
-    archives: Mapping[str, Archive] = ARCHIVES,
-) -> None:
-    """Downloads the standard parts that the corpus lacks.
-
-    Args:
-        corpus: The corpus folder.
-        parts: Names of its parts.
-        url: Where they are downloaded from.
-        archives: Name of a part -> its archive.
-
-    Raises:
-        UserError: If a missing part is not a standard one, cannot be reached, or
-            arrives damaged, or if the corpus is another tree.
-    """
-    parts = list(parts)
-    missing = [part for part in parts if not (corpus / part).is_dir()]
-    unknown = [part for part in missing if part not in archives]
-    if unknown:
-        present = _folders_in(corpus) if corpus.is_dir() else []
-        raise UserError(
-            f"{', '.join(unknown)} cannot be found in {corpus}, which holds "
-            f"{', '.join(present) or 'no part at all'}: correct the names of the "
-            "parts, or point --corpus or LIBRISPEECH at the folder that holds them."
-        )
-    if missing:
-        _check_place(corpus, parts, archives)
-    for index, part in enumerate(missing):
-        try:
-            download_part(corpus, part, url, archives[part])
-        except ConnectionError as error:
-            raise UserError(
-                f"{', '.join(missing[index:])} of LibriSpeech cannot be found in "
-                f"{corpus} nor downloaded from {url} ({error}): connect to the "
-                f"network and run again, unpack openslr.org/12 so that {corpus / part} "
-                "exists, or point --corpus or LIBRISPEECH at a copy."
-            ) from error
-
-
-def _check_place(
-    corpus: Path, parts: Sequence[str], archives: Mapping[str, Archive]
-) -> None:
-    if corpus.name in archives:
-        raise UserError(
-            f"{corpus} has the name of a part, and {', '.join(parts)} would lie in it: "
-            f"point --corpus or LIBRISPEECH at {corpus.parent}."
-        )
-    left = [partial(f"{part}.tar.gz") for part in archives]
-    check_place(
-        corpus,
-        parts,
-        [*archives, *left],
-        "point --corpus or LIBRISPEECH at the folder that holds the parts, or at an "
-        "empty or a new one to download them into",
-    )
-
-
-def _folders_in(folder: Path) -> list[str]:
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-
-
 # Reading and checking ----------------------------------------------------------------
 
 
@@ -219,18 +151,30 @@ def read_part(part: Path) -> list[Utterance]:
         UserError: If transcripts and audio do not match one to one, a transcript has
             no words, or something of it is not in its place.
     """
-    readers = [part / reader for reader in _folders_in(part)]
+    readers = [part / reader for reader in folders_in(part)]
     for folder in (part, *readers):
         refuse_strays(folder, (*AUDIO_SUFFIXES, _TRANSCRIPT), _LAYOUT)
+    chapters = {reader: folders_in(reader) for reader in readers}
+    for reader, inside in chapters.items():
+        if not inside:
+            raise UserError(
+                f"{reader} has no chapter: restore it, or remove the empty folder."
+            )
     utterances = combine(
         read_chapter(reader / chapter)
-        for reader in readers
-        for chapter in _folders_in(reader)
+        for reader, inside in chapters.items()
+        for chapter in inside
     )
     if not utterances:
         raise UserError(
             f"{part} holds no utterance: lay it out as reader/chapter folders, as "
             "LibriSpeech does."
+        )
+    published = UTTERANCES.get(part.name, len(utterances))
+    if len(utterances) != published:
+        say(
+            f"notice: {part.name} has {len(utterances)} utterances; the whole part: "
+            f"{published}"
         )
     return utterances
 
@@ -280,7 +224,7 @@ def read_chapter(folder: Path) -> list[Utterance]:
                 f"{path} has no line in {transcript.name}: add its words there or "
                 "remove the audio file."
             )
-    for inner in _folders_in(folder):
+    for inner in folders_in(folder):
         refuse_strays(folder / inner, (*AUDIO_SUFFIXES, _TRANSCRIPT), _LAYOUT)
     for name in texts:
         if name not in audio:
@@ -318,7 +262,7 @@ def _read_transcript(path: Path, speaker: str) -> dict[str, str]:
 
 def read_genders(corpus: Path) -> dict[str, str]:
     """Reads `m` or `f` by reader from SPEAKERS.TXT; empty where that is absent."""
-    path = corpus / "SPEAKERS.TXT"
+    path = corpus / SPEAKERS
     if not path.is_file():
         say(f"{path} is not there")
         return {}

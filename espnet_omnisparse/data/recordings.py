@@ -21,9 +21,10 @@ from espnet_omnisparse.data.audio_files import (
     Recording,
     check_audio,
     over_files,
+    write_audio,
 )
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import atomic_folder
+from espnet_omnisparse.files import atomic_folder, require_replaceable
 
 _EXAMPLES = 3
 _BLOCK_SECONDS = 10.0
@@ -235,14 +236,18 @@ def convert(
     """
     rate, channels = _format(found.values(), rules)
     used = {path: path for path in found}
-    for part, paths in parts.items():
-        unfit = [
+    unfit_of = {
+        part: [
             path
             for path in paths
             if path in found and _format_fault(path, found[path], rate, channels)
         ]
-        if not unfit:
-            continue
+        for part, paths in parts.items()
+    }
+    unfit_of = {part: unfit for part, unfit in unfit_of.items() if unfit}
+    for part in unfit_of:
+        require_replaceable(folder / part, "*.flac", "a folder of converted recordings")
+    for part, unfit in unfit_of.items():
         with atomic_folder(folder / part) as temporary:
 
             def write(path: Path, temporary: Path = temporary) -> None:
@@ -265,16 +270,18 @@ def _decoding_fault(path: Path) -> AudioError | None:
     """What is wrong with a recording between its header and its end."""
     try:
         with soundfile.SoundFile(path) as sound:
-            while len(sound.read(round(_BLOCK_SECONDS * sound.samplerate))):
-                pass
+            size, read = round(_BLOCK_SECONDS * sound.samplerate), 0
+            while block := len(sound.read(size)):
+                read += block
+            if read >= sound.frames:
+                return None
+            # damaged pages of an Ogg file are passed over
+            lost = (sound.frames - read) / sound.samplerate
+            reason = f"{lost:.2f} s of it cannot be decoded"
     except soundfile.LibsndfileError as error:
-        return AudioError(
-            f"The audio file {path}",
-            f"is damaged ({error.error_string.rstrip('.')})",
-            "restore it",
-            "is damaged",
-        )
-    return None
+        reason = error.error_string.rstrip(".")
+    what = f"is damaged ({reason})"
+    return AudioError(f"The audio file {path}", what, "restore it", "is damaged")
 
 
 def _format(found: Collection[Recording], rules: AudioRules) -> tuple[int, int]:
@@ -319,6 +326,5 @@ def _write(path: Path, target: Path, rate: int) -> None:
     # it needs PyTorch, slow to import, which nothing else here does
     from espnet_omnisparse.data.audio_blocks import file_blocks
 
-    with soundfile.SoundFile(target, "w", rate, 1, "PCM_16") as sound:
-        for block in file_blocks(path, rate, _BLOCK_SECONDS, notice=lambda _: None):
-            sound.write(block.numpy())
+    blocks = file_blocks(path, rate, _BLOCK_SECONDS, notice=lambda _: None)
+    write_audio(target, (block.numpy() for block in blocks), rate)

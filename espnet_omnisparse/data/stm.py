@@ -14,9 +14,10 @@ from espnet_omnisparse.data.corpus_files import read_lines
 from espnet_omnisparse.errors import UserError
 
 _LINE = re.compile(
-    r"(?P<talk>\S+)\s+\S+\s+\S+\s+(?P<start>\d+(?:\.\d*)?)\s+(?P<end>\d+(?:\.\d*)?)"
-    r"\s+(?P<label>\S+)(?P<words>.*)"
+    r"(?P<talk>\S+)\s+\S+\s+\S+\s+(?P<start>\d{1,9}(?:\.\d*)?)\s+"
+    r"(?P<end>\d{1,9}(?:\.\d*)?)\s+(?P<label>\S+)(?P<words>.*)"
 )
+_LABELLED = re.compile("<.*>")
 _IGNORED = "ignore_time_segment_in_scoring"
 
 
@@ -66,7 +67,7 @@ def read_stm(path: Path) -> list[Segment]:
 
 def _read_line(line: str, source: str) -> Segment:
     found = _LINE.fullmatch(line.strip())
-    if not found or not (found["label"].startswith("<") or _IGNORED in line):
+    if not found or not (_LABELLED.fullmatch(found["label"]) or _IGNORED in line):
         raise UserError(
             f"{source} is not of the form `talk channel speaker start end <label> "
             "words`: correct or remove it."
@@ -199,7 +200,8 @@ def pad(segments: Sequence[Segment], before: int, after: int) -> list[Segment]:
                 middle = (ends[this] + starts[following]) // 2
                 ends[this] = starts[following] = middle
         for segment, start, end in zip(ordered, starts, ends, strict=True):
-            if end <= start:
+            # of one inside another's, what is left may lie elsewhere
+            if end <= max(start, segment.start) or start >= segment.end:
                 raise UserError(
                     f"{segment.source} overlaps with the segments around it, so that "
                     "nothing of it is left: correct its times or remove it."

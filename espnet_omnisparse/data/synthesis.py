@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
+from espnet_omnisparse.data.audio_files import AudioError, check_audio, write_audio
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import atomic_folder
 
@@ -207,11 +208,17 @@ def is_complete(corpus: Path, utterances: Sequence[Utterance]) -> bool:
         corpus: The corpus folder.
         utterances: What is planned.
     """
-    expected = [Path(SPEAKERS), *(utterance.audio for utterance in utterances)]
-    return all((corpus / path).is_file() for path in expected) and all(
-        (corpus / path).is_file() and (corpus / path).read_text("utf-8") == text
-        for path, text in transcripts(utterances).items()
-    )
+    texts = transcripts(utterances)
+    if not all((corpus / path).is_file() for path in (SPEAKERS, *texts)):
+        return False
+    if any((corpus / path).read_text("utf-8") != text for path, text in texts.items()):
+        return False
+    try:
+        for utterance in utterances:
+            check_audio(corpus / utterance.audio)
+    except AudioError:
+        return False
+    return True
 
 
 def write_corpus(
@@ -279,7 +286,7 @@ def _write(
         path = folder / utterance.audio
         path.parent.mkdir(parents=True, exist_ok=True)
         samples = speak(utterance, noise_db)
-        soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
+        write_audio(path, [samples], SAMPLE_RATE)
         seconds[utterance.voice] += len(samples) / SAMPLE_RATE
         told()
     for name, text in transcripts(utterances).items():

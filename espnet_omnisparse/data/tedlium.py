@@ -16,14 +16,7 @@ from espnet_omnisparse.console import say
 from espnet_omnisparse.data import recordings, stm
 from espnet_omnisparse.data.audio_files import Recording
 from espnet_omnisparse.data.corpus_files import files_by_name, refuse_strays
-from espnet_omnisparse.data.download import (
-    Archive,
-    check_place,
-    download,
-    expanded,
-    partial,
-    unpacked,
-)
+from espnet_omnisparse.data.download import Archive, expanded
 from espnet_omnisparse.data.kaldi import (
     CONVERTED,
     check_order,
@@ -33,22 +26,18 @@ from espnet_omnisparse.data.kaldi import (
 )
 from espnet_omnisparse.data.recordings import USUAL_RULES, AudioRules
 from espnet_omnisparse.data.stm import Segment
-from espnet_omnisparse.errors import UserError, one_sentence
-
-RELEASE = "TEDLIUM_release2"
-SPLITS = ("train", "dev", "test")
-OPENSLR = "https://www.openslr.org/resources/19"
-_PACKED = f"{RELEASE}.tar.gz"
-# OpenSLR publishes no checksum of it. This one is in torchaudio's data sets and, with
-# the size, in TensorFlow's.
-ARCHIVE = Archive(
-    36791529840,
-    "93281b5fcaaae5c88671c9d000b443cb3c7ea3499ad12010b3934ca41a7b9c58",
-    "sha256",
+from espnet_omnisparse.data.tedlium_release import (
+    ARCHIVE,
+    OPENSLR,
+    RELEASE,
+    SEGMENTS,
+    SPLITS,
+    TALKS,
+    check_release_place,
+    ensure_release,
+    release_folder,
 )
-# the whole release, as prepared by Kaldi's and ESPnet's recipes
-TALKS = 1514
-SEGMENTS = {"train": 92973, "dev": 507, "test": 1155}
+from espnet_omnisparse.errors import UserError, one_sentence
 
 # train's segments are cut too tightly, above all where they begin (milliseconds)
 PAD_BEFORE, PAD_AFTER = 150, 100
@@ -108,9 +97,9 @@ def prepare(
         )
     require_data_folders(data_dir, splits)
     corpus = expanded(corpus)
-    _check_place(corpus)
+    check_release_place(corpus)
     corpus = release_folder(corpus)
-    _check_place(corpus)
+    check_release_place(corpus)
     ensure_release(corpus, url, archive)
     missing = [split for split in splits if not (corpus / split).is_dir()]
     if missing:
@@ -135,54 +124,6 @@ def prepare(
         write_split(data_dir / split, reading)
         say(f"{data_dir / split}: {len(reading.segments)} utterances")
     return [data_dir / split for split in readings]
-
-
-def release_folder(corpus: Path) -> Path:
-    """The folder that holds the splits, or is to hold them."""
-    is_release = any((corpus / split).is_dir() for split in SPLITS)
-    return corpus if is_release or corpus.name == RELEASE else corpus / RELEASE
-
-
-def _check_place(corpus: Path) -> None:
-    if (corpus / "sph").is_dir():
-        way_out = f"point --corpus or TEDLIUM2 at {corpus.parent}"
-    else:
-        way_out = (
-            "point --corpus or TEDLIUM2 at a copy of the release, or at "
-            f"{corpus / RELEASE}, which is new, to download it there"
-        )
-    check_place(corpus, SPLITS, [RELEASE, partial(_PACKED)], way_out)
-
-
-def ensure_release(
-    folder: Path, url: str = OPENSLR, archive: Archive = ARCHIVE
-) -> None:
-    """Downloads the release if `folder` is absent or empty.
-
-    It is downloaded beside the folder, verified by size and checksum and unpacked
-    there; the folder appears at once and whole.
-
-    Args:
-        folder: Where the release has to be.
-        url: Where they are downloaded from.
-        archive: The release's archive.
-
-    Raises:
-        UserError: If it cannot be reached, or arrives damaged.
-    """
-    if folder.is_dir() and any(folder.iterdir()):
-        return
-    try:
-        path = download(folder.parent, _PACKED, url, archive)
-    except ConnectionError as error:
-        raise UserError(
-            f"TED-LIUM 2 cannot be found in {folder} nor downloaded from {url} "
-            f"({error}): connect to the network and run again, choose a mirror with "
-            f"--url, unpack openslr.org/19 so that {folder} exists, or point --corpus "
-            "or TEDLIUM2 at a copy."
-        ) from error
-    with unpacked(path) as unpacked_into:
-        (unpacked_into / RELEASE).rename(folder)
 
 
 # Reading and checking ----------------------------------------------------------------

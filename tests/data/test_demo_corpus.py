@@ -116,13 +116,17 @@ def test_finished_corpus_is_left_alone(tmp_path, small, spoken):
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-def test_incomplete_corpus_is_redone(tmp_path, small, spoken):
+@pytest.mark.parametrize("left", [None, b"", b"garbled", 0.5])
+def test_incomplete_corpus_is_redone(tmp_path, small, spoken, left):
     corpus = tmp_path / "corpus"
     demo_corpus.write_corpus(corpus)
     lost = sorted(corpus.rglob("*.flac"))[3]
+    whole = lost.read_bytes()
     lost.unlink()
+    if left is not None:
+        lost.write_bytes(whole[: len(whole) // 2] if left == 0.5 else left)
     demo_corpus.write_corpus(corpus)
-    assert lost.is_file()
+    assert lost.read_bytes() == whole
 
 
 def test_interruption_leaves_nothing(tmp_path, small, monkeypatch):

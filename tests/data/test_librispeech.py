@@ -28,6 +28,7 @@ from helpers.recipes import PARSE
 from espnet_omnisparse.data import librispeech
 from espnet_omnisparse.data.audio_files import check_audio
 from espnet_omnisparse.data.librispeech import Archive, prepare, read_part
+from espnet_omnisparse.recipe import template
 
 DATA = Path(os.environ.get("OMNISPARSE_TEST_DATA", "unset"))
 
@@ -146,6 +147,16 @@ class TestMistakes:
     def test_id_twice_in_two_parts(self, corpus, tmp_path):
         write_chapter(corpus / "two", 7, 70)
         refused(lambda: prepared(corpus, tmp_path / "data"), "7-70-0000 occurs twice")
+
+    def test_reader_without_chapters(self, corpus, chapter):
+        (chapter.parents[1] / "8").mkdir()
+        refused(lambda: read_part(corpus / "one"), "8 has no chapter")
+
+    def test_part_of_which_much_is_missing(self, corpus, capsys):
+        (corpus / "one").rename(corpus / "dev-clean")
+        read_part(corpus / "dev-clean")
+        told = capsys.readouterr().err
+        assert "dev-clean has 4 utterances; the whole part: 2703" in told
 
     def test_part_without_utterances(self, corpus):
         (corpus / "none").mkdir()
@@ -380,12 +391,44 @@ class TestDownload:
     def test_wrong_checksum(self, server, tmp_path):
         wrong = {"dev-clean": Archive(len(server.body), "0" * 32)}
         refused(lambda: ensure(tmp_path / "c", server, **wrong), "MD5", "run again")
-        assert list((tmp_path / "c").iterdir()) == []
+        assert not (tmp_path / "c").exists()
 
     def test_wrong_size(self, server, tmp_path):
         wrong = {"dev-clean": Archive(len(server.body) - 1, "0" * 32)}
-        refused(lambda: ensure(tmp_path / "c", server, **wrong), "size", "run again")
-        assert list((tmp_path / "c").iterdir()) == []
+        told = f"the server answers with {len(server.body)} bytes, where"
+        refused(lambda: ensure(tmp_path / "c", server, **wrong), told, "run again")
+        assert not (tmp_path / "c").exists()
+
+    def test_killed_when_the_part_had_come(self, server, tmp_path, monkeypatch):
+        """The part comes last, and what is left of its archive goes with the next."""
+        moved = []
+        rename = Path.rename
+
+        def dies(path, target):
+            rename(path, target)
+            moved.append(target.name)
+            if target.name == "dev-clean":
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "rename", dies)
+        with pytest.raises(KeyboardInterrupt):
+            ensure(tmp_path / "c", server)
+        assert moved == ["SPEAKERS.TXT", "dev-clean"]
+        monkeypatch.undo()
+        ensure(tmp_path / "c", server)
+        assert sorted(os.listdir(tmp_path / "c")) == ["SPEAKERS.TXT", "dev-clean"]
+        assert len(server.ranges) == 1
+
+    def test_a_part_that_is_removed_is_downloaded_again(self, server, tmp_path):
+        ensure(tmp_path / "c", server)
+        shutil.rmtree(tmp_path / "c" / "dev-clean")
+        ensure(tmp_path / "c", server)
+        assert len(read_part(tmp_path / "c" / "dev-clean")) == 2
+
+    def test_a_part_that_is_a_file(self, server, tmp_path):
+        (tmp_path / "dev-clean").touch()
+        refused(lambda: ensure(tmp_path, server), "dev-clean is there, but is no")
+        assert server.ranges == []
 
     def test_archive_that_leaves_its_folder(self, server, tmp_path):
         packed = io.BytesIO()
@@ -437,8 +480,22 @@ class TestDataSh:
         )
         assert done.returncode == 0, done.stderr
         for name in ("one", "two", "test_it", "train", "dev"):
-            assert f"validated --no-feats data/{name}\n" in done.stdout
+            assert f"validated --no-feats --non-print data/{name}\n" in done.stdout
             assert (recipe / "data" / name / "wav.scp").is_file()
+
+    def test_words_of_any_language(self, corpus, chapter, tmp_path):
+        """ESPnet's own scripts, which may find no locale that knows letters."""
+        asr1 = tmp_path / "egs2" / "own" / "asr1"
+        asr1.mkdir(parents=True)
+        template.link(asr1, template.locate())
+        stage = REPOSITORY / "egs2/librispeech/asr1/local/data.sh"
+        (asr1 / "local" / "data.sh").symlink_to(stage)
+        transcript = chapter / "7-70.trans.txt"
+        transcript.write_text("7-70-0000 UN CAFÉ NOIR\n7-70-0001 안녕 하세요\n")
+        given = ["--corpus", str(corpus), *self.OPTIONS, "--test_parts", "one"]
+        done = command("local/data.sh", *given, cwd=asr1)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert "UN CAFÉ NOIR\n" in (asr1 / "data" / "one" / "text").read_text("utf-8")
 
     def test_a_mistake_is_one_sentence(self, recipe, corpus):
         (corpus / "two" / "12" / "31" / "12-31-0000.opus").write_bytes(b"")

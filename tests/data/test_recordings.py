@@ -3,6 +3,7 @@
 import math
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from espnet2.asr.frontend.default import DefaultFrontend
 from espnet2.legacy.nets.pytorch_backend.transformer.subsampling import TooShortUttError
 from helpers import REPOSITORY
 from helpers.corpora import (
+    command,
     prepared,
     refused,
     words,
@@ -241,6 +243,54 @@ class TestTedlium:
         )
         tedlium.prepare(release, tmp_path / "e", rules=LEAVE_OUT)
         assert words(tmp_path / "e" / "test") == ["good bye"]
+
+
+def test_opus_that_is_passed_over_in_the_middle_is_told_before(corpus, tmp_path):
+    """libsndfile goes on behind damaged pages as if nothing had been there."""
+    path = corpus / "one" / "12" / "30" / "12-30-0001.opus"
+    path.with_suffix(".wav").unlink()
+    soundfile.write(path, noise(48000, 2), 8000, format="OGG", subtype="OPUS")
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 300] = bytes(300)
+    path.write_bytes(content)
+    refused(
+        lambda: prepared(corpus, tmp_path / "d", rules=CONVERT),
+        f"{path} is damaged",
+        "s of it cannot be decoded",
+    )
+    assert not (tmp_path / "d").exists()
+
+
+# the last frame of a FLAC file is written when it is closed, of which libsndfile says
+# nothing
+FULL = """
+import resource
+import numpy as np
+from pathlib import Path
+from espnet_omnisparse.data.audio_files import write_audio
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+noise = np.random.default_rng(1).uniform(-0.5, 0.5, {samples})
+write_audio(Path("x.flac"), [noise], 8000)
+"""
+
+
+@pytest.mark.parametrize("samples", [4200, 80000])
+def test_audio_that_finds_no_room_is_told(tmp_path, samples):
+    done = command(sys.executable, "-c", FULL.format(samples=samples), cwd=tmp_path)
+    assert "UserError: x.flac could not be written to its end" in done.stderr
+
+
+def test_a_folder_that_is_no_converted_part_is_not_replaced(corpus, tmp_path, rewrite):
+    rewrite(noise(8000), rate=8000)
+    kept = tmp_path / "d" / "converted" / "one" / "precious"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("x")
+    refused(
+        lambda: prepared(corpus, tmp_path / "d", rules=CONVERT),
+        "converted/one is there already and is not a folder of converted recordings",
+    )
+    assert kept.read_text() == "x" and not (tmp_path / "d" / "one").exists()
 
 
 def test_what_cannot_be_decoded_to_be_converted_is_told_before(corpus, tmp_path):

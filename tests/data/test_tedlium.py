@@ -311,7 +311,11 @@ class TestMistakes:
         refused(lambda: prepare(corpus, tmp_path / "d"), "Bob_2002.stm is not UTF-8")
 
     @pytest.mark.parametrize(
-        "line", ["1.00 two <F0_M> a", "-1 2.00 <F0_M> a", "1.00 2.00", "1 2 no label"]
+        "line",
+        [
+            *("1.00 two <F0_M> a", "-1 2.00 <F0_M> a", "1.00 2.00", "1 2 no label"),
+            *("1 2 <o, f0> a", f"1 {'9' * 400} <F0_M> a"),
+        ],
     )
     def test_malformed_line(self, made, line):
         refused(lambda: made("0 1 <F0_M> a", line), "Line 2 of", "is not of the form")
@@ -328,6 +332,10 @@ class TestMistakes:
 
     def test_nothing_left_between_neighbours(self, made):
         lines = "1.0 9.0 <F0_M> a", "4.9 5.0 <F0_M> b", "2.0 9.0 <F0_M> c"
+        refused(lambda: made(*lines, split="train"), "nothing of it is left")
+
+    def test_a_segment_inside_another_does_not_get_other_audio(self, made):
+        lines = "1.00 5.00 <F0_M> a", "2.00 3.00 <F0_M> b"
         refused(lambda: made(*lines, split="train"), "nothing of it is left")
 
     def test_same_times_with_other_words(self, made):
@@ -426,6 +434,19 @@ class TestDownload:
         read = contents(tmp_path / "a"), contents(tmp_path / "b")
         assert str(read[0]).replace(str(new), str(corpus)) == str(read[1])
 
+    def test_into_a_folder_that_a_link_points_to(self, server, tmp_path):
+        (tmp_path / "disk" / "ted").mkdir(parents=True)
+        (tmp_path / "new").mkdir()
+        link = tmp_path / "new" / RELEASE
+        link.symlink_to(tmp_path / "disk" / "ted")
+        ensure_release(link, server.url, archive_of(server))
+        assert link.is_symlink() and sorted(os.listdir(link)) == [
+            "dev",
+            "test",
+            "train",
+        ]
+        assert os.listdir(tmp_path / "disk") == ["ted"]
+
     def test_interrupted_and_continued(self, server, tmp_path):
         folder = tmp_path / "new" / RELEASE
         part = tmp_path / "new" / f"{RELEASE}.tar.gz.part"
@@ -519,7 +540,7 @@ class TestDownload:
         refused(
             lambda: ensure_release(folder, server.url, wrong), "SHA256", "run again"
         )
-        assert os.listdir(folder.parent) == []
+        assert not folder.parent.exists()
 
     def test_another_archive(self, server, tmp_path):
         packed = io.BytesIO()
@@ -553,7 +574,7 @@ class TestStage1:
         done = command("local/data.sh", "--corpus", str(corpus), *options, cwd=recipe)
         assert done.returncode == 0, done.stderr
         for name in ("dev", "test"):
-            assert f"validated --no-feats data/{name}\n" in done.stdout
+            assert f"validated --no-feats --non-print data/{name}\n" in done.stdout
         assert words(recipe / "data" / "test") == ["one"]
         assert not (recipe / "data" / "train").exists()
 

@@ -79,11 +79,15 @@ def refused(call: Callable[[], object], *expected: str) -> None:
 
 @dataclass
 class Server:
-    """Serves one archive; may break each connection after some bytes."""
+    """Serves one archive; may break each connection after some bytes.
+
+    What `instead` holds is answered first, one after the other: a status, or a page.
+    """
 
     body: bytes
     break_after: int | None = None
     honour_range: bool = True
+    instead: list[int | bytes | None] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
     url: str = ""
 
@@ -94,6 +98,16 @@ class Server:
             def do_GET(self):
                 wanted = self.headers["Range"]
                 state.ranges.append(wanted)
+                other = state.instead.pop(0) if state.instead else None
+                if isinstance(other, int):
+                    self.send_error(other)
+                    return
+                if other is not None:
+                    self.send_response(200)
+                    self.send_header("Content-Type", "text/html")
+                    self.end_headers()
+                    self.wfile.write(other)
+                    return
                 start = 0
                 if wanted and state.honour_range:
                     start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])

@@ -44,8 +44,10 @@ written=$(python3 -m espnet_omnisparse.data.librispeech \
     --leave_out "${leave_out}")
 
 mapfile -t folders <<< "${written}"
+# --non-print: it looks for such characters in the C locale, where it finds no UTF-8 one,
+# and what is read has none
 for folder in "${folders[@]}"; do
-    utils/validate_data_dir.sh --no-feats "${folder}"
+    utils/validate_data_dir.sh --no-feats --non-print "${folder}"
 done
 
 log "Successfully finished. [elapsed=${SECONDS}s]"
