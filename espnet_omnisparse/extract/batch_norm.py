@@ -8,11 +8,6 @@ import torch
 from espnet_omnisparse.errors import UserError
 
 
-def has_batch_norm(model: torch.nn.Module) -> bool:
-    """Whether anything in the model keeps running statistics."""
-    return any(isinstance(m, torch.nn.BatchNorm1d) for m in model.modules())
-
-
 @torch.no_grad()
 def reestimate(
     model: torch.nn.Module, run: Callable[[Any], Any], batches: Iterable[Any]

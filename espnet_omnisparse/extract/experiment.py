@@ -23,7 +23,7 @@ from espnet_omnisparse.core.spec import SubnetSpec, fingerprint
 from espnet_omnisparse.core.spec_yaml import write_spec
 from espnet_omnisparse.cost.count import Cost, count_cost
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
+from espnet_omnisparse.extract.batch_norm import reestimate
 from espnet_omnisparse.extract.calibration import calibration_batches
 from espnet_omnisparse.extract.config import token_list_of
 from espnet_omnisparse.extract.cut import State, cut_state
@@ -37,6 +37,7 @@ from espnet_omnisparse.files import (
     write_text,
     write_yaml,
 )
+from espnet_omnisparse.nn.batch_norm import has_batch_norm
 from espnet_omnisparse.tasks import task_of
 from espnet_omnisparse.train.journal import SNAPSHOTS, SUBNETS, read_specs
 

@@ -64,7 +64,6 @@ class PrunableAsrEncoder(PrunableEncoder):
 
     block_class: type[PrunableBlock]
     fixed: Mapping[str, Any] = FIXED
-    conv_norm = "batch_norm"  # as in ESPnet, where there are Conv modules
     can_stream = False
     causal = False
     chunk = None

@@ -32,7 +32,6 @@ class PrunableEncoder(MaskedWeights):
     Attributes:
         layout: Where the blocks are.
         space: What can be pruned.
-        conv_norm: Norm of the Conv modules.
         causal: Whether the Conv modules see the past alone.
         chunk: What its frames see; `None`: the whole recording.
         width: Of its output.
@@ -41,7 +40,6 @@ class PrunableEncoder(MaskedWeights):
 
     layout: Layout
     space: SearchSpace
-    conv_norm: str
     causal: bool
     chunk: Chunk | None
     width: int

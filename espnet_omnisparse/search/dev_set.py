@@ -18,12 +18,13 @@ from espnet2.train.dataset import ESPnetDataset
 from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.core.spec import FULL
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.extract.batch_norm import has_batch_norm, reestimate
+from espnet_omnisparse.extract.batch_norm import reestimate
 from espnet_omnisparse.extract.calibration import (
     calibration_batches,
     chosen_batches,
     espnet3_dataset,
 )
+from espnet_omnisparse.nn.batch_norm import has_batch_norm
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.streaming.search import greedy_search
 from espnet_omnisparse.streaming.text import tokenizer_of

@@ -19,8 +19,8 @@ from espnet_omnisparse.cost.size import CostTable
 from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
-from espnet_omnisparse.extract.batch_norm import has_batch_norm
 from espnet_omnisparse.files import load_tensors, write_text
+from espnet_omnisparse.nn.batch_norm import has_batch_norm
 from espnet_omnisparse.options import supernet_section
 from espnet_omnisparse.search.dev_set import DevSet
 from espnet_omnisparse.search.evaluation_cache import Evaluations, Workers

@@ -6,7 +6,7 @@ every process of a distributed one draw the same subnets.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +65,24 @@ class SampledSubnet:
     layer_dropout: torch.Tensor | None = None
     exits: Mapping[str, int] = field(default_factory=dict)
     exit_weight: float | AdaptiveWeight = 1.0
+
+
+def total_weight(sampled: Sequence[SampledSubnet]) -> float:
+    """The weights of an update's losses, added up; 1 where a weight is adaptive.
+
+    Adaptive weights begin small and stay below 1, as published.
+
+    Args:
+        sampled: The subnets of the update.
+
+    >>> total_weight([SampledSubnet("full", ()), SampledSubnet("small", (), 0.3)])
+    1.3
+    """
+    weights = [one.weight for one in sampled]
+    weights += [one.exit_weight for one in sampled for _ in one.exits]
+    if any(isinstance(weight, AdaptiveWeight) for weight in weights):
+        return 1.0
+    return sum(weights)
 
 
 class Sampler:

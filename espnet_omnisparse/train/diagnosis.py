@@ -135,9 +135,14 @@ class GradientDiagnosis:
     def _hidden(self, subnet: SampledSubnet, batch: Batch) -> Frames:
         """A net's front end; it has gradients where its weights take masks."""
         trained = bool(self._encoder.space.front_end)
-        with _same_random_numbers(batch.feats.device), torch.set_grad_enabled(trained):
+        device = batch.feats.device
+        with (
+            _same_random_numbers(device),
+            torch.autocast(device.type, enabled=False),
+            torch.set_grad_enabled(trained),
+        ):
             return self._encoder.front_end(
-                batch.feats, batch.feats_lengths, subnet.sparsity
+                batch.feats.float(), batch.feats_lengths, subnet.sparsity
             )
 
     def _gradients(

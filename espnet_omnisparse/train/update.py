@@ -19,9 +19,14 @@ from espnet_omnisparse.cost.unit_costs import cost_table
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.losses.distillation import Teacher, block_loss
 from espnet_omnisparse.losses.head import HeadLoss
+from espnet_omnisparse.nn.batch_norm import has_batch_norm
 from espnet_omnisparse.nn.block import Frames
 from espnet_omnisparse.supernet.config import ADAPTIVE, SupernetConfig
-from espnet_omnisparse.supernet.sampling import AdaptiveWeight, SampledSubnet
+from espnet_omnisparse.supernet.sampling import (
+    AdaptiveWeight,
+    SampledSubnet,
+    total_weight,
+)
 from espnet_omnisparse.supernet.supernet import Supernet
 from espnet_omnisparse.train.batch import Batch
 from espnet_omnisparse.train.diagnosis import GradientDiagnosis
@@ -270,13 +275,16 @@ class SupernetModel:
     ) -> torch.Tensor:
         """The loss of an update, in the chosen normalisation.
 
-        It has the expectation of one in which every subnet sees everything.
+        It has the expectation of one in which every subnet sees everything, and the
+        scale of one net's loss in every phase: Adam, which remembers the scale of
+        gradients for a thousand updates, would take too long steps where it grew.
         """
         if not gradients.has_gradients:  # no subnet has a finite loss
             loss = float("nan") * next(self.encoder.parameters()).sum()
         else:
             loss = gradients.total() * self._scale(utterances, frames)
-        return loss * self._division.stands_for(sampled) + self.supernet.penalty()
+        loss = loss * self._division.stands_for(sampled) + self.supernet.penalty()
+        return loss / total_weight(sampled)
 
     def mask_loss(self, mask: torch.Tensor, **batch) -> tuple[torch.Tensor, int]:
         """Mean loss of a batch through one hard subnet and the full net's head.
@@ -358,7 +366,7 @@ class SupernetModel:
         plan = self.supernet.config.sparsity
         # where no dense net is trained, the statistics are the sparse one's
         own = size == FULL or (plan is not None and not plan.trains_dense)
-        shifted = self.encoder.conv_norm == "batch_norm" and not own
+        shifted = has_batch_norm(self.encoder) and not own
         note = "_uncalibrated" if shifted and not self.training else ""
         return f"{name}_{size}{note}"
 
@@ -386,7 +394,7 @@ class SupernetModel:
         # an epoch that ends with step 1 trained nothing of step 2
         if supernet.update <= supernet.timeline.settled_at:
             return NOT_SELECTED
-        if self.encoder.conv_norm == "batch_norm":
+        if has_batch_norm(self.encoder):
             return stats[self._stat("loss", sampled[0].size)]
         losses = [stats[f"loss_{subnet.size}"] for subnet in sampled]
         return sum(losses) / len(losses)

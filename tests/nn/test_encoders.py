@@ -140,6 +140,22 @@ def test_a_masked_net_is_the_extracted_net(kind, granularity, feats, tmp_path):
         assert torch.allclose(encoded, expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("axis", ["layer_prunable", "omni_sparse"])
+@pytest.mark.parametrize("kind", ["e_branchformer", "transformer"])
+def test_without_batch_norm_checkpoints_are_chosen_by_all_sizes(kind, axis, batch):
+    conf = {"sizes": {"small": 4}}
+    if axis == "omni_sparse":
+        sparsity = {"final": 0.8, "ramp": 1}
+        conf = {"method": "none", "sizes": {"small": {"sparsity": 0.8}}}
+        conf["sparsity"] = sparsity
+    pattern = {"pattern": "8x1"} if axis == "omni_sparse" else {}
+    config = config_of(kind, axis, pattern, conf)
+    _, stats, _ = build(config, update=90)(**batch)
+    losses = [stats[f"loss_{size}"].item() for size in ("full", "small")]
+    assert losses[0] != losses[1]
+    assert stats["loss_sizes"].item() == pytest.approx(sum(losses) / 2, rel=1e-6)
+
+
 @ALL
 def test_gates_of_zero_and_one_are_those_of_a_mask(kind, feats):
     for granularity in ("branch", "component"):

@@ -847,7 +847,7 @@ def test_one_pass_of_early_exits_gives_the_losses_of_separate_shorter_nets(
         alone = small(**short)[0].item() * 2 / frames.item()
         assert stats[f"loss_{name}"].item() == pytest.approx(alone, rel=1e-5)
         expected += alone if name == "full" else 0.3 * alone
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected / 1.6, rel=1e-5)
     # and in validation, where each size runs on its own
     validated = model.eval()(**short)[1]
     for name in specs:
@@ -886,7 +886,7 @@ def test_an_adaptive_weight_is_one_minus_the_exponential_of_the_negative_loss(
             a, b = none[name].grad, one[name].grad
             if b is None:
                 continue
-            a = torch.zeros_like(b) if a is None else a
+            a, b = torch.zeros_like(b) if a is None else a, 2 * b  # a mean of two
             assert torch.allclose(parameter.grad, a + weight * (b - a), atol=1e-6), name
 
 

@@ -85,6 +85,15 @@ def test_it_is_what_separate_backward_passes_give(masked, batch, front):
     assert -1.0 < found["s80"]["cosine"] < found["s40"]["cosine"] < 1.0
 
 
+@pytest.mark.parametrize("front", (False, True))
+def test_it_is_the_same_in_mixed_precision(masked, batch, front):
+    model = masked(mask_front_end=front)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**batch)
+    expected = slowly(model, 0.8, batch)
+    assert model.diagnosis.means()["s80"] == pytest.approx(expected, rel=1e-4)
+
+
 def test_it_takes_a_few_utterances_and_an_epochs_mean(masked, batch, monkeypatch):
     monkeypatch.setattr("espnet_omnisparse.train.diagnosis.UTTERANCES", 3)
     model = masked()

@@ -148,7 +148,8 @@ def backward_of_each(model, batch):
         per_frame = draw.weight * loss * len(made) / hidden.mask.sum()
         for name, gradient in gradients(model, per_frame).items():
             total[name] = total[name] + gradient
-    return total
+    weights = sum(draw.weight for draw in draws)
+    return {name: one / weights for name, one in total.items()}
 
 
 def asr_model(tiny_model):

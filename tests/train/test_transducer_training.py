@@ -162,7 +162,7 @@ def test_two_processes_train_as_one_does_by_one_backward_of_all_subnets(
     assert sums[0] == sums[1] and len(set(sums[0])) == 3
     # scores and weights move by far more than the tolerance
     scores = [line["scores"] for line in history(alone)]
-    assert max(abs(a - b) for a, b in zip(*scores[:2], strict=True)) > 1e-2
+    assert max(abs(a - b) for a, b in zip(*scores[:2], strict=True)) > 5e-3
     first, _, last = (load(alone / f"{epoch}epoch.pth") for epoch in (1, 2, 3))
     for part in ("encoder.", "decoder.", "joint_network.", "ctc_"):
         names = [name for name in first if name.startswith(part)]
