@@ -85,8 +85,8 @@ class SupernetConfig(Section):
     subnet_weight: float | Literal["adaptive"] = option(
         0.3,
         "loss weight of each subnet; the full net's is 1, and an update's loss is the "
-        "mean by these weights. `adaptive`: `1 - exp(-loss)` of its own loss per frame, "
-        "as OrthoSoftmax has it, and the sum",
+        "mean by these weights. `adaptive`: `1 - exp(-loss)` of its own loss per "
+        "frame, as OrthoSoftmax has it, and the sum",
         "a number of at least 0, or adaptive",
     )
     subnet_dropout: Literal["adaptive", "full", "none"] = option(
