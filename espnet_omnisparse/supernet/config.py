@@ -92,7 +92,8 @@ class SupernetConfig(Section):
     subnet_dropout: Literal["adaptive", "full", "none"] = option(
         "adaptive",
         "of every subnet but the first of an update: `adaptive`: an FFN's rate shrinks "
-        "with its share of unmasked weights; `full`: it does not; `none`: no dropout",
+        "with its share of unmasked weights, as it does of a first one that is sparse; "
+        "`full`: it does not; `none`: no dropout",
     )
     distillation: Literal["none", "kl", "alpha"] = option(
         "none",

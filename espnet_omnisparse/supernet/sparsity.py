@@ -49,7 +49,7 @@ class SparsityConfig(Section):
         "`sizes`, another one each time that it is named, logged under the size's name "
         "(so only what is deployed is trained); or the name of one of `sizes`, such as "
         "a full net in a stream, which then has a place of its own and is not drawn. "
-        "The first has full regularisation. One named twice has twice the weight, and "
+        "The first is never without dropout. One named twice has twice the weight, and "
         "with `split_batch` twice the utterances, in one pass. `[sparsest]` alone is "
         "gradual pruning of one model",
         OF_SANDWICH,

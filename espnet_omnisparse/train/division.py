@@ -34,42 +34,35 @@ class Division:
 
     def divide(
         self, batch: Batch, sampled: Sequence[SampledSubnet], update: int
-    ) -> list[Part]:
+    ) -> tuple[list[Part], float]:
         """The parts of a batch, each with the subnets that see it.
 
         Args:
             batch: The (micro-)batch.
             sampled: The subnets of the update.
             update: The update count.
+
+        Returns:
+            The parts, and how often their losses count, so that all subnets are heard
+            as often as if each saw everything.
         """
+        count = len(sampled)
         if self._update == "in_turn":
-            subnet = sampled[update % len(sampled)]
-            return [(batch, [replace(subnet, size=_kind(subnet))])]
+            subnet = sampled[update % count]
+            return [(batch, [replace(subnet, size=_kind(subnet))])], count
         if self._update == "per_accum":
-            turn = self._done % self._micro_batches
+            turn = self._done % self._micro_batches % count
             self._done += 1
-            return [(batch, [sampled[turn % len(sampled)]])]
-        if self._update == "per_batch" or len(batch) < len(sampled):
-            return [(batch, sampled)]
-        parts = torch.randperm(len(batch)).tensor_split(len(sampled))
+            # fewer turns for some, where the subnets do not divide the micro-batches
+            turns = len(range(turn, self._micro_batches, count))
+            return [(batch, [sampled[turn]])], self._micro_batches / turns
+        if self._update == "per_batch" or len(batch) < count:
+            return [(batch, sampled)], 1.0
+        parts = torch.randperm(len(batch)).tensor_split(count)
         subnets, parts = _joined(sampled, parts)
         batches = batch.split([part.sort().values for part in parts])
-        return [(one, [subnet]) for one, subnet in zip(batches, subnets, strict=True)]
-
-    def stands_for(self, sampled: Sequence[SampledSubnet]) -> float:
-        """How often the last (micro-)batch counts, so that all subnets are heard.
-
-        Args:
-            sampled: The subnets of the update.
-        """
-        if self._update == "in_turn":
-            return float(len(sampled))
-        if self._update != "per_accum":
-            return 1.0
-        turn = (self._done - 1) % self._micro_batches % len(sampled)
-        # fewer turns for some, where the subnets do not divide the micro-batches
-        turns = len(range(turn, self._micro_batches, len(sampled)))
-        return self._micro_batches / turns
+        divided = zip(batches, subnets, strict=True)
+        return [(one, [subnet]) for one, subnet in divided], 1.0
 
 
 def _joined(

@@ -183,7 +183,7 @@ class SupernetModel:
             self.diagnosis.before_update(batch)
             sampled = supernet.sample_subnets()
             sampled = [with_shared_gates(subnet, gradients) for subnet in sampled]
-            parts = self._division.divide(batch, sampled, supernet.update)
+            parts, times = self._division.divide(batch, sampled, supernet.update)
         else:
             sampled = supernet.validation_subnets()
             parts = [(batch, sampled)]
@@ -207,7 +207,8 @@ class SupernetModel:
                 del outputs, losses
             frames = frames + hidden.mask.sum()
         if self.training:
-            loss = self._training_loss(gradients, len(batch), frames, sampled)
+            scale = times * self._scale(len(batch), frames)
+            loss = self._training_loss(gradients, scale, sampled)
             stats.update(self._training_stats())
         else:
             loss = stats[self._stat("loss", sampled[0].size)]
@@ -269,8 +270,7 @@ class SupernetModel:
     def _training_loss(
         self,
         gradients: GradientAccumulator,
-        utterances: int,
-        frames: torch.Tensor,
+        scale: torch.Tensor | float,
         sampled: Sequence[SampledSubnet],
     ) -> torch.Tensor:
         """The loss of an update, in the chosen normalisation.
@@ -282,9 +282,8 @@ class SupernetModel:
         if not gradients.has_gradients:  # no subnet has a finite loss
             loss = float("nan") * next(self.encoder.parameters()).sum()
         else:
-            loss = gradients.total() * self._scale(utterances, frames)
-        loss = loss * self._division.stands_for(sampled) + self.supernet.penalty()
-        return loss / total_weight(sampled)
+            loss = gradients.total() * scale
+        return (loss + self.supernet.penalty()) / total_weight(sampled)
 
     def mask_loss(self, mask: torch.Tensor, **batch) -> tuple[torch.Tensor, int]:
         """Mean loss of a batch through one hard subnet and the full net's head.
