@@ -560,11 +560,6 @@ def test_reestimated_statistics_equal_the_slow_computation(tiny_model, batches):
             assert torch.equal(tensor, before[name]), name
 
 
-def test_a_model_without_batch_norm_needs_no_statistics(tiny_model):
-    assert batch_norm.has_batch_norm(tiny_model(conv_norm="batch_norm"))
-    assert not batch_norm.has_batch_norm(tiny_model(conv_norm="layer_norm"))
-
-
 # experiment folders
 
 

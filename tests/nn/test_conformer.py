@@ -8,6 +8,7 @@ from espnet_omnisparse.core.branches import BRANCHES
 from espnet_omnisparse.core.gate import mask_gates
 from espnet_omnisparse.core.layout import ASR_LAYOUT
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.nn.batch_norm import has_batch_norm
 from espnet_omnisparse.nn.conformer import LayerPrunableConformerEncoder
 
 
@@ -294,3 +295,8 @@ def test_an_utterance_too_short_to_subsample_gets_espnets_error():
 
     with pytest.raises(TooShortUttError):
         prunable()(torch.zeros(1, 5, FEATURES), torch.tensor([5]))
+
+
+def test_only_with_batch_norm_there_are_statistics():
+    assert has_batch_norm(prunable(conv_norm="batch_norm"))
+    assert not has_batch_norm(prunable(conv_norm="layer_norm"))
