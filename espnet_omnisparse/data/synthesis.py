@@ -14,11 +14,12 @@ import soundfile
 from scipy.signal import resample_poly
 
 from espnet_omnisparse.data.audio_files import AudioError, check_audio, write_audio
+from espnet_omnisparse.data.librispeech_parts import SPEAKERS
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import atomic_folder
 
 SAMPLE_RATE = 16000
-SPEAKERS, SUBSET = "SPEAKERS.TXT", "demo"
+SUBSET = "demo"
 NOISE_DB = (18.0, 35.0)
 
 

@@ -365,8 +365,9 @@ class SupernetModel:
         plan = self.supernet.config.sparsity
         # where no dense net is trained, the statistics are the sparse one's
         own = size == FULL or (plan is not None and not plan.trains_dense)
-        shifted = has_batch_norm(self.encoder) and not own
-        note = "_uncalibrated" if shifted and not self.training else ""
+        # asked last, as it looks at every module, and in training at none
+        shifted = not self.training and not own and has_batch_norm(self.encoder)
+        note = "_uncalibrated" if shifted else ""
         return f"{name}_{size}{note}"
 
     def _training_stats(self) -> dict[str, float]:
