@@ -270,8 +270,8 @@ def _something_else(
 
     A proxy or a portal answers with a page of its own, as if all were well.
     """
-    length = response.headers.get("Content-Length")
-    end = None if length is None else begin + int(length)
+    # of what is to come; None where the server does not say, or says no number
+    end = None if response.length is None else begin + response.length
     given = response.headers.get("Content-Range")
     if begin and given and not given.startswith(f"bytes {begin}-"):
         return f"the server answers with {given}, not from byte {begin} on"
