@@ -7,7 +7,7 @@ every process of a distributed one draw the same subnets.
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -45,26 +45,28 @@ class SampledSubnet:
         size: Its name: `full`, `current` (the subnet of step 1), a size, or one of
             `sparsity.SUBNETS`, numbered where an update has several.
         gates: A gate per unit.
-        weight: Of its loss.
+        weight: Of its loss, each time.
         sparsity: A sparsity per weight; empty: nothing is masked.
-        is_largest: Whether it is the one with full regularisation, whose BatchNorm
-            statistics count and which teaches the others.
+        is_main: Whether it is the one with full regularisation, whose BatchNorm
+            statistics count and which teaches the others: the first.
         chunk: What its frames see; `None`: the whole recording.
         layer_dropout: Rate per unit `[units]`; `None` for no layer dropout.
         exits: Sizes that end inside this one -> the number of blocks they end after;
             their losses have `exit_weight`.
         exit_weight: See `exits`.
+        times: How often the update has it, all of them in one pass.
     """
 
     size: str
     gates: tuple[Gate, ...]
     weight: float | AdaptiveWeight = 1.0
     sparsity: tuple[float, ...] = ()
-    is_largest: bool = False
+    is_main: bool = False
     chunk: Chunk | None = None
     layer_dropout: torch.Tensor | None = None
     exits: Mapping[str, int] = field(default_factory=dict)
     exit_weight: float | AdaptiveWeight = 1.0
+    times: int = 1
 
 
 def total_weight(sampled: Sequence[SampledSubnet]) -> float:
@@ -78,7 +80,7 @@ def total_weight(sampled: Sequence[SampledSubnet]) -> float:
     >>> total_weight([SampledSubnet("full", ()), SampledSubnet("small", (), 0.3)])
     1.3
     """
-    weights = [one.weight for one in sampled]
+    weights = [one.weight for one in sampled for _ in range(one.times)]
     weights += [one.exit_weight for one in sampled for _ in one.exits]
     if any(isinstance(weight, AdaptiveWeight) for weight in weights):
         return 1.0
@@ -129,7 +131,7 @@ class Sampler:
         """The full net."""
         gates = (1.0,) * len(self._space)
         options = {"chunk": self._chunks[0], "gates": gates, **options}
-        return SampledSubnet(FULL, is_largest=True, **options)
+        return SampledSubnet(FULL, is_main=True, **options)
 
     def warm_start(self, update: int) -> list[SampledSubnet]:
         """The full net, on each chunk in turn: all that any size sees."""
@@ -211,11 +213,11 @@ class Sampler:
         weights = len(self._space.weights)
         sizes = self._drawn_sizes(plan.sandwich.count(SIZE), generator)
         sampled = []
-        for number, subnet in enumerate(plan.sandwich):
+        for subnet in plan.sandwich:
+            main = not sampled
             if subnet == SIZE or subnet in self._sizes:
                 name = next(sizes) if subnet == SIZE else subnet
-                mask = size_masks[name]
-                sampled.append(self._of_size(name, mask, highest, number == 0))
+                sampled.append(self._of_size(name, size_masks[name], highest, main))
                 continue
             mask = torch.ones(len(self._space), dtype=torch.bool)
             if subnet == SPARSEST and masks:
@@ -223,28 +225,26 @@ class Sampler:
             elif subnet != DENSE and masks:
                 mask = generator.choice([mask, *masks])
             sparsity = plan.draw(subnet, highest, weights, generator)
-            name = FULL if subnet == DENSE else subnet
-            if plan.sandwich.count(subnet) > 1:
-                name += str(plan.sandwich[: number + 1].count(subnet))
-            largest = number == 0
             rates = None
-            if largest and subnet == DENSE and masks:
+            if main and subnet == DENSE and masks:
                 rates = self._rates(self._config.layer_dropout_step2, masks[-1])
-            chunk = self._chunks[0] if largest else self._chunks[-1]
-            if not largest and subnet != SPARSEST and len(self._chunks) > 1:
+            chunk = self._chunks[0] if main else self._chunks[-1]
+            if not main and subnet != SPARSEST and len(self._chunks) > 1:
                 chunk = generator.choice(self._chunks)
             sampled.append(
                 SampledSubnet(
-                    name,
+                    FULL if subnet == DENSE else subnet,
                     mask_gates(mask),
-                    1.0 if largest else self._weight,
+                    1.0 if main else self._weight,
                     sparsity,
-                    largest,
+                    main,
                     chunk,
                     rates,
                 )
             )
-        return sampled
+        together = _each_once(sampled)
+        # an update that trains one of them logs it as what it is
+        return together if self._config.update == "in_turn" else _numbered(together)
 
     def _drawn_sizes(self, count: int, generator: random.Random) -> Iterator[str]:
         """Names of sizes, none twice before each has been drawn once.
@@ -258,16 +258,16 @@ class Sampler:
             yield from generator.sample(names, min(len(names), count - start))
 
     def _of_size(
-        self, name: str, mask: torch.Tensor, highest: float, largest: bool
+        self, name: str, mask: torch.Tensor, highest: float, main: bool
     ) -> SampledSubnet:
         """A size, which keeps the units in `mask`, as far as the ramp has come."""
         share = min(self._sizes[name].sparsity, highest)
         return SampledSubnet(
             name,
             mask_gates(mask),
-            1.0 if largest else self._weight,
+            1.0 if main else self._weight,
             (share,) * len(self._space.weights) if share > 0.0 else (),
-            largest,
+            main,
             self._sizes[name].chunk,
         )
 
@@ -283,3 +283,25 @@ class Sampler:
         counts = torch.zeros(len(set(self._space.groups)), device=kept.device)
         touched = counts.index_add(0, groups, kept.float()) > 0
         return rate * (~touched[groups]).float()
+
+
+def _each_once(drawn: Sequence[SampledSubnet]) -> list[SampledSubnet]:
+    """Nets that were drawn several times, once, with how often they were."""
+    return [
+        replace(one, times=drawn.count(one))
+        for number, one in enumerate(drawn)
+        if one not in drawn[:number]
+    ]
+
+
+def _numbered(sampled: Sequence[SampledSubnet]) -> list[SampledSubnet]:
+    """The same, different nets of one name told apart by a number behind it."""
+    names = [one.size for one in sampled]
+    return [
+        (
+            replace(one, size=f"{one.size}{names[: number + 1].count(one.size)}")
+            if names.count(one.size) > 1
+            else one
+        )
+        for number, one in enumerate(sampled)
+    ]

@@ -284,7 +284,7 @@ class Supernet(torch.nn.Module):
         return self._sampler.full()
 
     def sample_subnets(self) -> list[SampledSubnet]:
-        """The subnets that the present update trains, the largest first.
+        """The subnets that the present update trains, the main one first.
 
         Raises:
             UserError: If nothing counts the updates: all would be the first.

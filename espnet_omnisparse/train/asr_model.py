@@ -107,7 +107,7 @@ class OmniASRModel(SupernetModel, TransducerASRModel):
     def _make_teacher(
         self, encoded: torch.Tensor, lengths: torch.Tensor, part: Batch
     ) -> Teacher:
-        """What the largest net's output says."""
+        """What the main subnet's output says."""
         lattice = None
         if self.use_transducer_decoder:
             joint, target, *_ = self.lattice(encoded, lengths, part.text)

@@ -43,7 +43,7 @@ def run_subnet(
         encoder: The encoder.
         subnet: The subnet.
         hidden: The front end's output, as the subnet has it.
-        dropout: Of any but the largest, as in `PrunableEncoder.as_subnet`.
+        dropout: Of any but the main one, as in `PrunableEncoder.as_subnet`.
         blocks: Also return what comes after each block.
     """
     gates = subnet.gates
@@ -55,7 +55,7 @@ def run_subnet(
     hidden = hidden.with_chunk_mask(subnet.chunk)
     ends = {subnet.size: len(encoder.layers), **subnet.exits}
     after = {*range(1, len(encoder.layers) + 1)} if blocks else {*ends.values()}
-    with nullcontext() if subnet.is_largest else encoder.as_subnet(dropout):
+    with nullcontext() if subnet.is_main else encoder.as_subnet(dropout):
         outputs = encoder.intermediate_outputs(hidden, after, gates, subnet.sparsity)
     by_end = dict(zip(sorted(after), outputs, strict=True))
     sizes = {size: by_end[end] for size, end in ends.items()}

@@ -136,7 +136,7 @@ class OmniTransducerModel(SupernetModel, TransducerModel):
     def _make_teacher(
         self, encoded: torch.Tensor, lengths: torch.Tensor, part: Batch
     ) -> Teacher:
-        """What the largest net's output says."""
+        """What the main subnet's output says."""
         lattice, _ = self.lattice(encoded, lengths, part.text)
         return Teacher(None, collapse(lattice.joint, lattice.labels, BLANK))
 

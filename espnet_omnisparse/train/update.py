@@ -149,7 +149,7 @@ class SupernetModel:
     def _make_teacher(
         self, encoded: torch.Tensor, lengths: torch.Tensor, part: Batch
     ) -> Teacher:
-        """What the largest net's output says."""
+        """What the main subnet's output says."""
         raise NotImplementedError
 
     def forward(
@@ -189,18 +189,19 @@ class SupernetModel:
             parts = [(batch, sampled)]
         for part, subnets in parts:
             fronts = FrontEnds(self.encoder, part, gradients)
-            largest = None
+            main = None
             teacher = None
             if self._frozen is not None and self._distils:
                 teacher = self._frozen(part, supernet.full().chunk, self._taught_blocks)
             for subnet in subnets:
                 hidden = fronts.of(subnet.sparsity)
                 outputs = self._outputs(subnet, hidden)
-                if subnet.is_largest:
-                    largest = outputs.detach()
+                if subnet.is_main:
+                    main = outputs.detach()
                 elif self._distils and teacher is None:
-                    teacher = self._teacher(largest, fronts, part)
-                losses = self._losses(subnet, outputs, hidden, part, teacher, stats)
+                    teacher = self._teacher(main, fronts, part)
+                losses, said = self._losses(subnet, outputs, hidden, part, teacher)
+                stats.update(said)
                 if losses:
                     gradients.add(sum(losses))
                 # what is left of its graph goes before the next subnet's comes
@@ -224,8 +225,7 @@ class SupernetModel:
         hidden: Frames,
         part: Batch,
         teacher: Teacher | None,
-        stats: dict[str, Any],
-    ) -> list[torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], dict[str, Any]]:
         """The weighted losses of a subnet and its exits, those that train it.
 
         Args:
@@ -233,15 +233,16 @@ class SupernetModel:
             outputs: What `_outputs` returns for it.
             hidden: The front end's output for the part.
             part: The utterances it sees.
-            teacher: What it learns from; the largest subnet has none.
-            stats: Where statistics are added.
+            teacher: What it learns from; the main subnet has none.
 
         Returns:
-            Scalars; none in validation, and none where the loss is not finite.
+            Scalars; none in validation, and none where the loss is not finite. And
+            statistics for the log.
         """
         share = self.supernet.config.distillation_weight
         scale = self._scale(len(part), hidden.mask.sum())
-        losses = []
+        losses: list[torch.Tensor] = []
+        stats: dict[str, Any] = {}
         for size, encoded in outputs.sizes.items():
             head = self._head_loss(
                 size, encoded, hidden.lengths, part, teacher, subnet.sparsity
@@ -264,8 +265,8 @@ class SupernetModel:
                 weight = weight(scaled)
             now = self.supernet.update
             if self.training and self._guard.admits(subnet, size, scaled, now):
-                losses.append(weight * mean)
-        return losses
+                losses.append(subnet.times * weight * mean)
+        return losses, stats
 
     def _training_loss(
         self,
@@ -332,27 +333,25 @@ class SupernetModel:
 
     @property
     def _distils(self) -> bool:
-        """Whether the largest subnet teaches the others."""
+        """Whether the main subnet teaches the others."""
         return self.training and self.supernet.config.distillation != "none"
 
     @torch.no_grad()
-    def _teacher(
-        self, largest: Outputs | None, fronts: FrontEnds, part: Batch
-    ) -> Teacher:
-        """Teacher outputs: what the largest subnet gives for the part.
+    def _teacher(self, main: Outputs | None, fronts: FrontEnds, part: Batch) -> Teacher:
+        """Teacher outputs: what the main subnet gives for the part.
 
         Args:
-            largest: Its outputs; `None`: it is not trained on this part.
+            main: Its outputs; `None`: it is not trained on this part.
             fronts: The front end's outputs for the part.
             part: The part.
         """
         hidden = fronts.of_full()
-        if largest is None:
+        if main is None:
             with self.encoder.as_subnet("full"):
-                largest = self._outputs(self.supernet.full(), hidden)
-        encoded = next(iter(largest.sizes.values()))  # its exits come after it
+                main = self._outputs(self.supernet.full(), hidden)
+        encoded = next(iter(main.sizes.values()))  # its exits come after it
         teacher = self._make_teacher(encoded, hidden.lengths, part)
-        return replace(teacher, blocks=largest.blocks)
+        return replace(teacher, blocks=main.blocks)
 
     def _scale(self, utterances: int, frames: torch.Tensor) -> torch.Tensor | float:
         """Turns a mean over utterances into the chosen normalisation."""

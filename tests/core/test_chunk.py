@@ -138,7 +138,7 @@ def test_a_warm_start_trains_the_full_net_on_each_chunk_in_turn():
         for update in range(6):
             net.update = update
             (draw,) = net.sample_subnets()
-            assert draw.is_largest and draw.gates == (1.0,) * 12
+            assert draw.is_main and draw.gates == (1.0,) * 12
             heard.append(draw.chunk)
         assert heard == 2 * list(net.chunks)
         (draw,) = net.validation_subnets()

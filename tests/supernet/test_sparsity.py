@@ -245,7 +245,7 @@ def test_another_process_draws_the_same():
 
 def test_the_warm_start_trains_the_dense_net_alone():
     (draw,) = supernet(9).sample_subnets()
-    assert (draw.size, draw.sparsity, draw.is_largest) == ("full", (), True)
+    assert (draw.size, draw.sparsity, draw.is_main) == ("full", (), True)
 
 
 def test_an_update_trains_the_nets_of_the_plan():
@@ -253,7 +253,7 @@ def test_an_update_trains_the_nets_of_the_plan():
     draws = supernet(40, conf).sample_subnets()
     assert [draw.size for draw in draws] == ["full", "sparsest", "random1", "random2"]
     assert [draw.weight for draw in draws] == [1.0, 0.7, 0.7, 0.7]
-    assert [draw.is_largest for draw in draws] == [True, False, False, False]
+    assert [draw.is_main for draw in draws] == [True, False, False, False]
     assert all(draw.gates == (1.0,) * 12 for draw in draws)
     full, sparsest, *others = [draw.sparsity for draw in draws]
     assert full == () and sparsest == (0.8,) * WEIGHTS
@@ -265,7 +265,7 @@ def test_an_update_trains_the_nets_of_the_plan():
 def test_the_first_net_is_the_main_one_whatever_it_is():
     draws = supernet(40, sandwich=["sparsest", "dense", "uniform"]).sample_subnets()
     assert [draw.size for draw in draws] == ["sparsest", "full", "uniform"]
-    assert [draw.is_largest for draw in draws] == [True, False, False]
+    assert [draw.is_main for draw in draws] == [True, False, False]
 
 
 def test_wanted_sizes_are_drawn_alike_and_under_their_names():
@@ -274,12 +274,13 @@ def test_wanted_sizes_are_drawn_alike_and_under_their_names():
     for update in range(30, 100):
         for seed in range(10):
             net = supernet(update, {**ONE_AXIS, "seed": seed}, sandwich=sandwich)
-            full, one, two, size = net.sample_subnets()
-            assert (full.size, one.size, two.size) == ("full", "sparsest1", "sparsest2")
-            assert one.sparsity == two.sparsity == (0.8,) * WEIGHTS
+            full, sparsest, size = net.sample_subnets()
+            assert (full.size, full.times) == ("full", 1)
+            assert (sparsest.size, sparsest.times) == ("sparsest", 2)
+            assert sparsest.sparsity == (0.8,) * WEIGHTS
             shares = {"s40": 0.4, "s80": 0.8}[size.size]
             assert size.sparsity == (shares,) * WEIGHTS
-            assert (size.weight, size.is_largest) == (0.3, False)
+            assert (size.weight, size.times, size.is_main) == (0.3, 1, False)
             seen.append(size.size)
     assert seen.count("s40") == pytest.approx(350, abs=45)
     # no further than the ramp has come
@@ -292,8 +293,8 @@ def test_wanted_sizes_are_drawn_alike_and_under_their_names():
 def test_no_size_is_drawn_twice_before_each_has_been_once():
     for update in range(30, 60):
         net = supernet(update, sandwich=["dense", "size", "size", "size"])
-        names = [draw.size for draw in net.sample_subnets()[1:]]
-        assert set(names[:2]) == {"s40", "s80"} and names[2] in ("s40", "s80")
+        drawn = {draw.size: draw.times for draw in net.sample_subnets()[1:]}
+        assert drawn in ({"s40": 2, "s80": 1}, {"s40": 1, "s80": 2})
 
 
 def test_a_wanted_size_of_both_axes_is_what_it_will_be():
@@ -327,7 +328,7 @@ def test_a_size_that_is_named_has_a_place_in_every_update():
         # all of the dense net, as it is when it streams
         assert (streaming.size, streaming.sparsity) == ("live", ())
         assert streaming.gates == full.gates and streaming.chunk == Chunk(**live)
-        assert not streaming.is_largest
+        assert not streaming.is_main
         assert sparsest.chunk == Chunk(**live)
         seen.add(size.size)
     assert seen == {"offline", "s80"}  # which have no place of their own
@@ -335,7 +336,7 @@ def test_a_size_that_is_named_has_a_place_in_every_update():
     names = ["live", "offline", "s80", "size"]
     net = supernet(60, conf, sandwich=names)
     largest, *_, size = net.sample_subnets()
-    assert (largest.size, largest.is_largest, largest.weight) == ("live", True, 1.0)
+    assert (largest.size, largest.is_main, largest.weight) == ("live", True, 1.0)
     assert size.size in names[:3]
 
 
@@ -350,7 +351,8 @@ def test_named_twice_the_sparsest_has_half_of_a_split_batch(sparse_model, batch)
     parts = torch.randperm(4).tensor_split(4)
     total = model.encoder(batch["speech"], batch["speech_lengths"])[1].sum()
     expected = 0.0
-    for draw, part in zip(model.supernet.sample_subnets(), parts, strict=True):
+    full, sparsest, size = model.supernet.sample_subnets()
+    for draw, part in zip([full, sparsest, sparsest, size], parts, strict=True):
         losses, _ = utterance_losses(model, draw, rows(batch, part))
         weight = 1.0 if draw.size == "full" else 0.5
         expected = expected + weight * sum(losses) / len(losses)
@@ -687,7 +689,7 @@ def test_the_updates_of_a_turn_add_up_to_per_batch(
     # what they are at one update, which alone says whose turn it is
     sampled = turns.supernet.sample_subnets()
     monkeypatch.setattr(turns.supernet, "sample_subnets", lambda: sampled)
-    nets = len(sampled)
+    nets = sum(one.times for one in sampled)
     assert nets == {5: 1, 20: 2, 60: 4}[update]
     first, total, names = turns.supernet.update, None, []
     for turn in range(nets):

@@ -55,8 +55,8 @@ def test_joined_parts_of_unequal_size_have_the_gradient_of_the_whole(masked, fiv
     "changes, passes",
     [
         ({"update": "split_batch"}, [2, 3]),
-        ({"update": "split_batch", "subnet_weight": "adaptive"}, [2, 2, 1]),
-        ({"update": "per_batch"}, [5, 5, 5]),
+        ({"update": "split_batch", "subnet_weight": "adaptive"}, [2, 3]),
+        ({"update": "per_batch"}, [5, 5]),
         (
             {"update": "split_batch", "sparsity": {"sandwich": ["sparsest"] * 3}},
             [2, 3],  # the first, with its regularisation, is on its own
