@@ -31,26 +31,37 @@ class MaskUpkeep:
         Args:
             training: Whether the pass trains them, and does not validate.
         """
-        plan, now = self._supernet.config.sparsity, self._supernet.update
-        if plan is None:
+        if self._supernet.config.sparsity is None:
             return
+        self._begin_own_parameters()
+        self._leave_stage()
+        settles = self._settles
+        # after validating, training begins anew: a resumed run has no older masks
+        if not training or settles or self._is_due:
+            self._refreshed_at = self._supernet.update if training else None
+            self._encoder.refresh_masks()
+        if settles:
+            # whatever pass comes first, its weights are those of this update
+            self._supernet.order.settle(self._encoder.mask_ranks())
+
+    def _begin_own_parameters(self) -> None:
+        """Copies the dense net's into each size's, once masks begin."""
         own = self._supernet.own
         if own is not None and not own.is_begun and self._supernet.max_sparsity > 0.0:
             own.begin(self._encoder.vectors())
+
+    def _leave_stage(self) -> None:
+        """Lets masks move again in the next stage of a gradual pruning."""
         order = self._supernet.order
         if order is not None and order.settled and not self._stand:
-            order.forget()  # the next stage of a gradual pruning
+            order.forget()
             self.forget()
-        last = self._refreshed_at
-        due = last is None or now - last >= plan.refresh or self._settles
-        if training and not due:
-            return
-        # after validating, training begins anew: a resumed run has no older masks
-        self._refreshed_at = now if training else None
-        self._encoder.refresh_masks()
-        if self._settles:
-            # whatever pass comes first, its weights are those of this update
-            self._supernet.order.settle(self._encoder.mask_ranks())
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether masks have not followed the weights for long enough."""
+        last, refresh = self._refreshed_at, self._supernet.config.sparsity.refresh
+        return last is None or self._supernet.update - last >= refresh
 
     def ranks(self) -> dict[str, torch.Tensor]:
         """The present order of the groups of each weight; empty: nothing is masked."""
