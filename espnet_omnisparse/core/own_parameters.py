@@ -52,6 +52,22 @@ class OwnParameters(torch.nn.Module):
         self.is_begun = True
         self.begun.fill_(True)
 
+    @torch.no_grad()
+    def follow(self, highest: float) -> None:
+        """Lets copies that no subnet has yet be those of the highest that one has.
+
+        Or they would be as old as `begin` when a ramp of sparsities comes to them.
+
+        Args:
+            highest: The highest sparsity of any weight of a subnet so far.
+        """
+        used = nearest((highest,), self._modules) if self.is_begun else None
+        if used is None:
+            return
+        for key, copies in self._modules.items():
+            if _sparsity(key) > _sparsity(used):
+                copies.load_state_dict(self._modules[used].state_dict())
+
     def of(self, sparsity: Sequence[float]) -> dict[str, dict[str, torch.Tensor]]:
         """What a subnet has instead of the dense net's vectors.
 

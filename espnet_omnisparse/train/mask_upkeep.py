@@ -33,7 +33,7 @@ class MaskUpkeep:
         """
         if self._supernet.config.sparsity is None:
             return
-        self._begin_own_parameters()
+        self._keep_own_parameters()
         self._leave_stage()
         settles = self._settles
         # after validating, training begins anew: a resumed run has no older masks
@@ -44,11 +44,14 @@ class MaskUpkeep:
             # whatever pass comes first, its weights are those of this update
             self._supernet.order.settle(self._encoder.mask_ranks())
 
-    def _begin_own_parameters(self) -> None:
-        """Copies the dense net's into each size's, once masks begin."""
-        own = self._supernet.own
-        if own is not None and not own.is_begun and self._supernet.max_sparsity > 0.0:
+    def _keep_own_parameters(self) -> None:
+        """Begins each size's with the dense net's, and goes on until it is trained."""
+        own, highest = self._supernet.own, self._supernet.max_sparsity
+        if own is None or highest == 0.0:
+            return
+        if not own.is_begun:
             own.begin(self._encoder.vectors())
+        own.follow(highest)
 
     def _leave_stage(self) -> None:
         """Lets masks move again in the next stage of a gradual pruning."""

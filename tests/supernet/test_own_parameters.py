@@ -310,6 +310,31 @@ def test_they_begin_as_the_dense_nets_when_masks_do(owning, batch):
             assert not torch.equal(one, other), name
 
 
+def test_those_that_the_ramp_comes_to_are_as_trained_as_those_before(owning, batch):
+    config, model = owning(update=11, begun=False)
+    optimizer = optimizer_of(model, config)
+
+    def own(key):
+        state = model.supernet.own.get_submodule(key).state_dict()
+        return {name: tensor.clone() for name, tensor in state.items()}
+
+    model.train()
+    while model.supernet.max_sparsity < 0.6:  # nearer to 0.4 than to 0.8
+        optimizer.zero_grad()
+        model(**batch)[0].backward()
+        before = own("0p4")
+        assert_same_tensors(own("0p8"), before)
+        optimizer.step()
+    used = own("0p4")
+    begun = model.state_dict()["encoder.encoders.0.norm_mha.weight"]
+    assert not torch.equal(used["0.norm_mha.weight"], begun)
+    # of the last pass that had no use for it
+    assert_same_tensors(own("0p8"), before)
+    model(**batch)
+    model.eval()(**batch)
+    assert_same_tensors(own("0p4"), used)  # nothing follows downwards
+
+
 def test_they_decay_where_the_blocks_norms_and_biases_do(owning):
     config, model = owning()
     for exclude in (False, True):
