@@ -120,9 +120,32 @@ def _make_folder(**where: Any) -> tuple[int, str]:
 
 
 @contextmanager
+def folder_for(path: Path) -> Iterator[None]:
+    """Has the folder that `path` lies in; what it made and nothing came into goes.
+
+    Args:
+        path: What is to be written in there.
+    """
+    made = [one for one in (path.parent, *path.parent.parents) if not one.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # something came into it
+                folder.rmdir()
+
+
+@contextmanager
 def _partial(path: Path, make: Callable[..., tuple[int, str]]) -> Iterator[Path]:
     """Yields something new and locked beside `path`; removes what is left of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with folder_for(path), _beside(path, make) as temporary:
+        yield temporary
+
+
+@contextmanager
+def _beside(path: Path, make: Callable[..., tuple[int, str]]) -> Iterator[Path]:
+    """The same, in a folder that is there."""
     remove_dead(path.parent)
     prefix = f".{path.name}.partial-{_host()}-"
     while True:

@@ -203,6 +203,30 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path, monkeypatch)
     assert names(tmp_path) == ["exp_small"]
 
 
+@pytest.mark.parametrize("write", [files.atomic_path, files.atomic_folder])
+def test_a_refused_writing_leaves_no_folder_that_it_made(tmp_path, write):
+    def refused(path):
+        with pytest.raises(files.UserError, match="no"), write(path):
+            assert path.parent.is_dir()
+            raise files.UserError("no")
+
+    refused(tmp_path / "exp" / "of" / "mine")
+    assert names(tmp_path) == []
+    (tmp_path / "exp").mkdir()  # the user's own stays, empty or not
+    refused(tmp_path / "exp" / "of" / "mine")
+    assert names(tmp_path) == ["exp"] and names(tmp_path / "exp") == []
+
+
+def test_a_folder_that_others_write_into_meanwhile_stays(tmp_path):
+    with (
+        pytest.raises(files.UserError),
+        files.atomic_path(tmp_path / "exp" / "of" / "mine"),
+    ):
+        files.write_text(tmp_path / "exp" / "theirs", "theirs")
+        raise files.UserError("no")
+    assert names(tmp_path / "exp") == ["theirs"]
+
+
 def test_lines_of_json_are_read_but_for_one_that_was_cut_off(tmp_path):
     path = tmp_path / "lines.jsonl"
     assert files.read_json_lines(path) == []

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from espnet_omnisparse.console import bar, say
 from espnet_omnisparse.errors import UserError
-from espnet_omnisparse.files import remove_dead, temporary_folder
+from espnet_omnisparse.files import folder_for, remove_dead, temporary_folder
 
 _CHUNK = 1 << 20
 _TIMEOUT = 30.0
@@ -151,8 +151,13 @@ def _held(path: Path) -> Iterator[None]:
     Raises:
         UserError: If another one does.
     """
-    made = [one for one in (path.parent, *path.parent.parents) if not one.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with folder_for(path), _locked(path):
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """The same, in a folder that is there."""
     while True:
         file = path.open("ab")
         try:
@@ -174,9 +179,6 @@ def _held(path: Path) -> Iterator[None]:
         if not _size(path):
             path.unlink(missing_ok=True)
         file.close()
-        for folder in made:
-            with suppress(OSError):  # something came into it
-                folder.rmdir()
 
 
 def _download(source: str, path: Path, archive: Archive) -> None:

@@ -228,7 +228,8 @@ def test_what_cannot_be_shrunk_is_told_in_a_sentence(case, corpus, tmp_path, cap
     changes, sentence = REFUSED[case]
     given = stock.stock_model(tmp_path / "asr_given", **changes)
     before = files_below(tmp_path)
-    line = refusal(capsys, command(given, corpus, tmp_path / "asr_out", *LAYERS))
+    out = tmp_path / "exp" / "asr_out"
+    line = refusal(capsys, command(given, corpus, out, *LAYERS))
     assert sentence in line
     assert files_below(tmp_path) == before
 
