@@ -10,14 +10,22 @@ from typing import Any
 from espnet_omnisparse.arguments import refuse_in_one_sentence, split_words
 from espnet_omnisparse.bin import asr_train
 from espnet_omnisparse.console import say
+from espnet_omnisparse.core.spec import FULL
+from espnet_omnisparse.environment import require_gpus
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.experiment import (
+    ORIGIN,
     extract_size,
     read_config,
     wanted_specs,
 )
 from espnet_omnisparse.extract.names import CALIBRATION, CHECKPOINT, size_folder
-from espnet_omnisparse.files import atomic_folder, read_yaml, write_yaml
+from espnet_omnisparse.files import (
+    atomic_folder,
+    read_yaml,
+    require_replaceable,
+    write_yaml,
+)
 from espnet_omnisparse.report.family import write_family
 from espnet_omnisparse.report.results import SizeResult, read_size
 from espnet_omnisparse.shrink.data import write_lists
@@ -81,6 +89,8 @@ def shrink(wish: Wish, command: str) -> list[str]:
     Raises:
         UserError: If the model, the data or the folder cannot be taken.
     """
+    if not (wish.out / _TRAINED).exists():
+        require_gpus(f"--ngpu {wish.ngpu}", wish.ngpu)
     if not wish.out.exists():
         with atomic_folder(wish.out) as folder:
             _prepare(wish, folder)
@@ -89,12 +99,12 @@ def shrink(wish: Wish, command: str) -> list[str]:
             f"{wish.out} is there already and no family of omnisparse shrink: choose "
             "another --out, or remove it."
         )
+    packed = Path(wish.model)
+    if packed.is_file():  # before it is unpacked into another model's family
+        _require_same(wish, packed)
     original = _original(wish, wish.out)
-    if read_yaml(wish.out / MARK) != _mark(wish, original):
-        raise UserError(
-            f"{wish.out} is the family of another model, other data or other options "
-            f"({MARK} in it tells them): choose another --out, or remove it."
-        )
+    if not packed.is_file():
+        _require_same(wish, original.checkpoint)
     config = _config(wish, original, wish.out)
     net = build_supernet(config, original.checkpoint, original.name)
     found = one_shot(net, config, wish.utterances, wish.out)
@@ -107,21 +117,37 @@ def shrink(wish: Wish, command: str) -> list[str]:
 
 def _prepare(wish: Wish, folder: Path) -> None:
     """Everything that can be refused, before anything stays."""
+    for name in (*wish.supernet["sizes"], FULL):
+        require_replaceable(size_folder(str(wish.out), name), ORIGIN, "a size")
     original = _original(wish, folder)
     for source, part in ((wish.data, "train"), (wish.dev, "dev")):
         write_lists(source, original.config, folder / _DATA / part)
     build_supernet(_config(wish, original, folder), original.checkpoint, original.name)
-    write_yaml(folder / MARK, _mark(wish, original))
+    packed = Path(wish.model)
+    weights = packed if packed.is_file() else original.checkpoint
+    write_yaml(folder / MARK, _mark(wish, weights))
 
 
 def _original(wish: Wish, folder: Path) -> Original:
     return read_original(wish.model, wish.checkpoint, folder / _MODEL)
 
 
-def _mark(wish: Wish, original: Original) -> dict[str, Any]:
-    packed = Path(wish.model)
-    file = packed if packed.is_file() else original.checkpoint
-    with file.open("rb") as stream:
+def _require_same(wish: Wish, weights: Path) -> None:
+    """Refuses a folder that is the family of anything else.
+
+    Args:
+        wish: What is asked for.
+        weights: The file that has the model's.
+    """
+    if read_yaml(wish.out / MARK) != _mark(wish, weights):
+        raise UserError(
+            f"{wish.out} is the family of another model, other data or other options "
+            f"({MARK} in it tells them): choose another --out, or remove it."
+        )
+
+
+def _mark(wish: Wish, weights: Path) -> dict[str, Any]:
+    with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {
         "sha256": digest,

@@ -288,6 +288,32 @@ def test_sizes_and_folders_that_make_no_sense_are_refused(
     assert "--sizes --sparsity is required" in capsys.readouterr().err
 
 
+def test_what_the_training_would_end_with_is_told_before_it(
+    model, corpus, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    out = tmp_path / "exp" / "asr_out"
+    line = refusal(capsys, command(model, corpus, out, *LAYERS, "--ngpu", "2"))
+    assert "--ngpu 2 needs 2 GPUs, and PyTorch finds none" in line
+    assert not out.parent.exists()
+    (tmp_path / "exp" / "asr_out_full").mkdir(parents=True)
+    (tmp_path / "exp" / "asr_out_full" / "mine").touch()
+    before = files_below(tmp_path)
+    line = refusal(capsys, command(model, corpus, out, *LAYERS))
+    assert "asr_out_full is there already and is not a size" in line
+    assert files_below(tmp_path) == before
+
+
+def test_a_packed_model_is_not_unpacked_into_the_family_of_another(
+    layer_family, model, corpus, tmp_path, capsys
+):
+    packed = stock.packed(model, tmp_path / "asr.zip")
+    before = files_below(layer_family)
+    line = refusal(capsys, command(packed, corpus, layer_family, *LAYERS))
+    assert "is the family of another model" in line
+    assert files_below(layer_family) == before
+
+
 def test_data_that_cannot_be_read_is_refused(model, tmp_path, capsys):
     train = tmp_path / "train"
     train.mkdir()
