@@ -74,19 +74,20 @@ class Budget:
             return round(1.0 - self.number / 100.0, 9)
         return round(self.number * SCALES[self.scale], 9)
 
-    def check(self, lowest: float, highest: float) -> None:
+    def check(self, lowest: float, highest: float, where: str = "--budgets") -> None:
         """Refuses what no candidate of a search meets, and what the full net meets.
 
         Args:
             lowest: The least cost of all candidates.
             highest: The cost of the full net, nothing masked.
+            where: What a message calls the place that the budget comes from.
 
         Raises:
             UserError: Naming the nearest that can be met.
         """
         if lowest <= self.limit < highest:
             return
-        asked = f"--budgets: {self.text}"
+        asked = f"{where}: {self.text}"
         if self.limit >= highest:
             full = self._shown(highest, math.floor)
             raise UserError(f"{asked} is no less than the full net's {full}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from espnet_omnisparse import environment
 from espnet_omnisparse.arguments import refuse_in_one_sentence, split_words
+from espnet_omnisparse.cost.budget import parse_budget
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.options import supernet_section
@@ -15,6 +16,7 @@ from espnet_omnisparse.recipe.options import (
     FIRST_PER_SIZE,
     LAST_STAGE,
     Run,
+    budgets_of,
     decoding_of,
     length_of,
 )
@@ -51,7 +53,7 @@ def check(run: Run) -> None:
             "--repair_args is for a repair, and there is none: give its length with "
             "--repair, or leave it out."
         )
-    _check_search(run)
+    _search_arguments(run)
     if run["asr_task"] not in DECODING:
         raise UserError(
             f"--asr_task {run['asr_task']} is not supported: use one of "
@@ -68,6 +70,10 @@ def check(run: Run) -> None:
     if config and not run.own["subnets"]:
         _check_sizes(run)
     _check_files(run)
+    if run.own["subnets"] and run.own["sizes"] and _runs(run, FIRST_PER_SIZE):
+        from espnet_omnisparse.extract.experiment import wanted_specs  # slow
+
+        wanted_specs(Path(), Path(run.own["subnets"]), run.own["sizes"].split())
     if last >= LAST_STAGE and run["skip_upload_hf"] == "false":
         _check_upload(run)
     if run["speed_perturb_factors"] and first <= 2 <= last and not shutil.which("sox"):
@@ -77,7 +83,7 @@ def check(run: Run) -> None:
         )
 
 
-def _check_search(run: Run) -> None:
+def _search_arguments(run: Run) -> argparse.Namespace:
     """Reads the arguments of the search as it will, hours from now."""
     if run.own["search"] and not run.own["sizes"]:
         raise UserError(
@@ -88,7 +94,7 @@ def _check_search(run: Run) -> None:
     search.add_commands(commands)
     (parser,) = commands.choices.values()
     refuse_in_one_sentence(parser, "--search")
-    parser.parse_args(
+    return parser.parse_args(
         ["exp", "--budgets", "", *split_words("--search", run.own["search"])]
     )
 
@@ -183,13 +189,17 @@ def _check_sizes(run: Run) -> None:
         return
     # slow: they import torch
     from espnet_omnisparse.core.spec import FULL
-    from espnet_omnisparse.cost.budget import parse_budget
+    from espnet_omnisparse.search.feasible import check_objective
 
-    supernet = supernet_section(read_yaml(run["asr_config"]))
-    sizes = [*(supernet.get("sizes") or {}), FULL]
-    for size in run.own["sizes"].split():
+    config = read_yaml(run["asr_config"])
+    supernet = supernet_section(config)
+    sizes, wanted = [*(supernet.get("sizes") or {}), FULL], run.own["sizes"].split()
+    for size in wanted:
         if size in sizes:
             continue
         if not supernet.get("sparsity"):
             raise UserError(f"--sizes: {size} is not one of {', '.join(sizes)}.")
         parse_budget(size, "--sizes")
+    if budgets_of(wanted, sizes):
+        masks_decoder = bool(config["model_conf"].get("mask_decoder"))
+        check_objective(_search_arguments(run).objective, masks_decoder)

@@ -1,9 +1,10 @@
 """The options of a recipe's `run.sh`: ours, and those of `asr.sh` that we read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from espnet_omnisparse.cost.budget import parse_budget
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract.names import CALIBRATION, CHECKPOINT
 
@@ -111,6 +112,27 @@ def parse(argv: Sequence[str]) -> Run:
         options[name[2:].replace("-", "_")] = rest.pop(0)
     own = {name: options.pop(name, default) for name, default in OWN_OPTIONS.items()}
     return Run(options, own)
+
+
+def budgets_of(sizes: Sequence[str], trained: Container[str]) -> dict[str, str]:
+    """The budgets among `--sizes`, and the name of the size that is searched for each.
+
+    Args:
+        sizes: As given.
+        trained: Names of sizes that the configuration has.
+
+    >>> budgets_of(["small", "70%", "full"], ["small"])
+    {'70%': '70pct'}
+    """
+    names = {}
+    for size in sizes:
+        if size in trained:
+            continue
+        try:
+            names[size] = parse_budget(size).name
+        except UserError:  # the name of a size after all, if there is one
+            continue
+    return names
 
 
 def length_of(text: str) -> int | float:

@@ -28,12 +28,14 @@ from pathlib import Path
 from espnet_omnisparse.arguments import split_words
 from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.extract.names import size_folder
+from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.options import supernet_section
 from espnet_omnisparse.recipe import template
 from espnet_omnisparse.recipe.checks import check, check_machine
 from espnet_omnisparse.recipe.options import (
     FIRST_PER_SIZE,
     Run,
+    budgets_of,
     decoding_of,
     length_of,
     parse,
@@ -51,6 +53,7 @@ def asr_sh(run: Run, **changes: str) -> None:
         "inference_config": decoding_of(run),
         **run.options,
         **_streaming_transducer(run),
+        **_searched_later(run),
         "asr_exp": run.asr_exp,
         "inference_asr_model": run["inference_asr_model"],
         "python": "python3 -m espnet_omnisparse.launch",
@@ -75,6 +78,15 @@ def _streaming_transducer(run: Run) -> dict[str, str]:
         return {}
     given = run.options.get("inference_args", "")
     return {"inference_args": f"{given} --streaming true".strip()}
+
+
+def _searched_later(run: Run) -> dict[str, str]:
+    """Tells the training what a search comes after it for: it judges that first."""
+    if not run["asr_config"] or run.own["subnets"]:
+        return {}
+    trained = supernet_section(read_yaml(run["asr_config"])).get("sizes") or {}
+    budgets = ",".join(budgets_of(run.own["sizes"].split(), trained))
+    return {"asr_args": f"{run['asr_args']} --budgets {budgets}"} if budgets else {}
 
 
 def _training_text(run: Run) -> dict[str, str]:
@@ -206,18 +218,10 @@ def _searched(run: Run, sizes: Sequence[str], search: bool) -> list[str]:
     Raises:
         UserError: If the search fails.
     """
-    from espnet_omnisparse.cost.budget import parse_budget
     from espnet_omnisparse.extract.experiment import read_config
 
     trained = supernet_section(read_config(Path(run.asr_exp))).get("sizes") or {}
-    names = {}
-    for size in sizes:
-        if size in trained:
-            continue
-        try:
-            names[size] = parse_budget(size).name
-        except UserError:  # the name of a size after all, if there is one
-            continue
+    names = budgets_of(sizes, trained)
     if names and search:
         command = [sys.executable, "-m", "espnet_omnisparse.cli", "search"]
         command += [run.asr_exp, "--budgets", " ".join(names)]

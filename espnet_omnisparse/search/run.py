@@ -21,7 +21,6 @@ from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.extract import experiment as family
 from espnet_omnisparse.files import load_tensors, write_text
 from espnet_omnisparse.nn.batch_norm import has_batch_norm
-from espnet_omnisparse.options import supernet_section
 from espnet_omnisparse.search.dev_set import DevSet
 from espnet_omnisparse.search.evaluation_cache import Evaluations, Workers
 from espnet_omnisparse.search.evolution import (
@@ -32,13 +31,17 @@ from espnet_omnisparse.search.evolution import (
     SearchOptions,
     Target,
 )
+from espnet_omnisparse.search.feasible import (
+    check_budgets,
+    check_objective,
+    trained_sparsities,
+)
 from espnet_omnisparse.search.sensitivity import (
     cheapest_harm,
     measured_levels,
     sensitivity,
 )
 from espnet_omnisparse.search.spec_costs import SpecCosts
-from espnet_omnisparse.supernet.sparsity import SparsityConfig
 from espnet_omnisparse.train.journal import SUBNETS, read_specs
 
 FOLDER = "search"
@@ -110,25 +113,13 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
         UserError: If it has no masks, or a budget is impossible.
     """
     config = family.read_config(exp)
-    plan = supernet_section(config).get("sparsity")
     state = load_tensors(exp / checkpoint)
     model = family.build(config, state)
-    space = getattr(model.encoder, "space", None)
-    if not plan or space is None or space.pattern is None:
-        raise UserError(
-            f"{exp} was not trained with masks on its weights, so there is nothing to "
-            "search: train it with encoder: omni_sparse_conformer and a section "
-            "model_conf.supernet.sparsity."
-        )
-    if plan.get("snapshots"):
-        raise UserError(
-            f"{exp} keeps a net of its own for each size, which shares no weights with "
-            "the others: there is nothing to search."
-        )
+    plan = trained_sparsities(model, exp)
+    space = model.encoder.space
     mark = fingerprint(state, config["token_list"])
     masks = _trained_masks(exp, mark, space)
-    options = SparsityConfig.read(plan)
-    genes = _genes(space, masks, options.levels(options.final))
+    genes = _genes(space, masks, plan.levels(plan.final))
     kinds = {budget.kind for budget in budgets}
     tables = {}
     if "macs_10s" in kinds:
@@ -137,14 +128,8 @@ def read_problem(exp: Path, checkpoint: str, budgets: Sequence[Budget]) -> Probl
         tables[MEASURED] = _latencies(model, mark, exp / FOLDER / "latency.json")
     costs = SpecCosts(model, masks, tables)
     top = genes.grid[-1]
-    every = range(len(masks))
-    for budget in budgets:
-        least = (genes.uniform(number, top).sparsity for number in every)
-        cheapest = min(
-            costs.of(budget.kind, number, sparsity)
-            for number, sparsity in zip(every, least, strict=True)
-        )
-        budget.check(cheapest, costs.of(budget.kind, 0, ()))
+    sparsest = [genes.uniform(number, top).sparsity for number in range(len(masks))]
+    check_budgets(costs, budgets, sparsest)
     budgets = tuple(dict.fromkeys(budgets))
     return Problem(exp, checkpoint, config, model, mark, masks, genes, costs, budgets)
 
@@ -235,11 +220,7 @@ def run_search(
     Raises:
         UserError: If the objective is not of all weights that take masks.
     """
-    if objective == "wer" and problem.model.encoder.space.decoder:
-        raise UserError(
-            "--objective wer is by greedy CTC search, in which the attention decoder, "
-            "whose weights take masks, has no part: search with --objective loss."
-        )
+    check_objective(objective, bool(problem.model.encoder.space.decoder))
     workers = Workers()
     checkpoint = problem.exp / problem.checkpoint
     header = {

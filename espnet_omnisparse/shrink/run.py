@@ -28,6 +28,7 @@ from espnet_omnisparse.files import (
 )
 from espnet_omnisparse.report.family import write_family
 from espnet_omnisparse.report.results import SizeResult, read_size
+from espnet_omnisparse.search.feasible import check_shares
 from espnet_omnisparse.shrink.data import write_lists
 from espnet_omnisparse.shrink.one_shot import build_supernet, one_shot, one_shot_table
 from espnet_omnisparse.shrink.original import Original, read_original
@@ -122,7 +123,10 @@ def _prepare(wish: Wish, folder: Path) -> None:
     original = _original(wish, folder)
     for source, part in ((wish.data, "train"), (wish.dev, "dev")):
         write_lists(source, original.config, folder / _DATA / part)
-    build_supernet(_config(wish, original, folder), original.checkpoint, original.name)
+    config = _config(wish, original, folder)
+    net = build_supernet(config, original.checkpoint, original.name)
+    net.supernet.measure()
+    check_shares(net, "--sparsity")
     packed = Path(wish.model)
     weights = packed if packed.is_file() else original.checkpoint
     write_yaml(folder / MARK, _mark(wish, weights))

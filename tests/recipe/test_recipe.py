@@ -62,6 +62,35 @@ def test_sizes_of_either_task_are_decoded_as_streams(
     assert options.get("--inference_args") == arguments
 
 
+def test_budgets_are_told_to_the_training_that_comes_before_the_search(
+    asr1, monkeypatch
+):
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(recipe.subprocess, "run", run)
+    monkeypatch.chdir(asr1)
+    config = Path("conf/sparse.yaml")
+    supernet = {"sizes": {"s50": {"sparsity": 0.5}, "9M": 4}, "sparsity": {}}
+    config.write_text(yaml.safe_dump({"model_conf": {"supernet": supernet}}))
+    given = ["--asr_config", str(config), "--asr_args", "--seed 2"]
+    for sizes, arguments in (
+        ("s50 70% 9M full 8MB", "--seed 2 --budgets 70%,8MB"),
+        ("s50 9M full", "--seed 2"),
+        ("", "--seed 2"),
+    ):
+        recipe.asr_sh(recipe.parse([*given, "--sizes", sizes]), stage="11")
+        options = dict(zip(commands[-1][1::2], commands[-1][2::2], strict=True))
+        assert options["--asr_args"] == arguments
+    # as what sizes are called in a folder of specs
+    recipe.asr_sh(recipe.parse([*given, "--sizes", "70%", "--subnets", "x"]))
+    options = dict(zip(commands[-1][1::2], commands[-1][2::2], strict=True))
+    assert options["--asr_args"] == "--seed 2"
+
+
 # --- options -----------------------------------------------------------------------
 
 
@@ -312,6 +341,24 @@ def test_an_unknown_size_gets_one_sentence_and_no_folder(asr1):
     config = ["--asr_config", "conf/demo_supernet.yaml", "--asr_tag", "tag"]
     sentence = refusal(asr1, *config, "--sizes", "smal", *STAGE_12)
     assert "smal is not one of small" in sentence
+
+
+def test_names_that_no_spec_has_are_told_before_stage_1(asr1):
+    subnets = make_trained(asr1) / "subnets"
+    config = ["--asr_config", "conf/demo_plain.yaml", "--speed_perturb_factors", ""]
+    sentence = refusal(asr1, *config, "--subnets", str(subnets), "--sizes", "smal")
+    assert "--sizes: smal is not one of small" in sentence
+
+
+def test_a_search_that_will_not_see_all_masks_is_told_before_stage_1(asr1):
+    config = yaml.safe_load((asr1 / "conf/omni_sparse.yaml").read_text())
+    config["model_conf"]["mask_decoder"] = True
+    (asr1 / "conf/decoder.yaml").write_text(yaml.safe_dump(config))
+    given = ["--asr_config", "conf/decoder.yaml", "--sizes", "75%"]
+    given += ["--speed_perturb_factors", "", "--ngpu", "0"]
+    assert "search with --objective loss" in refusal(asr1, *given)
+    with contextlib.chdir(asr1):
+        recipe.check(recipe.parse([*given, "--search", "--objective loss"]))
 
 
 def test_sizes_before_training_get_one_sentence(asr1):

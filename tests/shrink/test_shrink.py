@@ -296,6 +296,14 @@ def test_what_the_training_would_end_with_is_told_before_it(
     line = refusal(capsys, command(model, corpus, out, *LAYERS, "--ngpu", "2"))
     assert "--ngpu 2 needs 2 GPUs, and PyTorch finds none" in line
     assert not out.parent.exists()
+    for options, sentence in (
+        (("--sparsity", "50% 99.99%"), "--sparsity: 99.99% cannot be met; the nearest"),
+        (("--sizes", "fast:0.001ms"), "supernet.sizes: fast asks for 0.00 ms for 10 s"),
+        (("--sizes", "tiny:1kB"), "supernet.sizes: tiny asks for 1,000 packed bytes"),
+    ):
+        line = refusal(capsys, command(model, corpus, out, *options))
+        assert sentence in line
+        assert not out.parent.exists()
     (tmp_path / "exp" / "asr_out_full").mkdir(parents=True)
     (tmp_path / "exp" / "asr_out_full" / "mine").touch()
     before = files_below(tmp_path)
