@@ -10,7 +10,8 @@ import soxr
 import torch
 
 from espnet_omnisparse.console import say
-from espnet_omnisparse.data.audio_files import check_header, check_samples, is_cut
+from espnet_omnisparse.data.audio_ends import ends_early
+from espnet_omnisparse.data.audio_files import check_header, check_samples
 from espnet_omnisparse.errors import UserError
 
 
@@ -50,12 +51,13 @@ def file_blocks(
     try:
         with path.open("rb") as file:
             check_header(path, file)
+            early = ends_early(file)
         with soundfile.SoundFile(path) as sound:
             if sound.channels > 1:
                 notice(f"{path} has {sound.channels} channels: their mean is taken.")
             if sound.samplerate != rate:
                 notice(f"{path} is resampled from {sound.samplerate} to {rate} Hz.")
-            if is_cut(path):
+            if early:
                 notice(f"{path} ends before its header says: it may be truncated.")
             sizes = block_sizes(sound.samplerate, seconds, first)
             blocks = _mono_blocks(path, sound, sizes, notice)

@@ -1,7 +1,5 @@
 """Whether an audio file is whole, and whether its samples can be audio's."""
 
-import os
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -12,7 +10,12 @@ import numpy as np
 import soundfile
 
 from espnet_omnisparse.console import bar
-from espnet_omnisparse.data.container import container
+from espnet_omnisparse.data.audio_ends import (
+    ends_early,
+    has_no_length,
+    mp3_ends_early,
+    sphere_header,
+)
 from espnet_omnisparse.errors import UserError
 
 # Floating-point audio may exceed full scale a little, as mixing and codecs make it;
@@ -88,7 +91,7 @@ def check_audio(path: Path) -> Recording:
     beyond full scale, or not finite.
 
     Args:
-        path: FLAC, WAV, Ogg Opus or NIST SPHERE file.
+        path: FLAC, WAV, Ogg Opus, NIST SPHERE, or what else libsndfile reads.
 
     Raises:
         AudioError: If it is empty, truncated, no audio, nothing that libsndfile reads,
@@ -99,12 +102,13 @@ def check_audio(path: Path) -> Recording:
             if not file.read(1):
                 raise _broken(path, "is empty")
             check_header(path, file)
-            if _is_cut(file):
+            if ends_early(file):
                 raise _broken(path, "is truncated")
+            shorter = mp3_ends_early(file)
         with soundfile.SoundFile(path) as sound:
             if sound.frames == 0:
                 raise _broken(path, "holds no samples")
-            if sound.format == "FLAC" and _flac_is_cut(sound):
+            if (shorter or sound.format == "FLAC") and _lacks_its_last(sound):
                 raise _broken(path, "is truncated")
             return Recording(
                 sound.frames / sound.samplerate,
@@ -201,38 +205,20 @@ def check_header(path: Path, file: BinaryIO) -> None:
         AudioError: For compressed SPHERE; for FLAC and WAV whose length was not known
             when their header was written, and is 0 there.
     """
-    kind = _container(file)
-    if kind == "NIST SPHERE":
-        coding = _sphere_header(file).get("sample_coding", "")
-        if "embedded" in coding:
-            raise AudioError(
-                f"The audio file {path}",
-                f"is compressed SPHERE ({coding}), which libsndfile does not read",
-                "unpack it with sph2pipe -p -f sph and run again",
-            )
-    if kind in _HAS_NO_LENGTH and _HAS_NO_LENGTH[kind](file):
+    coding = sphere_header(file).get("sample_coding", "")
+    if "embedded" in coding:
+        raise AudioError(
+            f"The audio file {path}",
+            f"is compressed SPHERE ({coding}), which libsndfile does not read",
+            "unpack it with sph2pipe -p -f sph and run again",
+        )
+    if has_no_length(file):
         raise AudioError(
             f"The audio file {path}",
             "has no length in its header, as when it was written to a pipe, and "
             "libsndfile cannot read it without",
             "write it again, as with ffmpeg, flac or sox, from file to file",
         )
-
-
-def is_cut(path: Path) -> bool:
-    """Whether a WAV, Ogg or SPHERE file ends before its own end; others: not known."""
-    with path.open("rb") as file:
-        return _is_cut(file)
-
-
-def _is_cut(file: BinaryIO) -> bool:
-    kind = _container(file)
-    return kind in _ENDS_EARLY and _ENDS_EARLY[kind](file)
-
-
-def _container(file: BinaryIO) -> str | None:
-    file.seek(0)
-    return container(file.read(8))
 
 
 def _broken(path: Path, what: str, kind: str | None = None) -> AudioError:
@@ -254,132 +240,10 @@ def _float_peak(path: Path, sound: soundfile.SoundFile) -> float:
         peak = max(peak, check_samples(block, subject, start, sound.samplerate))
 
 
-def _flac_has_no_length(file: BinaryIO) -> bool:
-    """Whether FLAC frames follow a header that announces no sample."""
-    file.seek(4)
-    total, last = 0, False
-    while not last:
-        header = file.read(4)
-        if len(header) < 4:
-            return False
-        last = bool(header[0] & 0x80)
-        length = int.from_bytes(header[1:])
-        block = file.read(length)
-        if header[0] & 0x7F == 0:  # STREAMINFO: the number of samples has 36 bits
-            total = int.from_bytes(block[13:18]) & (1 << 36) - 1
-    return total == 0 and bool(file.read(1))
-
-
-def _flac_is_cut(sound: soundfile.SoundFile) -> bool:
-    """FLAC has no mark at its end; its last sample has to be decoded."""
+def _lacks_its_last(sound: soundfile.SoundFile) -> bool:
+    """Decodes the last sample: FLAC has no mark at its end."""
     try:
         sound.seek(sound.frames - 1)
         return len(sound.read(1)) == 0
     except soundfile.LibsndfileError:
         return True
-
-
-def _wav_data(file: BinaryIO) -> tuple[int, int] | None:
-    """Where the data chunk's samples begin, and its length by its header."""
-    size = file.seek(0, os.SEEK_END)
-    position = 12  # after RIFF, the file's length and WAVE
-    while position + 8 <= size:
-        file.seek(position)
-        kind, length = struct.unpack("<4sI", file.read(8))
-        if kind == b"data":
-            return position + 8, length
-        position += 8 + length + length % 2  # chunks are padded to even lengths
-    return None
-
-
-def _wav_is_cut(file: BinaryIO) -> bool:
-    """Whether a RIFF file ends before its data chunk does, or without one."""
-    data = _wav_data(file)
-    if data is None:
-        return True
-    start, length = data
-    return not _is_unknown(length) and start + length > file.seek(0, os.SEEK_END)
-
-
-def _is_unknown(length: int) -> bool:
-    """Whether it stands in a WAV header for a length that was not known.
-
-    ffmpeg writes the largest number; sox, arecord and others about 2 GiB.
-    """
-    return length == 0xFFFFFFFF or 0x7FFF0000 <= length <= 0x80000000
-
-
-def _wav_has_no_length(file: BinaryIO) -> bool:
-    """Whether a data chunk of length 0 is followed by what the header does not count.
-
-    The header has the file's length too; what it counts may be other chunks.
-    """
-    data = _wav_data(file)
-    if data is None or data[1] > 0:
-        return False
-    size = file.seek(0, os.SEEK_END)
-    file.seek(4)
-    (announced,) = struct.unpack("<I", file.read(4))
-    return data[0] < size and announced + 8 < size
-
-
-def _ogg_is_cut(file: BinaryIO) -> bool:
-    """Whether an Ogg file's last page is cut or lacks the end-of-stream flag.
-
-    What is not Ogg is left to soundfile to judge.
-    """
-    header = struct.Struct("<4sBBqIIIB")  # up to the number of segments
-    largest_page = header.size + 255 + 255 * 255
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - largest_page))
-    tail = file.read()
-    start = tail.rfind(b"OggS")
-    if start < 0:
-        return False
-    if len(tail) < start + header.size:
-        return True
-    _, _, flags, *_, segments = header.unpack_from(tail, start)
-    lengths = tail[start + header.size :][:segments]
-    end = start + header.size + segments + sum(lengths)
-    end_of_stream = 4
-    return end > len(tail) or not flags & end_of_stream
-
-
-def _sphere_is_cut(file: BinaryIO) -> bool:
-    """Whether a SPHERE file ends before the samples that its header announces.
-
-    What is not SPHERE is left to soundfile to judge.
-    """
-    header = _sphere_header(file)
-    sizes = [header.get(name, "") for name in ("sample_count", "sample_n_bytes")]
-    samples = header.get("channel_count", "1"), *sizes
-    if not all(number.isdecimal() for number in samples):
-        return False
-    channels, count, width = map(int, samples)
-    size = file.seek(0, os.SEEK_END)
-    return int(header["header"]) + channels * count * width > size
-
-
-def _sphere_header(file: BinaryIO) -> dict[str, str]:
-    """The fields of a SPHERE header, its own length as `header`; empty if it is none.
-
-    A field is a line such as `sample_count -i 16000`.
-    """
-    file.seek(0)
-    if file.readline(16).strip() != b"NIST_1A":
-        return {}
-    length = file.readline(16).strip()
-    if not length.isdigit():
-        return {}
-    file.seek(0)
-    header = {"header": length.decode()}
-    for line in file.read(int(length)).decode("ascii", "replace").split("\n"):
-        if line.strip() == "end_head":
-            break
-        name, _, value = (*line.split(None, 2), "", "", "")[:3]
-        header[name] = value
-    return header
-
-
-_ENDS_EARLY = {"WAV": _wav_is_cut, "Ogg": _ogg_is_cut, "NIST SPHERE": _sphere_is_cut}
-_HAS_NO_LENGTH = {"WAV": _wav_has_no_length, "FLAC": _flac_has_no_length}

@@ -4,6 +4,7 @@
 _MAGIC = (
     (0, b"RIFF", "WAV"),
     (0, b"RF64", "RF64"),
+    (0, b"riff.\x91\xcf", "W64"),
     (0, b"fLaC", "FLAC"),
     (0, b"OggS", "Ogg"),
     (0, b"NIST_1A", "NIST SPHERE"),
