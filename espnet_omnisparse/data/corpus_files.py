@@ -13,6 +13,8 @@ from espnet_omnisparse.errors import UserError
 
 _MARK = "\ufeff"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f](?<!\s)")  # but for blanks
+# Kaldi's scripts split lines at ASCII's blanks, and join them with single spaces
+_LOST = re.compile(r"^ |  |[\t\v\f]")
 
 
 def composed(text: str) -> str:
@@ -110,6 +112,12 @@ def _check_name(path: Path) -> None:
     text = str(path)
     if "\n" in text or "\r" in text:
         raise UserError(f"{text!r} has a line break in its name: rename it.")
+    if _LOST.search(text):
+        raise UserError(
+            f"{text!r} has a tab, or spaces in a row or to begin with, which the "
+            "recipe's scripts do not keep: rename the folder or file that has them, or "
+            "name the corpus by a link without."
+        )
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -14,6 +14,7 @@ from espnet_omnisparse.data.corpus_files import read_lines
 from espnet_omnisparse.data.kaldi import check_order
 from espnet_omnisparse.data.recordings import AudioRules
 from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.recipe import template
 
 COMPOSED = "Zoë"
 DECOMPOSED = unicodedata.normalize("NFD", COMPOSED)
@@ -177,6 +178,37 @@ class TestLibriSpeech:
         Path(os.fsdecode(name)).write_bytes(b"")
         refused(lambda: self.prepared(chapter), "is not UTF-8: rename")
 
+    @pytest.mark.parametrize("name", ["my  corpus", "my\tcorpus", "my\fcorpus"])
+    def test_blanks_that_kaldis_scripts_lose(self, chapter, name):
+        corpus = chapter.parents[2]
+        other = corpus.rename(corpus.with_name(name))
+        data = corpus.with_name("data")
+        refused(lambda: libri(other, data), "has a tab, or spaces in a row", "link")
+        assert not data.exists()
+        corpus.symlink_to(other)  # the way out
+        assert tuple(libri(corpus, data)) == self.WANTED
+
+    @pytest.mark.parametrize("name", ["my corpus", "corpus ", "ma\u3000corpus"])
+    def test_blanks_that_kaldis_scripts_keep(self, chapter, name):
+        corpus = chapter.parents[2].rename(chapter.parents[3] / name)
+        data = corpus.with_name("data")
+        assert tuple(libri(corpus, data)) == self.WANTED
+        (data / "map").write_text("11-22-0000 a\n11-22-0001 b\n")
+        kaldi = template.locate() / "egs2/TEMPLATE/asr1/utils/apply_map.pl"
+        copied = subprocess.run(
+            ["perl", kaldi.resolve(), "-f", "1", data / "map"],
+            stdin=(data / "my_test" / "wav.scp").open("rb"),
+            capture_output=True,
+            check=True,
+        ).stdout.decode()
+        for line in copied.splitlines():
+            assert Path(line.split(" ", 1)[1]).is_file(), line
+
+    def test_path_that_begins_with_a_space(self, chapter, monkeypatch):
+        corpus = chapter.parents[2].rename(chapter.parents[3] / " corpus")
+        monkeypatch.chdir(corpus.parent)
+        refused(lambda: libri(Path(" corpus"), Path("data")), "to begin with")
+
     def test_order_of_speakers(self, tmp_path):
         for chapter in ("1", "1+2"):
             folder = tmp_path / "corpus" / "my-test" / "11" / chapter
@@ -250,6 +282,11 @@ class TestTedlium:
         sphere.rename(sphere.with_suffix(".SPH"))
         talk.rename(talk.with_suffix(".STM"))
         assert self.prepared(talk) == self.WANTED
+
+    def test_blanks_that_kaldis_scripts_lose(self, talk):
+        corpus = talk.parents[2]
+        other = corpus.rename(corpus.with_name("my  corpus"))
+        refused(lambda: ted(other, other.with_name("data")), "spaces in a row")
 
     def test_two_files_of_a_talk(self, talk):
         sphere = talk.parents[1] / "sph" / "Ann_2001.sph"
