@@ -1,5 +1,6 @@
 """Kaldi folders, which ESPnet's recipes read: tables of lines that start with an id."""
 
+import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +10,7 @@ from espnet_omnisparse.files import atomic_folder, require_replaceable
 
 #: Where converted recordings go, among the data folders.
 CONVERTED = "converted"
+_NOT_PLAIN = re.compile(r"[\s\"'`$&|;<>()*?\[{\\]")  # to a shell, outside quotes
 
 
 def check_order(speakers: Mapping[str, str]) -> None:
@@ -26,6 +28,24 @@ def check_order(speakers: Mapping[str, str]) -> None:
                 f"{one} comes before {other}, but its speaker {speakers[one]} after "
                 f"{speakers[other]}, and Kaldi's tables need one order: rename the "
                 "speaker, with its ids, so that the two names do not begin alike."
+            )
+
+
+def check_commands(paths: Iterable[Path]) -> None:
+    """Checks that ESPnet's stage 2 can write audio files into commands, unquoted.
+
+    Args:
+        paths: Those that it makes faster and slower.
+
+    Raises:
+        UserError: If a shell would not take one as it is.
+    """
+    for path in paths:
+        if found := _NOT_PLAIN.search(str(path)):
+            raise UserError(
+                f"{str(path)!r} has {found[0]!r} in it, and ESPnet's speed "
+                "perturbation writes paths into commands, unquoted: name the corpus by "
+                'a link without, or run with --speed_perturb_factors "".'
             )
 
 

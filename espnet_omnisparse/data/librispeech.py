@@ -23,6 +23,7 @@ from espnet_omnisparse.data.corpus_files import (
 from espnet_omnisparse.data.download import Archive, expanded
 from espnet_omnisparse.data.kaldi import (
     CONVERTED,
+    check_commands,
     check_order,
     name_list,
     require_data_folders,
@@ -126,6 +127,8 @@ def prepare(
     }
     for utterances in combined.values():
         check_order({one.name: one.speaker for one in utterances})
+    if rules.perturb:
+        check_commands(one.audio for one in combined.get(train_set, ()))
     genders = read_genders(corpus)
 
     used = recordings.convert(audio, found, rules, data_dir / CONVERTED)

@@ -41,12 +41,14 @@ class AudioRules:
             one of the encoder's. Training leaves out by itself what is too short.
         convert: Resample and mix down recordings that need it.
         leave_out: Go on without recordings that cannot be used.
+        perturb: Those to train on are also made faster and slower.
     """
 
     rate: int | None = 16000
     shortest: float = 0.06
     convert: bool = False
     leave_out: bool = False
+    perturb: bool = False
 
 
 USUAL_RULES = AudioRules()
@@ -69,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (
         ("convert", "resample and mix down recordings that need it"),
         ("leave_out", "go on without recordings that cannot be used"),
+        ("perturb", "asr.sh perturbs the speed of the training set"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -85,6 +88,7 @@ def take_rules(options: dict[str, Any]) -> AudioRules:
         shortest=options.pop("shortest"),
         convert=options.pop("convert") == "true",
         leave_out=options.pop("leave_out") == "true",
+        perturb=options.pop("perturb") == "true",
     )
 
 

@@ -19,6 +19,7 @@ from espnet_omnisparse.data.corpus_files import files_by_name, refuse_strays
 from espnet_omnisparse.data.download import Archive, expanded
 from espnet_omnisparse.data.kaldi import (
     CONVERTED,
+    check_commands,
     check_order,
     name_list,
     require_data_folders,
@@ -117,6 +118,8 @@ def prepare(
     _compare(readings)
     for reading in readings.values():
         check_order(reading.speakers)
+    if rules.perturb and "train" in readings:
+        check_commands(readings["train"].audio.values())
     used = recordings.convert(talks, found, rules, data_dir / CONVERTED)
     for split, reading in readings.items():
         audio = {talk: used[path] for talk, path in reading.audio.items()}

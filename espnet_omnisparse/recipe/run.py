@@ -260,6 +260,8 @@ def tell_stage_1(run: Run) -> None:
     In the environment: another recipe's local/data.sh may not take such options.
     """
     os.environ["OMNISPARSE_FS"] = run["fs"]
+    perturbed = bool(run["speed_perturb_factors"])
+    os.environ["OMNISPARSE_PERTURB"] = str(perturbed).lower()
     if run.options.get("use_streaming") == "true":
         os.environ["OMNISPARSE_SHORTEST"] = "0"  # a stream may be of any length
 

@@ -209,6 +209,25 @@ class TestLibriSpeech:
         monkeypatch.chdir(corpus.parent)
         refused(lambda: libri(Path(" corpus"), Path("data")), "to begin with")
 
+    @pytest.mark.parametrize("name", ["my corpus", "it's", "a$b", "a(b)", "a;b", "a*"])
+    def test_paths_that_sox_would_not_get(self, chapter, name):
+        corpus = chapter.parents[2].rename(chapter.parents[3] / name)
+        data = corpus.with_name("data")
+        rules = AudioRules(perturb=True)
+
+        def train(corpus):
+            parts = ["my-test"]
+            return librispeech.prepare(
+                corpus, data, "train", parts, "dev", [], [], rules=rules
+            )
+
+        refused(lambda: train(corpus), '--speed_perturb_factors "".', "by a link")
+        assert not data.exists()
+        # what is only decoded is not perturbed
+        assert tuple(libri(corpus, data, rules=rules)) == self.WANTED
+        corpus.with_name("my-Zoë_1.0,+@%~").symlink_to(corpus)
+        assert len(train(corpus.with_name("my-Zoë_1.0,+@%~"))) == 2
+
     def test_order_of_speakers(self, tmp_path):
         for chapter in ("1", "1+2"):
             folder = tmp_path / "corpus" / "my-test" / "11" / chapter
@@ -287,6 +306,17 @@ class TestTedlium:
         corpus = talk.parents[2]
         other = corpus.rename(corpus.with_name("my  corpus"))
         refused(lambda: ted(other, other.with_name("data")), "spaces in a row")
+
+    def test_paths_that_sox_would_not_get(self, talk):
+        corpus = talk.parents[2].rename(talk.parents[3] / "my corpus")
+        (corpus / "test").rename(corpus / "train")
+        data, rules = corpus.with_name("data"), AudioRules(perturb=True)
+        refused(
+            lambda: tedlium.prepare(corpus, data, ["train"], rules=rules),
+            "has ' ' in it, and ESPnet's speed perturbation",
+        )
+        assert not data.exists()
+        tedlium.prepare(corpus, data, ["train"])
 
     def test_two_files_of_a_talk(self, talk):
         sphere = talk.parents[1] / "sph" / "Ann_2001.sph"

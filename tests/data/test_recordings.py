@@ -329,14 +329,19 @@ STREAMING = ["--use_streaming", "true"]
 
 
 @pytest.mark.parametrize(
-    "given, rate, shortest",
-    [([], "16k", "0.06"), (["--fs", "8k"], "8k", "0.06"), (STREAMING, "16k", "0")],
+    "given, rate, shortest, perturb",
+    [
+        ([], "16k", "0.06", "false"),
+        (["--fs", "8k"], "8k", "0.06", "false"),
+        (STREAMING, "16k", "0", "false"),
+        (["--speed_perturb_factors", "0.9 1.1"], "16k", "0.06", "true"),
+    ],
 )
 @pytest.mark.parametrize("name", ["librispeech", "tedlium2"])
 def test_stage_1_is_told_how_audio_is_used(
-    monkeypatch, tmp_path, given, rate, shortest, name
+    monkeypatch, tmp_path, given, rate, shortest, perturb, name
 ):
-    for variable in ("OMNISPARSE_FS", "OMNISPARSE_SHORTEST"):
+    for variable in ("OMNISPARSE_FS", "OMNISPARSE_SHORTEST", "OMNISPARSE_PERTURB"):
         monkeypatch.setenv(variable, "")
     recipe.tell_stage_1(recipe.parse(given))
     # what data.sh runs, instead of Python: it prints what it is given
@@ -352,7 +357,7 @@ def test_stage_1_is_told_how_audio_is_used(
         text=True,
     )
     expected = f"--fs {rate} --shortest {shortest} --convert false --leave_out false"
-    assert expected in done.stderr
+    assert f"{expected} --perturb {perturb}" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ train_parts="train-clean-100 train-clean-360 train-other-500"
 valid_set=dev
 valid_parts="dev-clean dev-other"
 test_parts="test-clean test-other dev-clean dev-other"
-# run.sh says what its --fs is, and whether it decodes streams, of any length
+# run.sh says what its --fs is, and whether it decodes streams, of any length, or
+# perturbs the speed of the training set
 fs=${OMNISPARSE_FS:-16k}              # samples per second
 shortest=${OMNISPARSE_SHORTEST:-0.06} # seconds that test utterances have at least
+perturb=${OMNISPARSE_PERTURB:-false}  # true: paths of training audio must suit a shell
 convert=false    # true: resample and mix down recordings that need it
 leave_out=false  # true: go on without recordings that cannot be used
 # shellcheck disable=SC2034  # read by parse_options.sh
@@ -41,7 +43,7 @@ written=$(python3 -m espnet_omnisparse.data.librispeech \
     --valid_set "${valid_set}" --valid_parts "${valid_parts}" \
     --test_parts "${test_parts}" \
     --fs "${fs}" --shortest "${shortest}" --convert "${convert}" \
-    --leave_out "${leave_out}")
+    --leave_out "${leave_out}" --perturb "${perturb}")
 
 mapfile -t folders <<< "${written}"
 # --non-print: it looks for such characters in the C locale, where it finds no UTF-8 one,

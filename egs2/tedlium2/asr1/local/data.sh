@@ -11,9 +11,11 @@ url=https://www.openslr.org/resources/19        # where the release is downloade
 data_dir=data
 splits="train dev test"  # separated by spaces, or by commas inside --local_data_opts
 keep_noise_tags=true     # true: {NOISE} becomes the word [NOISE]; false: it is dropped
-# run.sh says what its --fs is, and whether it decodes streams, of any length
+# run.sh says what its --fs is, and whether it decodes streams, of any length, or
+# perturbs the speed of the training set
 fs=${OMNISPARSE_FS:-16k}              # samples per second
 shortest=${OMNISPARSE_SHORTEST:-0.06} # seconds that test utterances have at least
+perturb=${OMNISPARSE_PERTURB:-false}  # true: paths of training audio must suit a shell
 convert=false    # true: resample and mix down recordings that need it
 leave_out=false  # true: go on without recordings that cannot be used
 # shellcheck disable=SC2034  # read by parse_options.sh
@@ -34,7 +36,7 @@ written=$(python3 -m espnet_omnisparse.data.tedlium \
     --corpus "${corpus}" --url "${url}" --data_dir "${data_dir}" \
     --splits "${splits}" --keep_noise_tags "${keep_noise_tags}" \
     --fs "${fs}" --shortest "${shortest}" --convert "${convert}" \
-    --leave_out "${leave_out}")
+    --leave_out "${leave_out}" --perturb "${perturb}")
 
 mapfile -t folders <<< "${written}"
 # --non-print: it looks for such characters in the C locale, where it finds no UTF-8 one,
