@@ -145,6 +145,42 @@ def test_a_file_in_the_place_of_a_folder_is_one_sentence(tmp_path):
     assert line.startswith("error: ") and "taken" in line
 
 
+def copy_digits(asr1: Path) -> None:
+    """Copies what the digits have besides the recipe's own scripts."""
+    source = REPOSITORY / "egs2/librispeech/asr1"
+    for name in ("run_digits.sh", "run_stock_digits.sh", "local/digits.sh"):
+        shutil.copy(source / name, asr1 / name)
+
+
+def test_espnet_alone_trains_on_the_digits_that_were_prepared(asr1):
+    copy_digits(asr1)
+    for name in ("run.sh", "asr.sh"):
+        (asr1 / name).write_text("#!/bin/bash\nprintf '%s\\n' \"$@\"\n")
+        (asr1 / name).chmod(0o755)
+
+    def options(script: str, *given: str) -> dict[str, str]:
+        done = subprocess.run(
+            [f"./{script}", *given],
+            cwd=asr1,
+            env=recipe_environment(asr1.parents[2]),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        words = done.stdout.split("\n")
+        return dict(zip(words[::2], words[1::2], strict=False))
+
+    ours = options("run_digits.sh", "--asr_tag", "mine", "--lang", "other")
+    stock = options("run_stock_digits.sh", "--asr_tag", "mine", "--lang", "other")
+    assert ours["--lang"] == "other" and ours["--token_type"] == "char"
+    assert ours["--speed_perturb_factors"] == ""
+    assert ours["--local_data_opts"].endswith(" --test_parts digits-test")
+    assert ours.pop("--asr_config") == "conf/tuning/digits_simple_topk.yaml"
+    assert {name: stock.pop(name) for name in ours} == ours
+    assert Path(stock.pop("--python")).name == "python3"
+    assert stock == {"--stage": "11", "--stop_stage": "11", "--use_lm": "false"}
+
+
 def test_the_report_names_the_command_that_was_typed(asr1):
     show = "import sys, espnet_omnisparse.recipe.run as r; print(r.command_line())"
     fake = asr1 / "bin"
@@ -152,7 +188,7 @@ def test_the_report_names_the_command_that_was_typed(asr1):
     python = fake / "python3"
     python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} -c "{show}" "$@"\n')
     python.chmod(0o755)
-    shutil.copy(REPOSITORY / "egs2/librispeech/asr1/run_digits.sh", asr1)
+    copy_digits(asr1)
     done = subprocess.run(
         ["./run_digits.sh", "--stage", "10", "--sizes", "small full"],
         cwd=asr1,

@@ -6,20 +6,12 @@ set -euo pipefail
 VENV=${VENV:-$(cd ../../.. && pwd)/.venv}
 [ -d "${VENV}" ] && export PATH="${VENV}/bin:${PATH}"
 
+# shellcheck source=egs2/librispeech/asr1/local/digits.sh
+. local/digits.sh
 # path.sh may put another python3 first
-./asr.sh \
+./asr.sh "${digits[@]}" \
     --python "$(command -v python3)" \
     --stage 11 \
     --stop_stage 11 \
-    --ngpu 0 \
-    --token_type char \
-    --speed_perturb_factors "" \
-    --audio_format wav \
-    --dumpdir dump/digits \
-    --expdir exp/digits \
-    --lang digits \
     --use_lm false \
-    --train_set digits_train \
-    --valid_set digits_dev \
-    --test_sets digits_test \
     "$@"
