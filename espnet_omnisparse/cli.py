@@ -73,8 +73,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
     with one_sentence():
+        args = _parser().parse_args(argv, argparse.Namespace(argv=argv))
         args.run(args)
 
 

@@ -29,24 +29,30 @@ def one_sentence() -> Iterator[None]:
     Every command of the package runs inside it. A place that the machine does not let
     us write to, or a full disk, is told in a sentence as well. Ctrl-C is told in a
     word, with status 130, and a reader of our output that has gone away ends us without
-    one, as it ends other programs. Anything else that goes wrong is a defect of ours
-    and keeps its traceback.
+    one, as it ends other programs. Of an output that the shell has closed nothing is
+    said. Anything else that goes wrong is a defect of ours and keeps its traceback.
     """
+    _open_closed()
     # commands draw into files; a notebook hands down a backend that only it has, and
     # Matplotlib cannot even be imported with
     os.environ["MPLBACKEND"] = "agg"
     try:
-        yield
-        if sys.stdout is not None:  # closed by the shell
-            sys.stdout.flush()  # a full disk is noticed here, not after our end
+        try:
+            yield
+        except SystemExit:  # after a --help, too
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # a full disk is noticed here, not after our end
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        _drop_output()
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        _drop_output()
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        _drop_stdout()
+        _drop_output()
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno not in _REFUSED:
@@ -57,18 +63,33 @@ def one_sentence() -> Iterator[None]:
             "that, or choose another place for it.",
             file=sys.stderr,
         )
-        _drop_stdout()
+        _drop_output()
         sys.exit(1)
 
 
-def _drop_stdout() -> None:
-    """What stdout still holds is lost, or Python would fail once more at its end."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _open_closed() -> None:
+    """Puts the null device where the shell has closed a standard stream.
+
+    The next file that is opened would take its number, and get what libraries and other
+    processes print. `sys.stdin` stays as it is.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # lowest number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+
+
+def _drop_output() -> None:
+    """What cannot be written is lost, or Python would fail once more at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def check_keys(section: str, given: Mapping[str, Any], known: list[str]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from espnet_omnisparse.errors import one_sentence
 from espnet_omnisparse.extract.experiment import build
 from espnet_omnisparse.tasks import OmniASRTransducerTask
 
@@ -102,18 +103,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--batch", type=int, default=8, help="utterances")
     parser.add_argument("--seconds", type=float, default=10.0, help="per utterance")
-    args = parser.parse_args(argv)
-    # what is freed goes back to the system, or the heap's holes are measured as well
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    print("| training step | peak (MB) | against dense |\n|---|---|---|")
-    dense = None
-    for step in STEPS:
-        # spawned, so that nothing of one step is in another's memory
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, context) as pool:
-            peak = pool.submit(peak_of_step, args, step).result()
-        dense = dense or peak
-        print(f"| {step} | {peak:.0f} | {peak / dense:.2f}x |", flush=True)
+    with one_sentence():
+        args = parser.parse_args(argv)
+        # what is freed goes back to the system, or the heap's holes are measured too
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+        print("| training step | peak (MB) | against dense |\n|---|---|---|")
+        dense = None
+        for step in STEPS:
+            # spawned, so that nothing of one step is in another's memory
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, context) as pool:
+                peak = pool.submit(peak_of_step, args, step).result()
+            dense = dense or peak
+            print(f"| {step} | {peak:.0f} | {peak / dense:.2f}x |", flush=True)
 
 
 if __name__ == "__main__":

@@ -101,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--audio", nargs="+", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--beam", type=int, default=1, help="1 is greedy")
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
     with one_sentence():
+        args = parser.parse_args(argv)
+        torch.set_num_threads(1)
         if args.rounds < 1:
             raise UserError(f"--rounds must be at least 1, not {args.rounds}.")
         names = Counter(folder.name for folder in args.folders)

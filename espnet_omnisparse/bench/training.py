@@ -328,9 +328,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=BENCHES, default=list(BENCHES), help="default: all"
     )
-    args = parser.parse_args(argv)
-    torch.set_num_threads(1)
     with one_sentence():
+        args = parser.parse_args(argv)
+        torch.set_num_threads(1)
         print(f"{args.blocks} blocks, d {args.size}, one thread, {args.rounds} rounds")
         for name in args.only:
             BENCHES[name](args)

@@ -102,8 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=Path("downloads/LibriSpeech"),
         help="folder to make (default: %(default)s)",
     )
-    arguments = parser.parse_args(argv)
     with one_sentence():
+        arguments = parser.parse_args(argv)
         print(write_corpus(arguments.out))
 
 

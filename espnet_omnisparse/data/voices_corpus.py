@@ -158,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=Path("downloads/voices/LibriSpeech"),
         help="folder to make (default: %(default)s)",
     )
-    arguments = parser.parse_args(argv)
     with one_sentence():
+        arguments = parser.parse_args(argv)
         print(write_corpus(arguments.text, arguments.hours, arguments.out))
 
 

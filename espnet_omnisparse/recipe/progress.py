@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from espnet_omnisparse.errors import one_sentence
+
 _STARTED = re.compile(r"(\d+)/(\d+)epoch started")
 _RESULTS = re.compile(r"\d+epoch results:.*?\[valid\].*?loss_full=([\d.e+-]+)")
 
@@ -39,12 +41,13 @@ def main(argv: Sequence[str] | None = None, every: float = 30.0) -> None:
     """
     logs = [Path(one) for one in (sys.argv[1:] if argv is None else argv)]
     last = ""
-    while True:
-        line = "   ".join(progress_of(log) for log in logs)
-        if line != last:
-            print(line, flush=True)
-            last = line
-        time.sleep(every)
+    with one_sentence():
+        while True:
+            line = "   ".join(progress_of(log) for log in logs)
+            if line != last:
+                print(line, flush=True)
+                last = line
+            time.sleep(every)
 
 
 if __name__ == "__main__":

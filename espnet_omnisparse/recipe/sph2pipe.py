@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("-c", type=int, help="the channel alone")
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path, nargs="?")
-    args = parser.parse_args(argv)
     with one_sentence():
+        args = parser.parse_args(argv)
         wav = convert(args.source, args.c)
         if args.target is None:
             sys.stdout.buffer.write(wav)

@@ -222,8 +222,8 @@ def main() -> None:
         prog="python3 -m espnet_omnisparse.recipe.template", description=main.__doc__
     )
     parser.add_argument("recipes", nargs="*", type=Path, metavar="RECIPE_DIR")
-    recipes = parser.parse_args().recipes
     with one_sentence():
+        recipes = parser.parse_args().recipes
         require_versions()
         root = locate()
         print(f"ESPnet's recipe template: {root}")
