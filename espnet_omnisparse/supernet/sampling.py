@@ -6,7 +6,7 @@ every process of a distributed one draw the same subnets.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -243,8 +243,9 @@ class Sampler:
                 )
             )
         together = _each_once(sampled)
-        # an update that trains one of them logs it as what it is
-        return together if self._config.update == "in_turn" else _numbered(together)
+        if self._config.update == "in_turn":
+            return together  # such an update logs one of them, as what it is
+        return _numbered(together, self._sizes)
 
     def _drawn_sizes(self, count: int, generator: random.Random) -> Iterator[str]:
         """Names of sizes, none twice before each has been drawn once.
@@ -294,14 +295,18 @@ def _each_once(drawn: Sequence[SampledSubnet]) -> list[SampledSubnet]:
     ]
 
 
-def _numbered(sampled: Sequence[SampledSubnet]) -> list[SampledSubnet]:
-    """The same, different nets of one name told apart by a number behind it."""
+def _numbered(
+    sampled: Sequence[SampledSubnet], sizes: Container[str]
+) -> list[SampledSubnet]:
+    """The same, different nets of one name told apart by a number behind it.
+
+    Sizes keep theirs, which says what decoder and head they have.
+    """
     names = [one.size for one in sampled]
-    return [
-        (
-            replace(one, size=f"{one.size}{names[: number + 1].count(one.size)}")
-            if names.count(one.size) > 1
-            else one
-        )
-        for number, one in enumerate(sampled)
-    ]
+
+    def numbered(at: int, name: str) -> str:
+        if name in sizes or names.count(name) == 1:
+            return name
+        return f"{name}{names[: at + 1].count(name)}"
+
+    return [replace(one, size=numbered(at, one.size)) for at, one in enumerate(sampled)]

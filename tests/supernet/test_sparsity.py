@@ -340,6 +340,18 @@ def test_a_size_that_is_named_has_a_place_in_every_update():
     assert size.size in names[:3]
 
 
+def test_a_size_that_is_the_main_net_and_drawn_too_keeps_its_name():
+    conf = {**ONE_AXIS, "sizes": {"s40": {"sparsity": 0.4}, "s80": {"sparsity": 0.8}}}
+    seen = set()
+    for update in range(40, 80):
+        net = supernet(update, conf, sandwich=["s40", "s80", "size"])
+        main, *others = net.sample_subnets()
+        assert (main.size, main.is_main, main.times) == ("s40", True, 1)
+        seen.add(tuple((one.size, one.times) for one in others))
+    # of what is drawn, the main net's twin is a net of its own, without its dropout
+    assert seen == {(("s80", 1), ("s40", 1)), (("s80", 2),)}
+
+
 def test_named_twice_the_sparsest_has_half_of_a_split_batch(sparse_model, batch):
     sandwich = ["dense", "sparsest", "sparsest", "size"]
     conf = {"supernet": {"update": "split_batch", "subnet_weight": 0.5}}
