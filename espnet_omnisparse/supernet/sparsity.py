@@ -49,9 +49,9 @@ class SparsityConfig(Section):
         "`sizes`, another one each time that it is named, logged under the size's name "
         "(so only what is deployed is trained); or the name of one of `sizes`, such as "
         "a full net in a stream, which then has a place of its own and is not drawn. "
-        "The first is never without dropout. One named twice has twice the weight, and "
-        "with `split_batch` twice the utterances, in one pass. `[sparsest]` alone is "
-        "gradual pruning of one model",
+        "The first is never without dropout. One named twice has one pass with twice "
+        "the weight, and with `split_batch` twice the utterances. `[sparsest]` alone "
+        "is gradual pruning of one model",
         OF_SANDWICH,
     )
     settle: Length = option(
@@ -81,8 +81,9 @@ class SparsityConfig(Section):
         "blocks, and of a front end that takes masks (as the norms of slimmable nets, "
         "[1812.08928](https://arxiv.org/abs/1812.08928), and PERP, "
         "[2312.15230](https://arxiv.org/abs/2312.15230)); copied from the dense net's "
-        "when masks begin. Other subnets have those of the nearest sparsity, the mean "
-        "over their masked weights",
+        "when masks begin; those that the ramp has not come to follow those in use. "
+        "Other subnets have those of the nearest sparsity, the mean over their masked "
+        "weights",
     )
     step: Number = option(0.1, "between the levels that are drawn")
     refresh: int = option(
