@@ -211,7 +211,7 @@ class Sampler:
         layered = self._selection.sizes
         masks = [mask for name, mask in size_masks.items() if name in layered]
         weights = len(self._space.weights)
-        sizes = self._drawn_sizes(plan.sandwich.count(SIZE), generator)
+        sizes = self._drawn_sizes(size_masks, masks[-1:], generator)
         sampled = []
         for subnet in plan.sandwich:
             main = not sampled
@@ -247,16 +247,42 @@ class Sampler:
             return together  # such an update logs one of them, as what it is
         return _numbered(together, self._sizes)
 
-    def _drawn_sizes(self, count: int, generator: random.Random) -> Iterator[str]:
+    def _drawn_sizes(
+        self,
+        size_masks: Mapping[str, torch.Tensor],
+        smallest: Sequence[torch.Tensor],
+        generator: random.Random,
+    ) -> Iterator[str]:
         """Names of sizes, none twice before each has been drawn once.
 
-        Those that have a place of their own are not drawn, unless all have one.
+        Those that have a place of their own, by name or as the sparsest subnet, are not
+        drawn, unless all have one.
         """
         placed = self._config.sparsity.sandwich
-        names = [name for name in self._sizes if name not in placed]
+        names = [
+            name
+            for name, size in self._sizes.items()
+            if name not in placed
+            and not (
+                SPARSEST in placed
+                and self._is_sparsest(size, size_masks[name], smallest)
+            )
+        ]
         names = names or list(self._sizes)
+        count = placed.count(SIZE)
         for start in range(0, count, max(len(names), 1)):
             yield from generator.sample(names, min(len(names), count - start))
+
+    def _is_sparsest(
+        self, size: Size, mask: torch.Tensor, smallest: Sequence[torch.Tensor]
+    ) -> bool:
+        """Whether a size is what `sparsest` trains, `smallest` its units if not all."""
+        return (
+            size.sparsity >= self._config.sparsity.final
+            and size.chunk == self._chunks[-1]
+            and size.decoder is None
+            and (torch.equal(mask, smallest[0]) if smallest else bool(mask.all()))
+        )
 
     def _of_size(
         self, name: str, mask: torch.Tensor, highest: float, main: bool

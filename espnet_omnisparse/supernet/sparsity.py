@@ -48,10 +48,10 @@ class SparsityConfig(Section):
         "a common one; `uniform`, a random one, the same everywhere; `size`, any of "
         "`sizes`, another one each time that it is named, logged under the size's name "
         "(so only what is deployed is trained); or the name of one of `sizes`, such as "
-        "a full net in a stream, which then has a place of its own and is not drawn. "
-        "The first is never without dropout. One named twice has one pass with twice "
-        "the weight, and with `split_batch` twice the utterances. `[sparsest]` alone "
-        "is gradual pruning of one model",
+        "a full net in a stream. A size that is named, or is what `sparsest` trains, "
+        "has a place of its own and is not drawn. The first is never without dropout. "
+        "One named twice has one pass with twice the weight, and with `split_batch` "
+        "twice the utterances. `[sparsest]` alone is gradual pruning of one model",
         OF_SANDWICH,
     )
     settle: Length = option(
