@@ -109,30 +109,42 @@ class Pattern:
 
 
 @torch.no_grad()
-def group_ranks(weight: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+def group_ranks(
+    weight: torch.Tensor, pattern: Pattern, fixed: torch.Tensor | None = None
+) -> torch.Tensor:
     """The place of each group in the order of magnitude, 0 the largest.
 
     Args:
         weight: A matrix; see `matrix_shape`. Groups that stick out at an edge count
             what they have.
         pattern: The groups.
+        fixed: Places that groups have whatever their magnitude, -1 where they have
+            none, of the shape returned; the last places, or all.
 
     Returns:
         `[out / rows, in / cols]`, rounded up: places in the whole matrix; or for N:M
         `[out, in / M, M]`, places among the M.
 
-    >>> group_ranks(torch.tensor([[3.0, -1.0], [0.5, -4.0]]), Pattern())
+    >>> weight = torch.tensor([[3.0, -1.0], [0.5, -4.0]])
+    >>> group_ranks(weight, Pattern())
     tensor([[1, 2],
             [3, 0]])
+    >>> group_ranks(weight, Pattern(), torch.tensor([[3, -1], [-1, -1]]))
+    tensor([[3, 1],
+            [2, 0]])
     """
     matrix = weight.detach().float().flatten(1)
     size = matrix.abs() if pattern.norm == "l1" else matrix.square()
     if pattern.of:
         # every weight is a group of its own; padding is ranked below all of them
         groups = _tiles(size, 1, pattern.of, fill=-1.0).squeeze(1)
-        return ranking(groups).argsort(-1)
-    groups = _tiles(size, pattern.rows, pattern.cols).sum((1, 3))
-    return ranking(groups.flatten()).argsort().view_as(groups)
+    else:
+        groups = _tiles(size, pattern.rows, pattern.cols).sum((1, 3))
+    if fixed is not None:
+        groups = groups.masked_fill(fixed >= 0, -math.inf)
+    compete = groups if pattern.of else groups.flatten()
+    places = ranking(compete).argsort(-1).view_as(groups)
+    return places if fixed is None else torch.where(fixed >= 0, fixed, places)
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -184,17 +196,35 @@ def weight_mask(
     [[True, False], [False, True]]
     """
     out, inputs = matrix_shape(shape)
+    keep = group_mask(ranks, shape, sparsity, pattern)
     if pattern.of:
-        keep = (ranks < _kept(pattern.of, sparsity)).flatten(1)
-        if last := inputs % pattern.of:  # an incomplete group keeps its own share
-            keep[:, inputs - last : inputs] = ranks[:, -1, :last] < _kept(
-                last, sparsity
-            )
+        keep = keep.flatten(1)
     else:
-        keep = ranks < _kept(ranks.numel(), sparsity)
         keep = keep[:, None, :, None].expand(-1, pattern.rows, -1, pattern.cols)
         keep = keep.flatten(2).flatten(0, 1)
     return keep[:out, :inputs].reshape(shape)
+
+
+def group_mask(
+    ranks: torch.Tensor, shape: torch.Size, sparsity: float, pattern: Pattern
+) -> torch.Tensor:
+    """Which groups `weight_mask` keeps.
+
+    Args:
+        ranks: What `group_ranks` returned.
+        shape: Of the weight; see `matrix_shape`.
+        sparsity: See `weight_mask`.
+        pattern: The groups.
+
+    Returns:
+        Boolean, of the shape of `ranks`.
+    """
+    if not pattern.of:
+        return ranks < _kept(ranks.numel(), sparsity)
+    keep = ranks < _kept(pattern.of, sparsity)
+    if last := matrix_shape(shape)[1] % pattern.of:  # an incomplete group's own share
+        keep[:, -1] = ranks[:, -1] < _kept(last, sparsity)
+    return keep
 
 
 def nonzero_groups(weight: torch.Tensor, pattern: Pattern) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from espnet_omnisparse.core.mask import (
     Pattern,
+    group_mask,
     group_ranks,
     group_shape,
     weight_mask,
@@ -23,9 +24,10 @@ _REMEMBERED = 12  # masks of each weight, between two refreshes
 class MaskOrder(torch.nn.Module):
     """The order of the groups of every weight, once and for all, in checkpoints.
 
-    Masks that stand still before training ends: AC/DC (arXiv 2106.12379) ends with one
-    sparse phase under one mask, and weights can only be averaged under the same mask
-    (Sparse Model Soups, arXiv 2306.16788).
+    A group has its place in it from when it is fixed, and -1 before. Masks that stand
+    still before training ends: AC/DC (arXiv 2106.12379) ends with one sparse phase
+    under one mask, and weights can only be averaged under the same mask (Sparse Model
+    Soups, arXiv 2306.16788).
 
     Args:
         weights: Name -> a weight that takes masks.
@@ -34,6 +36,8 @@ class MaskOrder(torch.nn.Module):
 
     def __init__(self, weights: Mapping[str, torch.Tensor], pattern: Pattern):
         super().__init__()
+        self._shapes = {name: weight.shape for name, weight in weights.items()}
+        self._pattern = pattern
         for name, weight in weights.items():
             shape = group_shape(weight.shape, pattern)
             unknown = torch.full(shape, -1, dtype=torch.int32)
@@ -43,7 +47,7 @@ class MaskOrder(torch.nn.Module):
         self.register_load_state_dict_post_hook(lambda *_: self._look())
 
     def ranks(self) -> dict[str, torch.Tensor]:
-        """What `group_ranks` returned for each weight when it was settled."""
+        """For each weight the places of its groups that are fixed, -1 for others."""
         return dict(self.named_buffers())
 
     @torch.no_grad()
@@ -52,6 +56,18 @@ class MaskOrder(torch.nn.Module):
         for name, kept in self.ranks().items():
             kept.copy_(ranks[name])
         self.settled = True
+
+    @torch.no_grad()
+    def leave_out(self, ranks: Mapping[str, torch.Tensor], sparsity: float) -> None:
+        """Fixes the places of what a sparsity drops, so that it does not come back.
+
+        Args:
+            ranks: What `group_ranks` returned for each weight, by what is fixed so far.
+            sparsity: The highest that has been reached, the same in every weight.
+        """
+        for name, kept in self.ranks().items():
+            stays = group_mask(ranks[name], self._shapes[name], sparsity, self._pattern)
+            kept.copy_(torch.where(stays, kept, ranks[name]))
 
     @torch.no_grad()
     def forget(self) -> None:
@@ -125,7 +141,7 @@ class WeightMasks:
         pattern: In which groups weights are masked.
 
     Attributes:
-        order: What the masks stay like once it is settled; `None`: they follow the
+        order: What the masks stay like as far as it is fixed; `None`: they follow the
             weights.
     """
 
@@ -133,7 +149,7 @@ class WeightMasks:
         self._pattern = pattern
         self.order: MaskOrder | None = None
         self._ranks: dict[str, torch.Tensor] = {}
-        self._made_from: dict[str, tuple[int, int, float]] = {}
+        self._made_from: dict[str, tuple[int | float, ...]] = {}
         # the order that masks are made of, its version, and these by sparsity
         self._kept: dict[str, tuple[torch.Tensor, int, dict[float, torch.Tensor]]] = {}
 
@@ -144,14 +160,18 @@ class WeightMasks:
             return
         if not weights:
             return
+        fixed = {} if self.order is None else self.order.ranks()
         # PyTorch counts the changes of a tensor, but not a fused optimiser's
         norms = [torch.linalg.vector_norm(w.detach()).float() for w in weights.values()]
         for (name, weight), norm in zip(
             weights.items(), torch.stack(norms).tolist(), strict=True
         ):
+            known = fixed.get(name)
             state = (weight.data_ptr(), weight._version, norm)
+            if known is not None:
+                state += (known._version,)
             if self._made_from.get(name) != state:
-                self._ranks[name] = group_ranks(weight, self._pattern)
+                self._ranks[name] = group_ranks(weight, self._pattern, known)
                 self._made_from[name] = state
 
     def ranks(self) -> dict[str, torch.Tensor]:

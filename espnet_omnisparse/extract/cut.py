@@ -22,7 +22,6 @@ from espnet_omnisparse.core.layout import (
 from espnet_omnisparse.core.mask import group_ranks, weight_mask
 from espnet_omnisparse.core.own_parameters import own_tensors
 from espnet_omnisparse.core.spec import SubnetSpec
-from espnet_omnisparse.core.weight_masks import is_settled
 from espnet_omnisparse.errors import UserError
 
 State = dict[str, torch.Tensor]
@@ -121,7 +120,7 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
         return {}
     there, pattern = spec.weights, spec.space.pattern
     tensors = weight_tensors(spec.space, state)
-    settled = _settled_ranks(state)
+    fixed = _below(MASK_ORDER, state)
     found: State = {}
     for name, sparsity in spec.sparsities.items():
         if name not in there:
@@ -133,16 +132,10 @@ def _masked_weights(state: Mapping[str, torch.Tensor], spec: SubnetSpec) -> Stat
                 f"The spec {spec.name!r} masks {name}, which this net has not: use a "
                 "spec of the same encoder options."
             )
-        ranks = settled[name] if settled else group_ranks(weight, pattern)
+        ranks = group_ranks(weight, pattern, fixed.get(name))
         keep = weight_mask(ranks, weight.shape, sparsity, pattern)
         found[full_name] = weight.masked_fill(~keep, 0.0)
     return found
-
-
-def _settled_ranks(state: Mapping[str, torch.Tensor]) -> State:
-    """Weight -> the order that its masks were trained with; empty: by magnitude."""
-    ranks = _below(MASK_ORDER, state)
-    return ranks if is_settled(ranks) else {}
 
 
 def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> State:

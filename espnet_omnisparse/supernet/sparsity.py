@@ -63,6 +63,15 @@ class SparsityConfig(Section):
         "[2306.16788](https://arxiv.org/abs/2306.16788)). Only its checkpoints are "
         "chosen and averaged; extraction and search use its order",
     )
+    regrow: bool = option(
+        True,
+        "whether a group of weights that the sparsest subnet has lost may come back "
+        "before masks settle. `false`: the mask of each sparsity stands still from "
+        "when the ramp has come to it, as where one model is pruned gradually and "
+        "masked weights get no gradient "
+        "([1710.01878](https://arxiv.org/abs/1710.01878)); in a supernet denser "
+        "subnets train them",
+    )
     snapshots: Number = option(
         0.0,
         "0: off. Above: gradual pruning of one net in equal stages, one for each of "
@@ -126,11 +135,15 @@ class SparsityConfig(Section):
                 f"1, not from {self.initial} to {self.final}."
             )
         if self.snapshots and (
-            self.sandwich != (SPARSEST,) or self.settle or self.own != "none"
+            self.sandwich != (SPARSEST,)
+            or self.settle
+            or self.own != "none"
+            or not self.regrow
         ):
             raise UserError(
                 "supernet.sparsity.snapshots prunes one net, whose mask stands still "
-                "in each stage: it needs sandwich: [sparsest], without settle and own."
+                "in each stage: it needs sandwich: [sparsest], without settle, own and "
+                "regrow: false."
             )
         if not 0.0 < self.step <= self.final:
             raise UserError(
@@ -143,6 +156,11 @@ class SparsityConfig(Section):
     def trains_dense(self) -> bool:
         """Whether the dense net is among those that an update trains."""
         return DENSE in self.sandwich
+
+    @property
+    def fixes_masks(self) -> bool:
+        """Whether masks ever stand still."""
+        return bool(self.settle or self.snapshots) or not self.regrow
 
     def max_sparsity(self, time: int, length: int) -> float:
         """The highest sparsity available at an update.

@@ -147,7 +147,7 @@ class Supernet(torch.nn.Module):
             vectors: Those that sparsities may have for themselves.
         """
         plan = self.config.sparsity
-        if plan is not None and (plan.settle or plan.snapshots):
+        if plan is not None and plan.fixes_masks:
             self.order = MaskOrder(weights, self.space.pattern)
         if plan is not None and plan.own != "none":
             shares = [one.sparsity for one in self.sizes.values() if one.sparsity > 0.0]

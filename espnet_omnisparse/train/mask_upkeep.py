@@ -40,6 +40,8 @@ class MaskUpkeep:
         if not training or settles or self._is_due:
             self._refreshed_at = self._supernet.update if training else None
             self._encoder.refresh_masks()
+            if training and not settles:
+                self._leave_out()
         if settles:
             # whatever pass comes first, its weights are those of this update
             self._supernet.order.settle(self._encoder.mask_ranks())
@@ -52,6 +54,13 @@ class MaskUpkeep:
         if not own.is_begun:
             own.begin(self._encoder.vectors())
         own.follow(highest)
+
+    def _leave_out(self) -> None:
+        """Keeps out what the ramp has dropped, if nothing of it shall come back."""
+        plan, highest = self._supernet.config.sparsity, self._supernet.max_sparsity
+        order = self._supernet.order
+        if highest > 0.0 and not plan.regrow and not order.settled:
+            order.leave_out(self._encoder.mask_ranks(), highest)
 
     def _leave_stage(self) -> None:
         """Lets masks move again in the next stage of a gradual pruning."""
