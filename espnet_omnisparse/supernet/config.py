@@ -257,11 +257,18 @@ class SupernetConfig(Section):
                 "sparsity, and supernet.sizes has none: name one, such as "
                 "{s90: {sparsity: 0.9}}."
             )
-        if set(self.sparsity.sandwich) - {*SUBNETS, SIZE, *self.sizes}:
-            raise UserError(
-                f"supernet.sparsity.sandwich must be {OF_SANDWICH}, not "
-                f"{list(self.sparsity.sandwich)}."
-            )
+        for name in ("sandwich", "ramp_sandwich"):
+            subnets = getattr(self.sparsity, name)
+            if set(subnets) - {*SUBNETS, SIZE, *self.sizes}:
+                raise UserError(
+                    f"supernet.sparsity.{name} must be {OF_SANDWICH}, not "
+                    f"{list(subnets)}."
+                )
+            if SIZE in subnets and not self.sizes:
+                raise UserError(
+                    f"supernet.sparsity.{name} has size, but supernet.sizes is empty: "
+                    "name at least one, such as {s90: {sparsity: 0.9}}."
+                )
         if self.sparsity.snapshots and (
             self.method != "none" or not self.sizes or len(masked) < len(self.sizes)
         ):
@@ -269,16 +276,12 @@ class SupernetConfig(Section):
                 "supernet.sparsity.snapshots needs sizes that have a sparsity and keep "
                 "every unit, such as {s50: {sparsity: 0.5}, s90: {sparsity: 0.9}}."
             )
-        if SIZE in self.sparsity.sandwich and not self.sizes:
-            raise UserError(
-                "supernet.sparsity.sandwich has size, but supernet.sizes is empty: "
-                "name at least one, such as {s90: {sparsity: 0.9}}."
-            )
         by_dense = self.distillation != "none" and self.teacher is None
-        if by_dense and self.sparsity.sandwich[0] != DENSE:
+        ramp = self.sparsity.ramp_sandwich or self.sparsity.sandwich
+        if by_dense and (self.sparsity.sandwich[0], ramp[0]) != (DENSE, DENSE):
             raise UserError(
                 "supernet.distillation needs the dense net, the teacher, as the first "
-                "of supernet.sparsity.sandwich."
+                "of supernet.sparsity.sandwich, and of ramp_sandwich if there is one."
             )
         if self.heads == PER_SIZE:
             raise UserError(

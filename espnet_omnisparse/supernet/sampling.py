@@ -211,9 +211,10 @@ class Sampler:
         layered = self._selection.sizes
         masks = [mask for name, mask in size_masks.items() if name in layered]
         weights = len(self._space.weights)
-        sizes = self._drawn_sizes(size_masks, masks[-1:], generator)
+        sandwich = plan.subnets(highest)
+        sizes = self._drawn_sizes(sandwich, size_masks, masks[-1:], generator)
         sampled = []
-        for subnet in plan.sandwich:
+        for subnet in sandwich:
             main = not sampled
             if subnet == SIZE or subnet in self._sizes:
                 name = next(sizes) if subnet == SIZE else subnet
@@ -249,6 +250,7 @@ class Sampler:
 
     def _drawn_sizes(
         self,
+        sandwich: Sequence[str],
         size_masks: Mapping[str, torch.Tensor],
         smallest: Sequence[torch.Tensor],
         generator: random.Random,
@@ -258,18 +260,17 @@ class Sampler:
         Those that have a place of their own, by name or as the sparsest subnet, are not
         drawn, unless all have one.
         """
-        placed = self._config.sparsity.sandwich
         names = [
             name
             for name, size in self._sizes.items()
-            if name not in placed
+            if name not in sandwich
             and not (
-                SPARSEST in placed
+                SPARSEST in sandwich
                 and self._is_sparsest(size, size_masks[name], smallest)
             )
         ]
         names = names or list(self._sizes)
-        count = placed.count(SIZE)
+        count = sandwich.count(SIZE)
         for start in range(0, count, max(len(names), 1)):
             yield from generator.sample(names, min(len(names), count - start))
 

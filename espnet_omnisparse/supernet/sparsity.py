@@ -9,7 +9,7 @@ import logging
 import random
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import ValidationInfo, field_validator, model_validator
 
 from espnet_omnisparse.core.schedule import cubic_ramp
 from espnet_omnisparse.errors import UserError
@@ -52,6 +52,14 @@ class SparsityConfig(Section):
         "has a place of its own and is not drawn. The first is never without dropout. "
         "One named twice has one pass with twice the weight, and with `split_batch` "
         "twice the utterances. `[sparsest]` alone is gradual pruning of one model",
+        OF_SANDWICH,
+    )
+    ramp_sandwich: tuple[str, ...] = option(
+        (),
+        "the same while the ramp lasts; empty: `sandwich`. `[sparsest]`: masks are "
+        "found as where one model is pruned alone, and denser subnets are trained "
+        "again after it (as in the dense phases of AC/DC, "
+        "[2106.12379](https://arxiv.org/abs/2106.12379))",
         OF_SANDWICH,
     )
     settle: Length = option(
@@ -111,9 +119,9 @@ class SparsityConfig(Section):
         strict=True,
     )
 
-    @field_validator("sandwich", mode="before")
+    @field_validator("sandwich", "ramp_sandwich", mode="before")
     @classmethod
-    def _read_sandwich(cls, value: Any) -> tuple[str, ...]:
+    def _read_sandwich(cls, value: Any, info: ValidationInfo) -> tuple[str, ...]:
         if not isinstance(value, list | tuple):
             raise ValueError("no list")
         subnets = []
@@ -123,7 +131,9 @@ class SparsityConfig(Section):
                 logging.warning("supernet.sparsity: %s is called %s now.", one, new)
             subnets.append(new or one)
         # `SupernetConfig` knows the names of sizes
-        if not subnets or not all(isinstance(one, str) for one in subnets):
+        if info.field_name == "sandwich" and not subnets:
+            raise ValueError("empty")
+        if not all(isinstance(one, str) for one in subnets):
             raise ValueError("unknown")
         return tuple(subnets)
 
@@ -138,12 +148,13 @@ class SparsityConfig(Section):
             self.sandwich != (SPARSEST,)
             or self.settle
             or self.own != "none"
+            or self.ramp_sandwich
             or not self.regrow
         ):
             raise UserError(
                 "supernet.sparsity.snapshots prunes one net, whose mask stands still "
-                "in each stage: it needs sandwich: [sparsest], without settle, own and "
-                "regrow: false."
+                "in each stage: it needs sandwich: [sparsest], without settle, own, "
+                "ramp_sandwich and regrow: false."
             )
         if not 0.0 < self.step <= self.final:
             raise UserError(
@@ -161,6 +172,15 @@ class SparsityConfig(Section):
     def fixes_masks(self) -> bool:
         """Whether masks ever stand still."""
         return bool(self.settle or self.snapshots) or not self.regrow
+
+    def subnets(self, highest: float) -> tuple[str, ...]:
+        """The sandwich of an update.
+
+        Args:
+            highest: The highest sparsity that it trains.
+        """
+        ramps = self.ramp_sandwich and highest < self.final
+        return self.ramp_sandwich if ramps else self.sandwich
 
     def max_sparsity(self, time: int, length: int) -> float:
         """The highest sparsity available at an update.

@@ -128,7 +128,9 @@ def test_it_settles_with_what_is_out_where_it_is(pruned, batch):
 
 
 def test_snapshots_let_weights_come_back(pruned):
-    with pytest.raises(UserError, match="without settle, own and regrow: false"):
+    with pytest.raises(
+        UserError, match="without settle, own, ramp_sandwich and regrow: false"
+    ):
         sparsity = {"sandwich": ["sparsest"], "snapshots": 0.5}
         pruned(0, sparsity=sparsity)
 

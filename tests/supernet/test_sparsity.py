@@ -304,6 +304,21 @@ def test_no_size_is_drawn_twice_before_each_has_been_once():
         assert drawn in ({"s40": 2, "s80": 1}, {"s40": 1, "s80": 2})
 
 
+def test_the_ramp_may_have_a_sandwich_of_its_own():
+    conf = {"sandwich": ["dense", "sparsest", "size"], "ramp_sandwich": ["sparsest"]}
+    for update in range(10, 30):
+        net = supernet(update, **conf)
+        (alone,) = net.sample_subnets()
+        assert (alone.size, alone.is_main, alone.weight) == ("sparsest", True, 1.0)
+        assert set(alone.sparsity) <= {net.max_sparsity}
+    nets = [one.size for one in supernet(30, **conf).sample_subnets()]
+    assert nets == ["full", "sparsest", "s40"]
+    assert [one.size for one in supernet(9, **conf).sample_subnets()] == ["full"]
+    # sizes are validated all the time, the dense net as well
+    validated = supernet(20, **conf).validation_subnets()
+    assert [one.size for one in validated] == ["full", "s40", "s80"]
+
+
 def test_a_wanted_size_of_both_axes_is_what_it_will_be():
     seen = set()
     for update in range(50, 100):
@@ -471,6 +486,18 @@ BAD = [
     (
         {"sparsity": {"sandwich": ["densest"]}},
         "sandwich must be a list .* not .'densest'.",
+    ),
+    (
+        {"sparsity": {"ramp_sandwich": ["densest"]}},
+        "ramp_sandwich must be a list .* not .'densest'.",
+    ),
+    (
+        {"sizes": {}, "sparsity": {"ramp_sandwich": ["size"]}},
+        "ramp_sandwich has size, but supernet.sizes is empty: name at least one",
+    ),
+    (
+        {"distillation": "kl", "sparsity": {"ramp_sandwich": ["sparsest", "dense"]}},
+        "supernet.distillation needs the dense net",
     ),
     ({"sparsity": {"sandwich": "dense"}}, "sandwich must be a list .* not 'dense'"),
     ({"sparsity": {"sandwich": 3}}, "sandwich must be a list .* not 3"),
