@@ -77,12 +77,9 @@ class MaskOrder(torch.nn.Module):
         self.settled = False
 
     def _look(self) -> None:
-        self.settled = is_settled(self.ranks())
-
-
-def is_settled(ranks: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the tensors of a `MaskOrder` are an order, and not yet to become one."""
-    return bool(ranks) and all(bool((one >= 0).all()) for one in ranks.values())
+        """Finds out from what was loaded whether every group has its place."""
+        ranks = self.ranks().values()
+        self.settled = bool(ranks) and all(bool((one >= 0).all()) for one in ranks)
 
 
 def nested(module: torch.nn.Module, name: str) -> tuple[torch.nn.Module, str]:

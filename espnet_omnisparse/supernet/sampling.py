@@ -122,8 +122,9 @@ class Sampler:
     def most(self) -> int:
         """The most subnets that an update trains."""
         if self._config.sparsity:
-            # step 1 trains two
-            return max(len(self._config.sparsity.sandwich), 1 + self._selection.learns)
+            plan = self._config.sparsity
+            most = max(len(plan.sandwich), len(plan.ramp_sandwich))
+            return max(most, 1 + self._selection.learns)  # step 1 trains two
         # the full net, the smallest size and one between them
         return min(3, 1 + len(self._sizes)) if self.joint else 1
 
@@ -210,9 +211,11 @@ class Sampler:
         generator, plan = self._generator(update), self._config.sparsity
         layered = self._selection.sizes
         masks = [mask for name, mask in size_masks.items() if name in layered]
+        every = torch.ones(len(self._space), dtype=torch.bool)
+        smallest = masks[-1] if masks else every
         weights = len(self._space.weights)
         sandwich = plan.subnets(highest)
-        sizes = self._drawn_sizes(sandwich, size_masks, masks[-1:], generator)
+        sizes = self._drawn_sizes(sandwich, size_masks, smallest, generator)
         sampled = []
         for subnet in sandwich:
             main = not sampled
@@ -220,15 +223,15 @@ class Sampler:
                 name = next(sizes) if subnet == SIZE else subnet
                 sampled.append(self._of_size(name, size_masks[name], highest, main))
                 continue
-            mask = torch.ones(len(self._space), dtype=torch.bool)
-            if subnet == SPARSEST and masks:
-                mask = masks[-1]
+            mask = every
+            if subnet == SPARSEST:
+                mask = smallest
             elif subnet != DENSE and masks:
-                mask = generator.choice([mask, *masks])
+                mask = generator.choice([every, *masks])
             sparsity = plan.draw(subnet, highest, weights, generator)
             rates = None
             if main and subnet == DENSE and masks:
-                rates = self._rates(self._config.layer_dropout_step2, masks[-1])
+                rates = self._rates(self._config.layer_dropout_step2, smallest)
             chunk = self._chunks[0] if main else self._chunks[-1]
             if not main and subnet != SPARSEST and len(self._chunks) > 1:
                 chunk = generator.choice(self._chunks)
@@ -252,38 +255,30 @@ class Sampler:
         self,
         sandwich: Sequence[str],
         size_masks: Mapping[str, torch.Tensor],
-        smallest: Sequence[torch.Tensor],
+        smallest: torch.Tensor,
         generator: random.Random,
     ) -> Iterator[str]:
         """Names of sizes, none twice before each has been drawn once.
 
-        Those that have a place of their own, by name or as the sparsest subnet, are not
-        drawn, unless all have one.
+        Those that have a place of their own, by name or as the sparsest subnet, whose
+        units are the `smallest`, are not drawn, unless all have one.
         """
-        names = [
-            name
-            for name, size in self._sizes.items()
-            if name not in sandwich
-            and not (
-                SPARSEST in sandwich
-                and self._is_sparsest(size, size_masks[name], smallest)
-            )
-        ]
+        placed = {*sandwich} & {*self._sizes}
+        if SPARSEST in sandwich:
+            # the main subnet sees the largest chunk
+            chunk = self._chunks[-1 if SPARSEST in sandwich[1:] else 0]
+            final = self._config.sparsity.final
+            placed |= {
+                name
+                for name, size in self._sizes.items()
+                if (size.sparsity, size.chunk, size.decoder) == (final, chunk, None)
+                and torch.equal(size_masks[name], smallest)
+            }
+        names = [name for name in self._sizes if name not in placed]
         names = names or list(self._sizes)
         count = sandwich.count(SIZE)
         for start in range(0, count, max(len(names), 1)):
             yield from generator.sample(names, min(len(names), count - start))
-
-    def _is_sparsest(
-        self, size: Size, mask: torch.Tensor, smallest: Sequence[torch.Tensor]
-    ) -> bool:
-        """Whether a size is what `sparsest` trains, `smallest` its units if not all."""
-        return (
-            size.sparsity >= self._config.sparsity.final
-            and size.chunk == self._chunks[-1]
-            and size.decoder is None
-            and (torch.equal(mask, smallest[0]) if smallest else bool(mask.all()))
-        )
 
     def _of_size(
         self, name: str, mask: torch.Tensor, highest: float, main: bool

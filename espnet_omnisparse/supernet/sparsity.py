@@ -156,6 +156,11 @@ class SparsityConfig(Section):
                 "in each stage: it needs sandwich: [sparsest], without settle, own, "
                 "ramp_sandwich and regrow: false."
             )
+        if self.ramp_sandwich and (self.ramp == 0 or self.initial == self.final):
+            raise UserError(
+                "supernet.sparsity.ramp_sandwich has no effect without a ramp: give "
+                "ramp a length, from initial to a higher final, or remove it."
+            )
         if not 0.0 < self.step <= self.final:
             raise UserError(
                 "supernet.sparsity.step must be above 0 and at most final, not "

@@ -39,12 +39,12 @@ class MaskUpkeep:
         # after validating, training begins anew: a resumed run has no older masks
         if not training or settles or self._is_due:
             self._refreshed_at = self._supernet.update if training else None
-            self._encoder.refresh_masks()
-            if training and not settles:
-                self._leave_out()
-        if settles:
-            # whatever pass comes first, its weights are those of this update
-            self._supernet.order.settle(self._encoder.mask_ranks())
+            ranks = self._encoder.mask_ranks()
+            if settles:
+                # whatever pass comes first, its weights are those of this update
+                self._supernet.order.settle(ranks)
+            elif training and self._leaves_out:
+                self._supernet.order.leave_out(ranks, self._supernet.max_sparsity)
 
     def _keep_own_parameters(self) -> None:
         """Begins each size's with the dense net's, and goes on until it is trained."""
@@ -54,13 +54,6 @@ class MaskUpkeep:
         if not own.is_begun:
             own.begin(self._encoder.vectors())
         own.follow(highest)
-
-    def _leave_out(self) -> None:
-        """Keeps out what the ramp has dropped, if nothing of it shall come back."""
-        plan, highest = self._supernet.config.sparsity, self._supernet.max_sparsity
-        order = self._supernet.order
-        if highest > 0.0 and not plan.regrow and not order.settled:
-            order.leave_out(self._encoder.mask_ranks(), highest)
 
     def _leave_stage(self) -> None:
         """Lets masks move again in the next stage of a gradual pruning."""
@@ -101,6 +94,13 @@ class MaskUpkeep:
         order = self._supernet.order
         wanted = order is not None and not order.settled
         return wanted and self._stand
+
+    @property
+    def _leaves_out(self) -> bool:
+        """Whether what the ramp has dropped shall not come back."""
+        supernet = self._supernet
+        follows = supernet.max_sparsity > 0.0 and not supernet.config.sparsity.regrow
+        return follows and not supernet.order.settled
 
     @property
     def _stand(self) -> bool:

@@ -6,6 +6,31 @@ import torch
 from espnet_omnisparse.core.layout import ASR_LAYOUT
 from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.extract.cut import cut_state
+from helpers.tiny import changed
+
+#: of `helpers.training`: warm start to 2, ramp to 7 of 20 updates
+TRAINING = {
+    "encoder": "omni_sparse_conformer",
+    "encoder_conf": {"pattern": "8x1", "conv_norm": "layer_norm"},
+    "optim_conf": {"lr": 0.05},
+    "model_conf": {
+        "supernet": {
+            "method": "none",
+            "score_lr": None,
+            "step1": 0.6,
+            "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
+            "sparsity": {"final": 0.8, "ramp": 5, "refresh": 3},
+            "warm_start": 2,
+            "update": "split_batch",
+        }
+    },
+}
+
+
+def with_masks(encoder=None, **sparsity):
+    """`TRAINING` with other options of the encoder and of `supernet.sparsity`."""
+    supernet = {"supernet": {"sparsity": sparsity}}
+    return changed(TRAINING, {"encoder_conf": encoder or {}, "model_conf": supernet})
 
 
 def go_on(model, batch, until):
@@ -38,7 +63,7 @@ def zeros(model, share):
 
 
 def smallest_blocks(weight, share):
-    """The same by magnitude, slowly: blocks of eight outputs of one input."""
+    """What a share of zeros drops by magnitude, slowly: blocks of eight outputs."""
     matrix = weight.detach().flatten(1).numpy()
     blocks = np.abs(matrix).reshape(-1, 8, matrix.shape[1]).sum(1)
     order = np.argsort(blocks, axis=None, kind="stable")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import yaml
 from helpers.encoders import prunable, transducer_encoder
 from helpers.gradients import assert_same_gradients, gradients, utterance_losses
+from helpers.masks import go_on, smallest_blocks, with_masks
 from helpers.tiny import FEATURES, asr_config, changed, transducer_config
 from helpers.tiny import build as build_model
 from helpers.trained import load
@@ -50,16 +51,6 @@ CONF = {
 FRONT = ("front.conv2", "front.out")
 WEIGHTS = ("encoder.embed.conv.2.weight", "encoder.embed.out.weight")
 BIASES = tuple(f"encoder.embed.{n}.bias" for n in ("conv.0", "conv.2", "out"))
-
-
-def smallest_blocks(weight, share):
-    """Which weights 8x1 blocks drop, slowly."""
-    matrix = weight.detach().numpy().reshape(len(weight), -1)
-    sums = np.abs(matrix.reshape(-1, 8, matrix.shape[1])).sum(1)
-    order = np.argsort(sums, axis=None, kind="stable")
-    dropped = np.zeros(sums.size, dtype=bool)
-    dropped[order[: round(share * sums.size)]] = True
-    return torch.from_numpy(dropped.reshape(sums.shape).repeat(8, 0)).view_as(weight)
 
 
 def asr(supernet=None, **encoder):
@@ -291,17 +282,6 @@ def test_a_spec_with_something_else_gets_its_sentence(tmp_path, wrong):
 # training
 
 
-def go_on(model, batch, until):
-    """Trains with a rate that moves every weight."""
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    while model.supernet.update < until:
-        optimizer.zero_grad()
-        model(**batch)[0].backward()
-        optimizer.step()
-        model.supernet.count_update()
-
-
 @pytest.mark.parametrize("task", [asr, transducer])
 def test_gradients_reach_what_is_kept_and_nothing_else(batch, task):
     config = task({"sparsity": {"sandwich": ["sparsest"], "own": "none"}})
@@ -413,29 +393,12 @@ def test_the_flip_rate_counts_its_weights():
 
 # whole trainings: warm start to 2, ramp to 7, settled from 12 of 20 updates
 
-TRAINING = {
-    "encoder": "omni_sparse_conformer",
-    "encoder_conf": {**MASKED, "conv_norm": "layer_norm"},
-    "optim_conf": {"lr": 0.05},
-    "model_conf": {
-        "supernet": {
-            "method": "none",
-            "score_lr": None,
-            "step1": 0.6,
-            "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
-            "sparsity": {
-                "final": 0.8,
-                "ramp": 5,
-                "refresh": 3,
-                "settle": 0.4,
-                "own": "norms_and_biases",
-                "sandwich": ["dense", "sparsest", "random", "size"],
-            },
-            "warm_start": 2,
-            "update": "split_batch",
-        }
-    },
-}
+TRAINING = with_masks(
+    MASKED,
+    settle=0.4,
+    own="norms_and_biases",
+    sandwich=["dense", "sparsest", "random", "size"],
+)
 
 
 @pytest.mark.parametrize("update", [7, 17])

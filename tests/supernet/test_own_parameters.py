@@ -7,6 +7,7 @@ import torch
 from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
 from helpers.encoders import SPARSE, log_probs, randomize
 from helpers.gradients import gradients, optimizer_of, utterance_losses
+from helpers.masks import with_masks
 from helpers.tiny import build as build_model
 from helpers.tiny import changed, transducer_config
 from helpers.trained import assert_same_tensors, load
@@ -361,29 +362,11 @@ def test_off_nothing_is_owned(owning):
 # whole trainings
 
 # warm start to 2, ramp to 7, settled from 12 of 20 updates
-TRAINING = {
-    "encoder": "omni_sparse_conformer",
-    "encoder_conf": {"pattern": "8x1", "conv_norm": "layer_norm"},
-    "optim_conf": {"lr": 0.05},
-    "model_conf": {
-        "supernet": {
-            "method": "none",
-            "score_lr": None,
-            "step1": 0.6,
-            "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
-            "sparsity": {
-                "final": 0.8,
-                "ramp": 5,
-                "refresh": 3,
-                "settle": 0.4,
-                "own": "norms_and_biases",
-                "sandwich": ["dense", "sparsest", "sparsest", "size"],
-            },
-            "warm_start": 2,
-            "update": "split_batch",
-        }
-    },
-}
+TRAINING = with_masks(
+    settle=0.4,
+    own="norms_and_biases",
+    sandwich=["dense", "sparsest", "sparsest", "size"],
+)
 
 
 @pytest.mark.parametrize("update", [1, 7, 13, 17])

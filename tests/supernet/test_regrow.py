@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.masks import go_on, smallest_blocks, spec_of, zeros
+from helpers.masks import go_on, smallest_blocks, spec_of, with_masks, zeros
 from helpers.tiny import changed
 from helpers.trained import assert_same_tensors, load
 from helpers.training import assert_goes_on
@@ -127,33 +127,17 @@ def test_it_settles_with_what_is_out_where_it_is(pruned, batch):
         assert_same_tensors(zeros(model, share), masks)
 
 
-def test_snapshots_let_weights_come_back(pruned):
-    with pytest.raises(
-        UserError, match="without settle, own, ramp_sandwich and regrow: false"
-    ):
-        sparsity = {"sandwich": ["sparsest"], "snapshots": 0.5}
-        pruned(0, sparsity=sparsity)
+@pytest.mark.parametrize("more", [{}, {"regrow": True, "ramp_sandwich": ["dense"]}])
+def test_snapshots_let_weights_come_back_and_have_no_ramp(pruned, more):
+    sentence = "without settle, own, ramp_sandwich and regrow: false"
+    with pytest.raises(UserError, match=sentence):
+        pruned(0, sparsity={"sandwich": ["sparsest"], "snapshots": 0.5, **more})
 
 
 # whole trainings
 
 # warm start to 2, ramp to 12 of 20 updates, in the third of four epochs
-TRAINING = {
-    "encoder": "omni_sparse_conformer",
-    "encoder_conf": {"pattern": "8x1", "conv_norm": "layer_norm"},
-    "optim_conf": {"lr": 0.05},
-    "model_conf": {
-        "supernet": {
-            "method": "none",
-            "score_lr": None,
-            "step1": 0.6,
-            "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
-            "sparsity": {"final": 0.8, "ramp": 10, "refresh": 2, "regrow": False},
-            "warm_start": 2,
-            "update": "split_batch",
-        }
-    },
-}
+TRAINING = with_masks(ramp=10, refresh=2, regrow=False)
 
 
 @pytest.mark.parametrize("update", [4, 7, 13])

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.masks import go_on, smallest_blocks, spec_of, zeros
+from helpers.masks import go_on, smallest_blocks, spec_of, with_masks, zeros
 from helpers.tiny import changed
 from helpers.trained import assert_same_tensors, load
 from helpers.training import assert_goes_on, train
@@ -149,22 +149,7 @@ def test_gradual_pruning_can_settle_as_well(settling, batch):
 # whole trainings
 
 # warm start to 2, ramp to 7, settled from 12 of 20 updates, in the third of four epochs
-TRAINING = {
-    "encoder": "omni_sparse_conformer",
-    "encoder_conf": {"pattern": "8x1", "conv_norm": "layer_norm"},
-    "optim_conf": {"lr": 0.05},
-    "model_conf": {
-        "supernet": {
-            "method": "none",
-            "score_lr": None,
-            "step1": 0.6,
-            "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
-            "sparsity": {"final": 0.8, "ramp": 5, "refresh": 3, "settle": 0.4},
-            "warm_start": 2,
-            "update": "split_batch",
-        }
-    },
-}
+TRAINING = with_masks(settle=0.4)
 
 
 def orders(state):

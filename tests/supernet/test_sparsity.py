@@ -315,6 +315,8 @@ def test_the_ramp_may_have_a_sandwich_of_its_own():
     assert nets == ["full", "sparsest", "s40"]
     assert [one.size for one in supernet(9, **conf).sample_subnets()] == ["full"]
     # sizes are validated all the time, the dense net as well
+    longer = {**conf, "ramp_sandwich": 4 * ["sparsest"]}
+    assert supernet(20, **longer).subnets_per_update == 4
     validated = supernet(20, **conf).validation_subnets()
     assert [one.size for one in validated] == ["full", "s40", "s80"]
 
@@ -355,6 +357,11 @@ def test_a_size_that_is_named_has_a_place_in_every_update():
         assert sparsest.chunk == Chunk(**live)
         seen.add(size.size)
     assert seen == {"offline", "s80_offline"}  # which have no place of their own
+    # first, the sparsest sees the largest chunk, as s80_offline does
+    net = supernet(60, conf, sandwich=["sparsest", "size", "size", "size"])
+    assert net.sample_subnets()[0].chunk is None
+    drawn = {one.size for one in net.sample_subnets()[1:]}
+    assert drawn == {"live", "offline", "s80"}
     # first, it is the largest; where all have a place, any is drawn
     names = list(conf["sizes"])
     net = supernet(60, conf, sandwich=[*names, "size"])
@@ -490,6 +497,10 @@ BAD = [
     (
         {"sparsity": {"ramp_sandwich": ["densest"]}},
         "ramp_sandwich must be a list .* not .'densest'.",
+    ),
+    (
+        {"sparsity": {"ramp_sandwich": ["sparsest"], "ramp": 0}},
+        "ramp_sandwich has no effect without a ramp: give ramp a length",
     ),
     (
         {"sizes": {}, "sparsity": {"ramp_sandwich": ["size"]}},
