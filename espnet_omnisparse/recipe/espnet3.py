@@ -4,12 +4,14 @@ Nothing of the recipe is changed. The wrapper runs ESPnet's own stages, and betw
 `train` and `infer` the extraction of the sizes, each an experiment of its own.
 """
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from espnet_omnisparse.core.layout import has_ctc_alone
-from espnet_omnisparse.errors import UserError
+from espnet_omnisparse.core.spec import FULL
+from espnet_omnisparse.errors import UserError, one_sentence
 from espnet_omnisparse.files import read_yaml
 from espnet_omnisparse.options import CRITERION
 from espnet_omnisparse.recipe.adoption import (
@@ -169,6 +171,26 @@ def starter(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_sizes(config: Path, exp: Path, names: Sequence[str]) -> None:
+    """Compares the names that the wrapper is given with the sizes that there will be.
+
+    Args:
+        config: Of the training.
+        exp: Its experiment, which may have specs already, of a search for example.
+        names: Of sizes.
+
+    Raises:
+        UserError: If one is none, which would be told hours later.
+    """
+    model_conf = (read_config(config).get("model") or {}).get("model_conf") or {}
+    sizes = [*((model_conf.get("supernet") or {}).get("sizes") or {}), FULL]
+    found = [spec.stem for spec in sorted((exp / "subnets").glob("*.yaml"))]
+    there = list(dict.fromkeys([*sizes, *found]))
+    for name in names:
+        if name not in there:
+            raise UserError(f"{name} is no size: it is not one of {', '.join(there)}.")
+
+
 def _inference(recipe: Path, training: str, derived: Mapping[str, Any]) -> str:
     """How a size is decoded: the recipe's way, in the size's own experiment."""
     path = recipe / "conf" / "inference.yaml"
@@ -187,3 +209,8 @@ def _inference(recipe: Path, training: str, derived: Mapping[str, Any]) -> str:
     config = {"exp_tag": training + "_${oc.env:SIZE}", **kept, "model": model}
     changed = changed_keys(given, config)
     return commented(config, "conf/inference.yaml for the size $SIZE", changed)
+
+
+if __name__ == "__main__":  # by the wrapper
+    with one_sentence():
+        check_sizes(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

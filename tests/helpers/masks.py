@@ -8,11 +8,12 @@ from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.extract.cut import cut_state
 from helpers.tiny import changed
 
-#: of `helpers.training`: warm start to 2, ramp to 7 of 20 updates
+#: of `helpers.training`: warm start to 2, ramp to 7 of 20 updates, and the optimiser of
+#: `conf/omni_sparse.yaml`, whose steps PyTorch does not count in a tensor
 TRAINING = {
     "encoder": "omni_sparse_conformer",
     "encoder_conf": {"pattern": "8x1", "conv_norm": "layer_norm"},
-    "optim_conf": {"lr": 0.05},
+    "optim_conf": {"lr": 0.05, "fused": True},
     "model_conf": {
         "supernet": {
             "method": "none",

@@ -164,11 +164,37 @@ def test_mistakes_are_told_in_one_sentence_and_nothing_is_written(recipe, capsys
     assert "has no conf/training.yaml" in refused(capsys, recipe)
 
 
+def test_the_wrapper_tells_a_name_that_is_no_size_before_anything_is_run(recipe):
+    told(recipe)
+    path = str(Path(espnet3.__file__).parents[2])
+
+    def run(*sizes):
+        return subprocess.run(
+            [recipe / "run_omnisparse.sh", *sizes],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+
+    done = run("small", "smal")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "error: smal is no size: it is not one of small, medium, full."
+    )
+    assert done.stdout == ""  # which run.py prints into
+    specs = recipe / "exp" / "training_omnisparse" / "subnets"
+    specs.mkdir(parents=True)
+    (specs / "smal.yaml").touch()  # of a search
+    assert "a recipe" in run("small", "smal", "full").stdout
+
+
 def test_the_wrapper_runs_espnet_s_stages_and_extracts_between_them(recipe):
     told(recipe)
     folder = recipe.parents[2] / "package"
     (folder / "espnet_omnisparse").mkdir(parents=True)
     (folder / "espnet_omnisparse" / "__init__.py").touch()
+    (folder / "espnet_omnisparse" / "recipe").mkdir()
+    (folder / "espnet_omnisparse" / "recipe" / "espnet3.py").touch()
     (folder / "espnet_omnisparse" / "cli.py").write_text(
         "import pathlib, sys\n"
         "print('cli', *sys.argv[1:])\n"

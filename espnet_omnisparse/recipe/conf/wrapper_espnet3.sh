@@ -20,6 +20,7 @@ export PATH=$PATH:$ours/recipe/bin
 
 exp=exp/training_@NAME@
 config=conf/training_@NAME@.yaml
+python3 -m espnet_omnisparse.recipe.espnet3 "$config" "$exp" "$@"
 python3 run.py --stages create_dataset train_tokenizer collect_stats \
     --training_config "$config"
 # a process of its own: collect_stats leaves the configuration without `normalize`
