@@ -100,7 +100,8 @@ class PrunableEncoder(MaskedWeights):
         Args:
             sparsity: As in `blocks`.
         """
-        masked = any(sparsity[: len(self.space.front_end)])  # which come first
+        front, shares = len(self.space.front_end), self._shares(sparsity)
+        masked = any(weight in shares for weight in self.space.weights[:front])
         return masked or bool(self._own and FRONT in self._own[0].of(sparsity))
 
     def _embed(self, sparsity: Sequence[float], *inputs: torch.Tensor | None) -> Any:
@@ -253,7 +254,7 @@ class PrunableEncoder(MaskedWeights):
                 share = shares.get(name, 0.0)
                 total += weight.numel()
                 kept += (1.0 - share) * weight.numel()
-                if share > 0.0:
+                if name in shares:
                     weights[f"{layer}.weight"] = self._masks.masked(name, weight, share)
             if weights:
                 scaled = self.subnet_dropout == "adaptive"
