@@ -140,14 +140,11 @@ class WeightMasks:
     Attributes:
         order: What the masks stay like as far as it is fixed; `None`: they follow the
             weights.
-        shells: Sparsities, ascending: once the order is settled, a weight learns from
-            the sparsest of them alone that keeps it. Empty: from all nets.
     """
 
     def __init__(self, pattern: Pattern):
         self._pattern = pattern
         self.order: MaskOrder | None = None
-        self.shells: tuple[float, ...] = ()
         self._ranks: dict[str, torch.Tensor] = {}
         self._made_from: dict[str, tuple[int | float, ...]] = {}
         # the order that masks are made of, its version, and these by sparsity
@@ -178,26 +175,14 @@ class WeightMasks:
         """Name -> the order of a weight's groups; see `group_ranks`."""
         return dict(self._ranks)
 
-    @property
-    def has_shells(self) -> bool:
-        """Whether sparser nets' weights are theirs alone in the pass to come."""
-        settled = self.order is not None and self.order.settled
-        return bool(self.shells) and settled and torch.is_grad_enabled()
-
     def masked(self, name: str, weight: torch.Tensor, sparsity: float) -> torch.Tensor:
         """The weight with zeros where a sparsity masks it; gradients reach the rest.
-
-        Of the rest those that it has alone, if there are `shells`.
 
         Args:
             name: As in `refresh`, which must have seen it.
             weight: A matrix; see `mask.matrix_shape`.
             sparsity: Share of its groups that is dropped.
         """
-        sparser = [share for share in self.shells if share > sparsity]
-        if sparser and self.has_shells:
-            core = self.kept(name, weight.shape, sparser[0])
-            weight = torch.where(core, weight.detach(), weight)
         if sparsity == 0.0:
             return weight
         return weight * self.kept(name, weight.shape, sparsity)

@@ -100,8 +100,7 @@ class PrunableEncoder(MaskedWeights):
         Args:
             sparsity: As in `blocks`.
         """
-        front, shares = len(self.space.front_end), self._shares(sparsity)
-        masked = any(weight in shares for weight in self.space.weights[:front])
+        masked = any(sparsity[: len(self.space.front_end)])  # which come first
         return masked or bool(self._own and FRONT in self._own[0].of(sparsity))
 
     def _embed(self, sparsity: Sequence[float], *inputs: torch.Tensor | None) -> Any:
@@ -254,7 +253,7 @@ class PrunableEncoder(MaskedWeights):
                 share = shares.get(name, 0.0)
                 total += weight.numel()
                 kept += (1.0 - share) * weight.numel()
-                if name in shares:
+                if share > 0.0:
                     weights[f"{layer}.weight"] = self._masks.masked(name, weight, share)
             if weights:
                 scaled = self.subnet_dropout == "adaptive"

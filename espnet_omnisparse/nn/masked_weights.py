@@ -4,8 +4,7 @@ The masks of all weights are in one place, the encoder, by the names that the se
 space gives them: those of its blocks, of its front end, and of an attention decoder.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -48,34 +47,16 @@ class MaskedWeights:
         self.space = replace(self.space, decoder=len(decoder.decoders))
         self._decoder = (decoder,)
 
-    def attach(
-        self,
-        order: MaskOrder | None,
-        own: OwnParameters | None,
-        shells: Sequence[float] = (),
-    ) -> None:
+    def attach(self, order: MaskOrder | None, own: OwnParameters | None) -> None:
         """Gives subnets what a supernet keeps for them.
 
         Args:
             order: What the masks stay like once it is settled; `None`: they do not.
             own: Norms and biases by sparsity; `None`: all have the dense net's.
-            shells: See `WeightMasks`.
         """
         if self._masks is not None:
-            self._masks.order, self._masks.shells = order, tuple(sorted(shells))
+            self._masks.order = order
         self._own = () if own is None else (own,)
-
-    @contextmanager
-    def without_shells(self) -> Iterator[None]:
-        """Inside, the gradient of a net reaches all the weights that it keeps."""
-        if self._masks is None:
-            yield
-            return
-        shells, self._masks.shells = self._masks.shells, ()
-        try:
-            yield
-        finally:
-            self._masks.shells = shells
 
     def maskable(self) -> dict[str, torch.nn.Parameter]:
         """The weights of `self.space.weights`, by name."""
@@ -164,16 +145,14 @@ class MaskedWeights:
         tensors = dict(own.get(part.removesuffix("."), {}))
         shares = self._shares(sparsity)
         for weight, name in weights.items():
-            if weight in shares:
+            if share := shares.get(weight, 0.0):
                 parameter = module.get_parameter(name)
-                tensors[name] = self._masks.masked(weight, parameter, shares[weight])
+                tensors[name] = self._masks.masked(weight, parameter, share)
         return tensors
 
     def _shares(self, sparsity: Sequence[float]) -> dict[str, float]:
-        """Weight -> sparsity, of those that a net does not have as they are."""
-        shells = self._masks is not None and self._masks.has_shells
-        if not any(sparsity) and not shells:
+        """Weight -> sparsity, of those that are masked."""
+        if not any(sparsity):
             return {}
-        every = sparsity or (0.0,) * len(self.space.weights)
-        pairs = zip(self.space.weights, every, strict=True)
-        return {name: share for name, share in pairs if shells or share > 0.0}
+        pairs = zip(self.space.weights, sparsity, strict=True)
+        return {name: share for name, share in pairs if share > 0.0}

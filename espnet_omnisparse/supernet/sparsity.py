@@ -80,14 +80,6 @@ class SparsityConfig(Section):
         "([1710.01878](https://arxiv.org/abs/1710.01878)); in a supernet denser "
         "subnets train them",
     )
-    shells: bool = option(
-        False,
-        "whether, once masks settle, each weight learns from the sparsest of `sizes` "
-        "alone that keeps it: the sparsest has the weights of its mask to itself, the "
-        "next one the shell around them, the dense net what is in none (sparse nets in "
-        "a dense one as ELSA, [2312.06872](https://arxiv.org/abs/2312.06872), has "
-        "them, but trained together)",
-    )
     snapshots: Number = option(
         0.0,
         "0: off. Above: gradual pruning of one net in equal stages, one for each of "
@@ -158,17 +150,11 @@ class SparsityConfig(Section):
             or self.own != "none"
             or self.ramp_sandwich
             or not self.regrow
-            or self.shells
         ):
             raise UserError(
                 "supernet.sparsity.snapshots prunes one net, whose mask stands still "
                 "in each stage: it needs sandwich: [sparsest], without settle, own, "
-                "ramp_sandwich, shells and regrow: false."
-            )
-        if self.shells and not self.settle:
-            raise UserError(
-                "supernet.sparsity.shells needs masks that stand still: give settle a "
-                "length, such as 0.35, or remove it."
+                "ramp_sandwich and regrow: false."
             )
         if self.ramp_sandwich and (self.ramp == 0 or self.initial == self.final):
             raise UserError(

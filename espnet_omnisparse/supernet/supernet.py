@@ -358,14 +358,6 @@ class Supernet(torch.nn.Module):
         chosen = {name: mask.cpu() for name, mask in self.selection.masks().items()}
         return dict.fromkeys(whole, everything) | chosen
 
-    @property
-    def shells(self) -> list[float]:
-        """Sparsities whose weights are theirs alone once masks settle."""
-        plan = self.config.sparsity
-        if plan is None or not plan.shells:
-            return []
-        return sorted({s.sparsity for s in self.sizes.values() if s.sparsity > 0.0})
-
     def size_sparsity(self, size: str) -> tuple[float, ...]:
         """The sparsity of every weight of a size; empty: nothing is masked."""
         return self._shares(size, 1.0)

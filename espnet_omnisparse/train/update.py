@@ -94,7 +94,7 @@ class SupernetModel:
         measure = partial(cost_table, self)
         self.supernet = Supernet(config, encoder.space, measure, encoder.chunk)
         self.supernet.equip(encoder.maskable(), encoder.vectors())
-        encoder.attach(self.supernet.order, self.supernet.own, self.supernet.shells)
+        encoder.attach(self.supernet.order, self.supernet.own)
         self.mask_upkeep = MaskUpkeep(self.supernet, encoder)
         self.diagnosis = GradientDiagnosis(self.supernet, encoder, self.subnet_loss)
         sizes = self.supernet.sizes.values()

@@ -129,7 +129,7 @@ def test_it_settles_with_what_is_out_where_it_is(pruned, batch):
 
 @pytest.mark.parametrize("more", [{}, {"regrow": True, "ramp_sandwich": ["dense"]}])
 def test_snapshots_let_weights_come_back_and_have_no_ramp(pruned, more):
-    sentence = "without settle, own, ramp_sandwich, shells and regrow: false"
+    sentence = "without settle, own, ramp_sandwich and regrow: false"
     with pytest.raises(UserError, match=sentence):
         pruned(0, sparsity={"sandwich": ["sparsest"], "snapshots": 0.5, **more})
 
