@@ -88,7 +88,7 @@ def step(
         batch: A batch as the model's forward takes it.
         counts: Whether the supernet's next update follows; or it stays at this one.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     if counts:
         model.supernet.follow(optimizer)
 

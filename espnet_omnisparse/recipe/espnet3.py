@@ -175,15 +175,19 @@ def check_sizes(config: Path, exp: Path, names: Sequence[str]) -> None:
     """Compares the names that the wrapper is given with the sizes that there will be.
 
     Args:
-        config: Of the training.
+        config: Of the training. Sizes that are interpolated are not known here.
         exp: Its experiment, which may have specs already, of a search for example.
-        names: Of sizes.
+        names: Of sizes; none: all.
 
     Raises:
         UserError: If one is none, which would be told hours later.
     """
-    model_conf = (read_config(config).get("model") or {}).get("model_conf") or {}
-    sizes = [*((model_conf.get("supernet") or {}).get("sizes") or {}), FULL]
+    section: Any = read_config(config) if names else None
+    for key in ("model", "model_conf", "supernet", "sizes"):
+        section = section.get(key) if isinstance(section, Mapping) else None
+    if not isinstance(section, Mapping):
+        return
+    sizes = [*section, FULL]
     found = [spec.stem for spec in sorted((exp / "subnets").glob("*.yaml"))]
     there = list(dict.fromkeys([*sizes, *found]))
     for name in names:

@@ -16,6 +16,7 @@ from espnet_omnisparse.core.schedule import (
 )
 from espnet_omnisparse.core.search_space import SearchSpace
 from espnet_omnisparse.core.unchanged import Kept
+from espnet_omnisparse.core.updates import after_each_update
 from espnet_omnisparse.core.weight_masks import MaskOrder
 from espnet_omnisparse.cost.metrics import MEASURED, UNITS
 from espnet_omnisparse.cost.size import CostTable, Size, kinds_needed, parse_size
@@ -180,7 +181,7 @@ class Supernet(torch.nn.Module):
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Counts the optimiser's updates, without those skipped for a bad gradient."""
         self._counts = True
-        optimizer.register_step_post_hook(lambda *_: self.count_update())
+        after_each_update(optimizer, self.count_update)
 
     def measure(self) -> None:
         """Measures the latencies by which sizes are given, unless they are known.
@@ -378,6 +379,7 @@ class Supernet(torch.nn.Module):
         self.update += 1
         if not in_step1:
             return
+        self._masks = Kept()  # a fused optimiser's changes of scores are not seen
         time, length = self.step1_time
         self.selection.after_update(time, length)
         if time == length:

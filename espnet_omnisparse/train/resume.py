@@ -13,6 +13,7 @@ from espnet2.train.reporter import Reporter
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import load_tensors
 from espnet_omnisparse.supernet.plan import Plan, differences, plain
+from espnet_omnisparse.supernet.sparsity import SparsityConfig
 from espnet_omnisparse.train.update import NOT_SELECTED, SupernetModel
 
 CHECKPOINT = "checkpoint.pth"
@@ -21,6 +22,8 @@ _TIED = (
     *("method", "method_conf", "sizes", "fraction_of", "chunks", "heads"),
     *("warm_start", "step1"),
 )
+_SPARSITY = "supernet.sparsity"
+_AT_ANY_TIME = ("refresh", "diagnose")  # how often may change
 
 
 def plan_of(model: SupernetModel) -> Plan:
@@ -36,7 +39,7 @@ def differing_options(plan: Plan, model: SupernetModel) -> list[str]:
         plan: Of the run that its checkpoint is of.
         model: What is to go on.
     """
-    return differences(plan.options, _tied_options(model))
+    return differences(_one_by_one(plan.options), _one_by_one(_tied_options(model)))
 
 
 def check_checkpoint(args: argparse.Namespace, model: torch.nn.Module) -> None:
@@ -115,18 +118,31 @@ def check_initial_parameters(args: argparse.Namespace, model: torch.nn.Module) -
 def _tied_options(model: SupernetModel) -> dict[str, Any]:
     config, space = model.supernet.config, model.encoder.space
     options = {f"supernet.{name}": getattr(config, name) for name in _TIED}
-    sparsity = plain(config.sparsity) or {}
-    for name in ("refresh", "diagnose"):  # how often may change at any time
-        sparsity.pop(name, None)
-    if not sparsity.get("snapshots"):
-        sparsity.pop("snapshots", None)  # not known to earlier versions
-    options["supernet.sparsity"] = sparsity or None
+    options[_SPARSITY] = config.sparsity
     options["encoder's width"] = model.encoder.width
     options |= {f"encoder's {name}": value for name, value in plain(space).items()}
     tokens = json.dumps(list(model.token_list))
     digest = hashlib.sha256(tokens.encode()).hexdigest()[:8]
     options["token_list"] = f"{len(model.token_list)} tokens ({digest})"
     return {name: plain(value) for name, value in options.items()}
+
+
+def _one_by_one(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan's options, each of the sparsities' by itself.
+
+    Those that an earlier version did not know had their defaults.
+
+    Args:
+        options: Of this version's plan or an earlier one's.
+    """
+    apart = dict(options)
+    section = apart.pop(_SPARSITY, None)
+    apart[_SPARSITY] = "none" if section is None else "given"
+    if section is not None:
+        for name, value in plain(SparsityConfig.read(section)).items():
+            if name not in _AT_ANY_TIME:
+                apart[f"{_SPARSITY}.{name}"] = value
+    return apart
 
 
 def _shape_differences(

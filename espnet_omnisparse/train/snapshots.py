@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from espnet_omnisparse.core.spec import FULL
+from espnet_omnisparse.core.updates import after_each_update
 from espnet_omnisparse.files import save_tensors
 from espnet_omnisparse.train.journal import SNAPSHOTS
 from espnet_omnisparse.train.update import SupernetModel
@@ -30,10 +31,10 @@ def keep_snapshots(
     if stages and stages[0].begin:
         ends[stages[0].begin] = FULL
 
-    def keep(*_) -> None:
+    def keep() -> None:
         size = ends.get(supernet.update)
         if size is not None:
             save_tensors(folder / SNAPSHOTS / f"{size}.pth", model.state_dict())
 
     if stages:
-        optimizer.register_step_post_hook(keep)
+        after_each_update(optimizer, keep)

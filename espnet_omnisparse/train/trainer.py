@@ -17,6 +17,7 @@ from espnet2.train.trainer import Trainer
 
 from espnet_omnisparse.core.processes import sum_over_processes
 from espnet_omnisparse.core.spec import fingerprint
+from espnet_omnisparse.core.updates import after_each_update
 from espnet_omnisparse.errors import UserError
 from espnet_omnisparse.files import load_tensors, save_tensors
 from espnet_omnisparse.selection.magnitude import unit_magnitudes
@@ -229,7 +230,7 @@ def _is_first() -> bool:
 def _counted(optimizer: torch.optim.Optimizer) -> Iterator[int]:
     """Counts an optimiser's updates from now on until it is asked how many."""
     count = itertools.count()
-    hook = optimizer.register_step_post_hook(lambda *_: next(count) and None)
+    hook = after_each_update(optimizer, lambda: next(count))
 
     def ask() -> Iterator[int]:
         hook.remove()

@@ -8,8 +8,8 @@ from espnet_omnisparse.core.spec import SubnetSpec
 from espnet_omnisparse.extract.cut import cut_state
 from helpers.tiny import changed
 
-#: of `helpers.training`: warm start to 2, ramp to 7 of 20 updates, and the optimiser of
-#: `conf/omni_sparse.yaml`, whose steps PyTorch does not count in a tensor
+#: of `helpers.training`: warm start to 2, ramp to 7 of 20 updates; with an optimiser
+#: whose steps PyTorch does not count in a tensor
 TRAINING = {
     "encoder": "omni_sparse_conformer",
     "encoder_conf": {"pattern": "8x1", "conv_norm": "layer_norm"},

@@ -182,6 +182,16 @@ def test_the_wrapper_tells_a_name_that_is_no_size_before_anything_is_run(recipe)
         "error: smal is no size: it is not one of small, medium, full."
     )
     assert done.stdout == ""  # which run.py prints into
+    # what is made elsewhere in the configuration is not known yet
+    path_of = recipe / "conf" / "training_omnisparse.yaml"
+    whole = read_yaml(path_of)
+    sizes = whole["model"]["model_conf"]["supernet"].pop("sizes")
+    apart = {**whole, "wanted": sizes}
+    apart["model"]["model_conf"]["supernet"]["sizes"] = "${wanted}"
+    write_yaml(path_of, apart)
+    assert "a recipe" in run("smal").stdout
+    whole["model"]["model_conf"]["supernet"]["sizes"] = sizes
+    write_yaml(path_of, whole)
     specs = recipe / "exp" / "training_omnisparse" / "subnets"
     specs.mkdir(parents=True)
     (specs / "smal.yaml").touch()  # of a search

@@ -1,5 +1,6 @@
 """A training goes on with what it began with, or says at once why not."""
 
+import dataclasses
 import shutil
 import socket
 
@@ -10,6 +11,7 @@ from helpers.training import draws, files_below, start, train, write_corpus
 from espnet_omnisparse.core.schedule import Timeline
 from espnet_omnisparse.files import load_tensors, read_yaml, save_tensors
 from espnet_omnisparse.train.journal import read_log
+from espnet_omnisparse.train.resume import differing_options, plan_of
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,62 @@ def test_another_plan_is_refused_by_what_differs(corpus, trained, tmp_path, name
     assert words in outcome.sentence
     assert "train under another name" in outcome.sentence
     assert before == (files_below(trained), (trained / "config.yaml").read_bytes())
+
+
+SPARSITY = {
+    "final": 0.8,
+    "ramp": 20,
+    "settle": 0.3,
+    "sandwich": ["dense", "sparsest"],
+}
+
+
+@pytest.fixture
+def masked(tiny_config, build):
+    """A model with masks on weights."""
+
+    def make(**sparsity):
+        supernet = {
+            "method": "none",
+            "sizes": {"s80": {"sparsity": 0.8}},
+            "sparsity": {**SPARSITY, **sparsity},
+        }
+        config = tiny_config(encoder={"pattern": "8x1"}, supernet=supernet)
+        config["encoder"] = "omni_sparse_conformer"
+        return build(config)
+
+    return make
+
+
+def plan_with(model, sparsity):
+    plan = plan_of(model)
+    options = {**plan.options, "supernet.sparsity": sparsity}
+    return dataclasses.replace(plan, options=options)
+
+
+def test_options_that_an_earlier_version_did_not_know_had_their_defaults(masked):
+    model = masked()
+    known = {
+        "nets" if name == "sandwich" else name: SPARSITY[name] for name in SPARSITY
+    }
+    older = plan_with(model, known)
+    assert differing_options(older, model) == []
+    assert differing_options(older, masked(diagnose=0, refresh=3)) == []
+    found = differing_options(older, masked(regrow=False))
+    assert found == ["supernet.sparsity.regrow: true, not false"]
+
+
+def test_what_differs_in_the_sparsities_is_named_alone(masked):
+    plan = plan_of(masked())
+    assert differing_options(plan, masked()) == []
+    found = differing_options(plan, masked(settle=0.4, ramp=10))
+    assert sorted(found) == [
+        "supernet.sparsity.ramp: 20, not 10",
+        "supernet.sparsity.settle: 0.3, not 0.4",
+    ]
+    assert differing_options(plan_with(masked(), None), masked()) == [
+        "supernet.sparsity: none, not given"
+    ]
 
 
 def test_a_checkpoint_without_a_plan_goes_on(corpus, copy, tmp_path):

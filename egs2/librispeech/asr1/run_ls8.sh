@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ls8: 7.7 hours of LibriSpeech in a split of our own (see README.md), for one GPU.
+# ls8: 7.7 hours of LibriSpeech in a split of our own (see RESULTS.md), for one GPU.
 # LIBRISPEECH names the tree that holds ls8-train, -dev, -test and -test-other.
 set -euo pipefail
 
