@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers.gradients import gradients, rows
+from helpers.masks import with_masks
 from helpers.tiny import changed
 from helpers.trained import assert_same_tensors, assert_same_training, load
 from helpers.training import train
@@ -158,21 +159,7 @@ def test_training_does_not_notice(masked, batch, conv_norm):
 
 # whole trainings, with dropout
 
-TRAINING = {
-    "encoder": "omni_sparse_conformer",
-    "encoder_conf": {"pattern": "8x1", "conv_norm": "layer_norm"},
-    "model_conf": {
-        "supernet": {
-            "method": "none",
-            "score_lr": None,
-            "step1": 0.6,
-            "sizes": {"small": {"sparsity": 0.8}, "medium": {"sparsity": 0.4}},
-            "sparsity": {"final": 0.8, "ramp": 5, "refresh": 3, "diagnose": 2},
-            "warm_start": 2,
-            "update": "split_batch",
-        }
-    },
-}
+TRAINING = with_masks(diagnose=2)
 OFF = {"model_conf": {"supernet": {"sparsity": {"diagnose": 0}}}}
 
 
