@@ -1,5 +1,6 @@
 """Tiny models of every kind that a packed file can hold, with much to say."""
 
+import copy
 import functools
 import json
 from pathlib import Path
@@ -251,6 +252,15 @@ def log_probs(model, wave: np.ndarray) -> np.ndarray:
     head = getattr(model, "ctc", None)
     logits = head.ctc_lo(hidden) if head is not None else model.ctc_lin(hidden)
     return logits.log_softmax(-1).numpy()
+
+
+def exact_log_probs(model, wave: np.ndarray) -> np.ndarray:
+    """The same in double precision, so that ESPnet's own rounding is not in it."""
+    torch.set_default_dtype(torch.float64)  # the features' window is made in it
+    try:
+        return log_probs(copy.deepcopy(model).double(), wave.astype(np.float64))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def _masked(model, share):

@@ -1,6 +1,7 @@
 // Memory that is handed out from one block and given back all at once.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
@@ -9,58 +10,70 @@
 
 namespace omnisparse {
 
-// What does not fit is taken from the heap, and the block grows to the peak at the next
-// reset: a stream whose chunks are alike allocates nothing after its first.
+// Blocks of growing size. After a reset they are one block of what they were together: a
+// stream whose chunks are alike allocates nothing after its first.
 class Arena {
  public:
+  // A place to come back to: what is taken after it is given back.
+  struct Mark {
+    size_t block, used;
+  };
+
   template <class T>
   T* take(size_t count) {
     return static_cast<T*>(bytes(count * sizeof(T)));
   }
 
-  // A place to come back to: what is taken after it is given back.
-  size_t mark() const { return used_; }
-  void release(size_t mark) { used_ = mark; }
+  Mark mark() const { return here_; }
+  void release(Mark mark) { here_ = mark; }
 
   void reset() {
-    if (peak_ > capacity_) {
-      block_.reset(allocate(peak_));
-      capacity_ = peak_;
-    }
-    extra_.clear();
-    used_ = 0;
+    here_ = {0, 0};
+    if (blocks_.size() < 2) return;
+    const size_t size = capacity();
+    blocks_.clear();
+    add(size);
   }
 
-  size_t capacity() const { return capacity_; }
+  size_t capacity() const {
+    size_t size = 0;
+    for (const Block& block : blocks_) size += block.size;
+    return size;
+  }
 
  private:
   struct Free {
     void operator()(unsigned char* p) const { std::free(p); }
   };
-  using Block = std::unique_ptr<unsigned char, Free>;
+  struct Block {
+    std::unique_ptr<unsigned char, Free> data;
+    size_t size;
+  };
 
-  static unsigned char* allocate(size_t size) {
-    void* p = std::aligned_alloc(kAlign, (size + kAlign - 1) / kAlign * kAlign);
+  void add(size_t size) {
+    void* p = std::aligned_alloc(kAlign, size);
     if (p == nullptr) throw std::bad_alloc();
-    return static_cast<unsigned char*>(p);
+    Block block{std::unique_ptr<unsigned char, Free>(static_cast<unsigned char*>(p)), size};
+    blocks_.push_back(std::move(block));
   }
 
-  void* bytes(size_t size) {
-    size = (size + kAlign - 1) / kAlign * kAlign;
-    const size_t begin = used_;
-    used_ += size;
-    if (used_ > peak_) peak_ = used_;
-    if (used_ <= capacity_) return block_.get() + begin;
-    extra_.emplace_back(allocate(size ? size : kAlign));
-    return extra_.back().get();
+  void* bytes(size_t count) {
+    const size_t size = (count + kAlign - 1) / kAlign * kAlign;
+    for (; here_.block < blocks_.size(); here_ = {here_.block + 1, 0}) {
+      const Block& block = blocks_[here_.block];
+      if (here_.used + size > block.size) continue;
+      unsigned char* to = block.data.get() + here_.used;
+      here_.used += size;
+      return to;
+    }
+    add(std::max({size, capacity(), kLeast}));  // as much again
+    here_ = {blocks_.size() - 1, size};
+    return blocks_.back().data.get();
   }
 
-  static constexpr size_t kAlign = 64;
-  Block block_;
-  std::vector<Block> extra_;
-  size_t capacity_ = 0;
-  size_t used_ = 0;
-  size_t peak_ = 0;
+  static constexpr size_t kAlign = 64, kLeast = 1 << 16;
+  std::vector<Block> blocks_;
+  Mark here_{0, 0};
 };
 
 // Gives back what is taken during its life.
@@ -73,7 +86,7 @@ class Scope {
 
  private:
   Arena& arena_;
-  size_t mark_;
+  Arena::Mark mark_;
 };
 
 }  // namespace omnisparse

@@ -32,6 +32,25 @@ struct InWindow {
   }
 };
 
+// Where its outputs go: into a tile, or to places.
+struct IntoTile {
+  float* y;
+  int width;
+  template <class V>
+  void store(int row, int lane, V value) const {
+    V::store(y + static_cast<long>(row) * width + lane, value);
+  }
+};
+
+struct IntoPlaces {
+  const Places& y;
+  int first;  // row
+  template <class V>
+  void store(int row, int lane, V value) const {
+    V::store_eights(y.eights + lane / 8, (first + row) * y.apart, value);
+  }
+};
+
 template <int kRows, int kVectors, int kChains, bool kIndexed, class V, class Inputs>
 inline void product_rows(const float* w, const uint16_t* columns, int count,
                          const Inputs& inputs, int lane, float* out, long out_stride) {
@@ -228,72 +247,105 @@ void quantise_window(const Window& x, int inputs, int width, bool dense, const Q
   quantise_of(InWindow{x}, inputs, width, dense, x.largest, q);
 }
 
-template <class V>
+template <int kVectors, class V>
 inline void rows8_lanes(const float* a, long step_row, long step, int terms, const float* x,
                         long stride, float* out, long out_stride) {
-  V sum[8];
-  for (int r = 0; r < 8; ++r) sum[r] = V::set(0.0f);
+  V sum[8][kVectors];
+  for (int r = 0; r < 8; ++r)
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = V::set(0.0f);
   for (int k = 0; k < terms; ++k) {
-    const V lanes = V::load(x + k * stride);
-    for (int r = 0; r < 8; ++r)
-      sum[r] = V::fma(V::set(a[r * step_row + k * step]), lanes, sum[r]);
+    V lanes[kVectors];
+    for (int v = 0; v < kVectors; ++v) lanes[v] = V::load(x + k * stride + v * V::kLanes);
+    for (int r = 0; r < 8; ++r) {
+      const V weight = V::set(a[r * step_row + k * step]);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = V::fma(weight, lanes[v], sum[r][v]);
+    }
   }
-  for (int r = 0; r < 8; ++r) V::store(out + r * out_stride, sum[r]);
+  for (int r = 0; r < 8; ++r)
+    for (int v = 0; v < kVectors; ++v)
+      V::store(out + r * out_stride + v * V::kLanes, sum[r][v]);
 }
 
 void rows8(const float* a, long step_row, long step, int terms, const float* x, long stride,
            int count, float* out, long out_stride) {
+  constexpr int kWide = Wide::kLanes, kVectors = kWide == 16 ? 2 : 1;
   int n = 0;
-  for (; n + Wide::kLanes <= count; n += Wide::kLanes)
-    rows8_lanes<Wide>(a, step_row, step, terms, x + n, stride, out + n, out_stride);
+  for (; n + kVectors * kWide <= count; n += kVectors * kWide)
+    rows8_lanes<kVectors, Wide>(a, step_row, step, terms, x + n, stride, out + n, out_stride);
+  for (; n + kWide <= count; n += kWide)
+    rows8_lanes<1, Wide>(a, step_row, step, terms, x + n, stride, out + n, out_stride);
   for (; n < count; n += 8)
-    rows8_lanes<Narrow>(a, step_row, step, terms, x + n, stride, out + n, out_stride);
+    rows8_lanes<1, Narrow>(a, step_row, step, terms, x + n, stride, out + n, out_stride);
 }
 
 // ---- what becomes of a product ----------------------------------------------------------
 
 template <class V>
-inline void finish_lanes(Epilogue epilogue, const float* out, const float* bias, int rows,
-                         int width, int lane, float factor, float* y) {
-  for (int r = 0; r < rows; ++r) {
-    const long at = static_cast<long>(r) * width + lane;
-    V value = V::load(out + at) + V::set(bias[r]);
-    switch (epilogue) {
-      case Epilogue::kRelu:
-        value = activated(value, Activation::kRelu);
-        break;
-      case Epilogue::kSwish:
-        value = activated(value, Activation::kSwish);
-        break;
-      case Epilogue::kTanh:
-        value = activated(value, Activation::kTanh);
-        break;
-      case Epilogue::kGelu:
-        value = activated(value, Activation::kGelu);
-        break;
-      case Epilogue::kHardTanh:
-        value = activated(value, Activation::kHardTanh);
-        break;
-      case Epilogue::kSelu:
-        value = activated(value, Activation::kSelu);
-        break;
-      case Epilogue::kAdd:
-        value = V::fma(V::set(factor), value, V::load(y + at));
-        break;
-      default:
-        break;
-    }
-    V::store(y + at, value);
+inline V finished(Epilogue epilogue, V value) {
+  switch (epilogue) {
+    case Epilogue::kRelu:
+      return activated(value, Activation::kRelu);
+    case Epilogue::kSwish:
+      return activated(value, Activation::kSwish);
+    case Epilogue::kTanh:
+      return activated(value, Activation::kTanh);
+    case Epilogue::kGelu:
+      return activated(value, Activation::kGelu);
+    case Epilogue::kHardTanh:
+      return activated(value, Activation::kHardTanh);
+    case Epilogue::kSelu:
+      return activated(value, Activation::kSelu);
+    default:
+      return value;
   }
 }
 
-void finish(Epilogue epilogue, const float* out, const float* bias, int rows, int width,
-            float factor, float* y) {
+template <class V, class Outputs>
+inline void finish_lanes(Epilogue epilogue, const float* out, const float* bias, int rows,
+                         int width, int lane, const Outputs& y) {
+  for (int r = 0; r < rows; ++r) {
+    const V value = V::load(out + static_cast<long>(r) * width + lane) + V::set(bias[r]);
+    y.store(r, lane, finished(epilogue, value));
+  }
+}
+
+template <class Outputs>
+inline void finish_of(Epilogue epilogue, const float* out, const float* bias, int rows,
+                      int width, const Outputs& y) {
   int lane = 0;
   for (; lane + Wide::kLanes <= width; lane += Wide::kLanes)
-    finish_lanes<Wide>(epilogue, out, bias, rows, width, lane, factor, y);
+    finish_lanes<Wide>(epilogue, out, bias, rows, width, lane, y);
   for (; lane < width; lane += 8)
-    finish_lanes<Narrow>(epilogue, out, bias, rows, width, lane, factor, y);
+    finish_lanes<Narrow>(epilogue, out, bias, rows, width, lane, y);
+}
+
+void finish(Epilogue epilogue, const float* out, const float* bias, int rows, int width,
+            float* y) {
+  finish_of(epilogue, out, bias, rows, width, IntoTile{y, width});
+}
+
+void finish_places(Epilogue epilogue, const float* out, const float* bias, int rows, int width,
+                   int first, const Places& y) {
+  finish_of(epilogue, out, bias, rows, width, IntoPlaces{y, first});
+}
+
+template <class V>
+inline void finish_add_lanes(const float* out, const float* bias, int rows, int width, int lane,
+                             float factor, float* y) {
+  for (int r = 0; r < rows; ++r) {
+    const long at = static_cast<long>(r) * width + lane;
+    const V value = V::load(out + at) + V::set(bias[r]);
+    V::store(y + at, V::fma(V::set(factor), value, V::load(y + at)));
+  }
+}
+
+void finish_add(const float* out, const float* bias, int rows, int width, float factor,
+                float* y) {
+  int lane = 0;
+  for (; lane + Wide::kLanes <= width; lane += Wide::kLanes)
+    finish_add_lanes<Wide>(out, bias, rows, width, lane, factor, y);
+  for (; lane < width; lane += 8)
+    finish_add_lanes<Narrow>(out, bias, rows, width, lane, factor, y);
 }
 
 template <class V>
@@ -384,36 +436,29 @@ void multiply(float* x, const float* y, size_t count) {
 }
 
 void softmax(float* x, int count, int padded, float factor) {
-  float most = x[0];
-  for (int n = 1; n < count; ++n) most = x[n] > most ? x[n] : most;
-  const float shift = factor * most;
-  float lanes[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-  Narrow sum = Narrow::load(lanes);
-  int n = 0;
-  for (; n + 8 <= count; n += 8) {
-    const Narrow value =
-        exponential(Narrow::fma(Narrow::set(factor), Narrow::load(x + n), Narrow::set(-shift)));
-    Narrow::store(x + n, value);
+  constexpr int kLanes = Wide::kLanes;
+  // what is beyond becomes nothing beside a sum of at least 1
+  for (int n = count; n < padded; ++n) x[n] = -3.0e38f;
+  float lanes[kLanes];
+  Wide most = Wide::load(x);
+  for (int n = kLanes; n < count; n += kLanes) most = Wide::max(most, Wide::load(x + n));
+  Wide::store(lanes, most);
+  float shift = lanes[0];
+  for (int i = 1; i < kLanes; ++i) shift = lanes[i] > shift ? lanes[i] : shift;
+  shift *= factor;
+  Wide sum = Wide::set(0.0f);
+  for (int n = 0; n < count; n += kLanes) {
+    const Wide value =
+        exponential(Wide::fma(Wide::set(factor), Wide::load(x + n), Wide::set(-shift)));
+    Wide::store(x + n, value);
     sum = sum + value;
   }
-  if (n < count) {
-    const Narrow value =
-        exponential(Narrow::fma(Narrow::set(factor), Narrow::load(x + n), Narrow::set(-shift)));
-    Narrow::store(lanes, value);
-    for (int i = 0; i < 8; ++i) {
-      if (n + i >= count) lanes[i] = 0.0f;
-    }
-    const Narrow masked = Narrow::load(lanes);
-    Narrow::store(x + n, masked);
-    sum = sum + masked;
-    n += 8;
-  }
-  for (; n < padded; ++n) x[n] = 0.0f;
-  Narrow::store(lanes, sum);
+  Wide::store(lanes, sum);
   float total = 0.0f;
-  for (int i = 0; i < 8; ++i) total += lanes[i];
-  const Narrow inverse = Narrow::set(1.0f / total);
-  for (n = 0; n < count; n += 8) Narrow::store(x + n, Narrow::load(x + n) * inverse);
+  for (int i = 0; i < kLanes; ++i) total += lanes[i];
+  const Wide inverse = Wide::set(1.0f / total);
+  for (int n = 0; n < count; n += kLanes) Wide::store(x + n, Wide::load(x + n) * inverse);
+  for (int n = count; n < padded; ++n) x[n] = 0.0f;
 }
 
 void log_softmax_all(float* x, int channels, int width) {
@@ -441,11 +486,11 @@ const KernelTable kTable = {
     kName,           kGroup,       static_cast<int>(sizeof(Number)),
     kOffset,         product,      product_window,
     product8,        quantise,     quantise_window,
-    largest_of,      finish,       gate,
-    norm,            activate_all, convolve,
-    rows8,           softmax,      log_softmax_all,
-    transpose8,      log_floor_all, add,
-    multiply,
+    largest_of,      finish,       finish_places,
+    finish_add,      gate,         norm,
+    activate_all,    convolve,     rows8,
+    softmax,         log_softmax_all, transpose8,
+    log_floor_all,   add,          multiply,
 };
 
 }  // namespace

@@ -238,24 +238,26 @@ struct LinearParts {
 
   void run(size_t first, size_t last, const Inputs& x, Epilogue epilogue, float factor,
            const Outputs& y) const {
-    alignas(64) float out[2][8 * 32], finished[8 * 32];
+    alignas(64) float out[2][8 * 32];
     const int step = layer.gated_ ? 2 : 1;
     for (size_t eight = first * step; eight < last * step; eight += step) {
       product(eight, x, out[0]);
       const int row = layer.order_[eight * 8];
       const int rows = std::min(8, layer.outputs() - row);
-      float* to = y.places ? finished : y.tile + static_cast<size_t>(row) * width;
       const float* bias = &layer.bias_[eight * 8];
+      if (y.places != nullptr) {
+        table.finish_places(epilogue, out[0], bias, rows, width, row, *y.places);
+        continue;
+      }
+      float* to = y.tile + static_cast<size_t>(row) * width;
       if (layer.gated_) {
         product(eight + 1, x, out[1]);
         table.gate(out[0], out[1], bias, bias + 8, rows, width, to);
+      } else if (epilogue == Epilogue::kAdd) {
+        table.finish_add(out[0], bias, rows, width, factor, to);
       } else {
-        table.finish(epilogue, out[0], bias, rows, width, factor, to);
+        table.finish(epilogue, out[0], bias, rows, width, to);
       }
-      for (int r = 0; y.places != nullptr && r < rows; ++r)
-        for (int i = 0; i < y.places->count; ++i)
-          std::memcpy(y.places->eights[i] + (row + r) * y.places->apart,
-                      finished + r * width + 8 * i, 8 * sizeof(float));
     }
   }
 
@@ -308,8 +310,8 @@ void Linear::run(const Tiles& x, const Tiles& y, Epilogue epilogue, float factor
 }
 
 void Linear::run(const Window& x, const Places& y, Epilogue epilogue, Context& context) const {
-  if (y.count < 1 || y.count > 4 || epilogue == Epilogue::kAdd ||
-      (epilogue == Epilogue::kGate) != gated_)
+  if (y.count < 1 || y.count > 4 || gated_ || epilogue == Epilogue::kAdd ||
+      epilogue == Epilogue::kGate)
     throw std::invalid_argument("a linear layer was run on windows that it cannot take");
   Scope scope(*context.scratch);
   const LinearParts parts{*this, *table_, width_for(8 * y.count)};

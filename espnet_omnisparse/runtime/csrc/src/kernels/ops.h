@@ -74,7 +74,7 @@ struct Window {
 };
 
 // Where the outputs of a window go: those of lanes 8 i .. 8 i + 7, row r, to
-// eights[i] + r * apart.
+// eights[i] + r * apart. Beyond `count` the window and these repeat their last.
 struct Places {
   float* eights[4];
   int count;  // of eights
@@ -108,7 +108,7 @@ class Linear {
   bool int8() const { return int8_; }
   void run(const Tiles& x, const Tiles& y, Epilogue epilogue, float factor,
            Context& context) const;
-  // The same of windows, of as many lanes as `y` has places; of no kAdd.
+  // The same of windows, of as many lanes as `y` has places; of no kAdd and no kGate.
   void run(const Window& x, const Places& y, Epilogue epilogue, Context& context) const;
 
  private:

@@ -36,6 +36,7 @@ struct Floats {
   }
   static Floats load_eights(const float* const* x, long at) { return load(x[0] + at); }
   static void store(float* x, const Floats& a) { std::memcpy(x, a.lane, sizeof(a.lane)); }
+  static void store_eights(float* const* x, long at, const Floats& a) { store(x[0] + at, a); }
   static Floats fma(const Floats& a, const Floats& b, const Floats& c) {
     return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
   }

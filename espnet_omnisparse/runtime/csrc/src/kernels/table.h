@@ -41,9 +41,15 @@ struct KernelTable {
   // from channel to channel; by their bits, of which NaN's are the greatest. `lanes` is a
   // multiple of 8.
   void (*largest)(const float* x, int channels, long apart, int lanes, float* most);
-  // out[rows][width] + bias, through an epilogue, into y [rows][width]
+  // out[rows][width] + bias, through an epilogue but kAdd and kGate, into y [rows][width]
   void (*finish)(Epilogue epilogue, const float* out, const float* bias, int rows, int width,
-                 float factor, float* y);
+                 float* y);
+  // the same into rows `first` .. of places, all four of which are written to
+  void (*finish_places)(Epilogue epilogue, const float* out, const float* bias, int rows,
+                        int width, int first, const Places& y);
+  // y += factor * (out + bias)
+  void (*finish_add)(const float* out, const float* bias, int rows, int width, float factor,
+                     float* y);
   // y = (a + bias_a) * sigmoid(b + bias_b)
   void (*gate)(const float* a, const float* b, const float* bias_a, const float* bias_b,
                int rows, int width, float* y);
@@ -57,7 +63,8 @@ struct KernelTable {
   // n < count (a multiple of 8)
   void (*rows8)(const float* a, long step_row, long step, int terms, const float* x,
                 long stride, int count, float* out, long out_stride);
-  // x <- exp(factor * x - max) / sum over the first `count`; zeros up to `padded`
+  // x <- exp(factor * x - max) / sum over the first `count`; zeros up to `padded`, a multiple
+  // of the lanes
   void (*softmax)(float* x, int count, int padded, float factor);
   void (*log_softmax)(float* x, int channels, int width);
   // y[c * rows_stride_y + r] = x[r * stride_x + c], an 8 x 8 block

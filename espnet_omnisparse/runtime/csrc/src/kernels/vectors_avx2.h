@@ -10,6 +10,7 @@ struct Narrow {
   static Narrow load(const float* x) { return {_mm256_loadu_ps(x)}; }
   static Narrow load_eights(const float* const* x, long at) { return load(x[0] + at); }
   static void store(float* x, Narrow a) { _mm256_storeu_ps(x, a.v); }
+  static void store_eights(float* const* x, long at, Narrow a) { store(x[0] + at, a); }
   static Narrow fma(Narrow a, Narrow b, Narrow c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   static Narrow max(Narrow a, Narrow b) { return {_mm256_max_ps(a.v, b.v)}; }
   static Narrow min(Narrow a, Narrow b) { return {_mm256_min_ps(a.v, b.v)}; }

@@ -12,6 +12,10 @@ struct Wide {
                                _mm256_loadu_ps(x[1] + at), 1)};
   }
   static void store(float* x, Wide a) { _mm512_storeu_ps(x, a.v); }
+  static void store_eights(float* const* x, long at, Wide a) {
+    _mm256_storeu_ps(x[0] + at, _mm512_castps512_ps256(a.v));
+    _mm256_storeu_ps(x[1] + at, _mm512_extractf32x8_ps(a.v, 1));
+  }
   static Wide fma(Wide a, Wide b, Wide c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   static Wide max(Wide a, Wide b) { return {_mm512_max_ps(a.v, b.v)}; }
   static Wide min(Wide a, Wide b) { return {_mm512_min_ps(a.v, b.v)}; }

@@ -14,6 +14,7 @@ struct Narrow {
     vst1q_f32(x, a.first);
     vst1q_f32(x + 4, a.second);
   }
+  static void store_eights(float* const* x, long at, Narrow a) { store(x[0] + at, a); }
   static Narrow fma(Narrow a, Narrow b, Narrow c) {
     return {vfmaq_f32(c.first, a.first, b.first), vfmaq_f32(c.second, a.second, b.second)};
   }
