@@ -124,6 +124,7 @@ def stored(
     state: Mapping[str, torch.Tensor],
     matrices: Mapping[str, tuple[int, int]],
     dtype: str,
+    filters: str | None = None,
 ) -> tuple[Tensors, dict[str, dict[str, list[int]]]]:
     """The tensors of a file, and which of them are stored by blocks.
 
@@ -131,6 +132,7 @@ def stored(
         state: State dict of the model.
         matrices: What `matrices_of` returned.
         dtype: Of the matrices, one of `DTYPES`.
+        filters: Name of the mel filters `[bins, mels]`, mostly zeros, which stay fp32.
 
     Returns:
         Arrays by name, and the shape of the tensor and the block of each matrix that is
@@ -143,13 +145,13 @@ def stored(
         if array.dtype == np.float64:  # as some statistics are
             tensors[_EXACT + name] = array
             array = array.astype(np.float32)
-        if name not in matrices:
+        if name not in matrices and name != filters:
             is_table = name.endswith("embed.weight") and array.ndim == 2
             half = dtype != "fp32" and is_table
             tensors[name] = array.astype(np.float16) if half else array
             continue
-        matrix = array.reshape(matrices[name])
-        values, scale = _quantised(matrix, dtype)
+        matrix = array.reshape(matrices.get(name, array.shape))
+        values, scale = _quantised(matrix, "fp32" if name == filters else dtype)
         if scale is not None:
             tensors[f"{name}.scale"] = scale
         # by the weights' own zeros: a rounded one is still a weight
@@ -222,7 +224,8 @@ def write_packed(
     if description["transducer"] is None:
         # an attention decoder beside CTC: no run time has a use for it
         state = {n: t for n, t in state.items() if not n.startswith("decoder.")}
-    tensors, sparse = stored(state, matrices_of(model), dtype)
+    filters = description["features"].get("mel")
+    tensors, sparse = stored(state, matrices_of(model), dtype, filters)
     tensors |= apart or {}
     told = {**_NO_ORIGIN, **description, "dtype": dtype, "sparse": sparse}
     metadata = {

@@ -18,6 +18,7 @@ from espnet_omnisparse.export.packed import (
     write_packed,
 )
 
+FILTERS = "frontend.logmel.melmat"
 AUDIO = {
     "input_size": None,
     "frontend": "default",
@@ -65,7 +66,22 @@ def test_an_fp32_file_gives_the_state_back(tmp_path, kind):
     for name, tensor in expected.items():
         assert np.array_equal(state[name], tensor.numpy()), name
         assert state[name].dtype == tensor.numpy().dtype
-    assert bool(told["sparse"]) == (kind == "masked")
+    others = set(told["sparse"]) - {FILTERS}
+    assert bool(others) == (kind == "masked")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
+def test_mel_filters_are_stored_by_what_is_not_zero_and_exactly(tmp_path, dtype):
+    model, config = plain()
+    path = tmp_path / "model.omni"
+    write_packed(path, model, describe(model, config), dtype)
+    told, tensors = read_packed(path)
+    filters = model.state_dict()[FILTERS].numpy()
+    assert told["features"]["mel"] == FILTERS
+    assert np.array_equal(restored(told, tensors)[FILTERS], filters)
+    parts = [tensors[f"{FILTERS}.{part}"] for part in ("values", "columns", "rows")]
+    assert parts[0].dtype == np.float32 and f"{FILTERS}.scale" not in tensors
+    assert sum(part.nbytes for part in parts) < filters.nbytes / 4
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("fp16", 1e-3), ("int8", 1 / 254)])

@@ -45,7 +45,10 @@ void FeatureConfig::read_stft(const Container& file, const Json& told) {
   for (int i = 0; i < inside; ++i)
     weight[left + i] = static_cast<float>(0.5 - 0.5 * std::cos(2 * kPi * i / inside));
   const size_t bins = static_cast<size_t>(transform) / 2 + 1;
-  set_filters(file.floats(told.at("mel").string(), bins * mels));
+  const WeightView filters = file.matrix(told.at("mel").string(), bins, mels);
+  if (filters.scale != nullptr)
+    throw Error("The model's mel filters are int8, which this program cannot compute with.");
+  set_filters(numbers_of(filters));
 }
 
 // Kaldi's compute-fbank-feats with --snip-edges=false and no dither.

@@ -41,34 +41,9 @@ float value_at(const WeightView& view, size_t index) {
 struct Dense {
   int rows = 0, columns = 0;
   std::vector<float> values;  // int8: whole numbers
-  std::vector<float> scale;   // of rows; empty: 1
+  std::vector<float> scale;   // of rows
   const float* row(int r) const { return values.data() + static_cast<size_t>(r) * columns; }
 };
-
-void fill(const WeightView& view, int first, Dense& into) {
-  const int columns = into.columns;
-  if (view.block_rows == 0) {
-    const size_t count = static_cast<size_t>(view.rows) * columns;
-    float* to = into.values.data() + static_cast<size_t>(first) * columns;
-    for (size_t i = 0; i < count; ++i) to[i] = value_at(view, i);
-  } else {
-    const int height = view.block_rows, width = view.block_columns;
-    const int down = (view.rows + height - 1) / height;
-    for (int block_row = 0; block_row < down; ++block_row) {
-      for (int k = view.block_begin[block_row]; k < view.block_begin[block_row + 1]; ++k) {
-        for (int i = 0; i < height * width; ++i) {
-          const int r = block_row * height + i / width;
-          const int c = view.block_column[k] * width + i % width;
-          if (r >= view.rows || c >= columns) continue;
-          into.values[static_cast<size_t>(first + r) * columns + c] =
-              value_at(view, static_cast<size_t>(k) * height * width + i);
-        }
-      }
-    }
-  }
-  for (int r = 0; r < view.rows; ++r)
-    into.scale[first + r] = view.scale != nullptr ? view.scale[r] : 1.0f;
-}
 
 bool column_used(const Dense& matrix, const int32_t* order, int rows, int column) {
   for (int r = 0; r < rows; ++r) {
@@ -87,6 +62,28 @@ size_t columns_used(const Dense& matrix, const std::vector<int32_t>& order, int 
 
 }  // namespace
 
+std::vector<float> numbers_of(const WeightView& view) {
+  const size_t columns = view.columns, count = view.rows * columns;
+  std::vector<float> numbers(count, 0.0f);
+  if (view.block_rows == 0) {
+    for (size_t i = 0; i < count; ++i) numbers[i] = value_at(view, i);
+    return numbers;
+  }
+  const int height = view.block_rows, width = view.block_columns;
+  const int down = (view.rows + height - 1) / height;
+  for (int block_row = 0; block_row < down; ++block_row) {
+    for (int k = view.block_begin[block_row]; k < view.block_begin[block_row + 1]; ++k) {
+      for (int i = 0; i < height * width; ++i) {
+        const int r = block_row * height + i / width;
+        const int c = view.block_column[k] * width + i % width;
+        if (r >= view.rows || c >= view.columns) continue;
+        numbers[r * columns + c] = value_at(view, static_cast<size_t>(k) * height * width + i);
+      }
+    }
+  }
+  return numbers;
+}
+
 Linear::Linear(const std::vector<WeightView>& stacked, const std::vector<const float*>& biases,
                bool gated)
     : table_(&kernels()), gated_(gated) {
@@ -102,14 +99,16 @@ Linear::Linear(const std::vector<WeightView>& stacked, const std::vector<const f
   }
   if (gated && rows_ % 2 != 0) throw std::invalid_argument("gates need an even number of rows");
   matrix.rows = rows_;
-  matrix.values.assign(static_cast<size_t>(rows_) * inputs_, 0.0f);
-  matrix.scale.assign(rows_, 1.0f);
   std::vector<float> bias(rows_, 0.0f);
   int first = 0;
   for (size_t i = 0; i < stacked.size(); ++i) {
-    fill(stacked[i], first, matrix);
-    if (biases[i] != nullptr) std::copy_n(biases[i], stacked[i].rows, bias.begin() + first);
-    first += stacked[i].rows;
+    const WeightView& view = stacked[i];
+    const std::vector<float> numbers = numbers_of(view);
+    matrix.values.insert(matrix.values.end(), numbers.begin(), numbers.end());
+    for (int r = 0; r < view.rows; ++r)
+      matrix.scale.push_back(view.scale != nullptr ? view.scale[r] : 1.0f);
+    if (biases[i] != nullptr) std::copy_n(biases[i], view.rows, bias.begin() + first);
+    first += view.rows;
   }
 
   // blocks of 8 rows; of a gate, 8 rows and the 8 that open them, in turn

@@ -65,6 +65,9 @@ struct WeightView {
   const float* scale = nullptr;            // of each row of an int8 matrix
 };
 
+// All of its numbers, row after row, as the file has them: those of int8 without their scale.
+std::vector<float> numbers_of(const WeightView& view);
+
 // Inputs of one tile that lie elsewhere: those of lanes 8 i .. 8 i + 7, column c, at
 // eights[i] + offset[c]. A convolution's windows need no copy that way.
 struct Window {
