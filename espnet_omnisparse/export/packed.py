@@ -146,8 +146,8 @@ def stored(
             tensors[_EXACT + name] = array
             array = array.astype(np.float32)
         if name not in matrices and name != filters:
-            is_table = name.endswith("embed.weight") and array.ndim == 2
-            half = dtype != "fp32" and is_table
+            # depthwise kernels, the first convolution, positions' biases, embeddings
+            half = dtype != "fp32" and array.ndim > 1 and array.dtype == np.float32
             tensors[name] = array.astype(np.float16) if half else array
             continue
         matrix = array.reshape(matrices.get(name, array.shape))
