@@ -10,8 +10,8 @@
   bytes for each element of a group that is not all zero, 2 for the group's column, and
   4 for each row of groups, and one more, for where it begins. Groups at an edge are
   padded; a group of N:M is one weight. A weight for which this is no gain, and
-  everything else (parameters and floating buffers), takes 4 bytes per element. (A packed
-  file has a header too, and takes less for the mel filters.)
+  everything else (parameters and floating buffers), takes 4 bytes per element. A packed
+  file has a header too, and takes less for the mel filters.
 - **MACs**: multiply-accumulates of matrix products and convolutions, attention
   included, from log-mel features to CTC log-probabilities, batch 1, for 10 s and 30 s
   of audio (100 feature frames per second).
