@@ -15,13 +15,24 @@ namespace {
 
 // ---- what becomes of a product ----------------------------------------------------------
 
-// Where it goes: into a tile, or to places.
+// Where it goes: into a tile, onto one, or to places.
 struct IntoTile {
   float* y;
   int width;
   template <class V>
   void store(int row, int lane, V value) const {
     V::store(y + static_cast<long>(row) * width + lane, value);
+  }
+};
+
+struct OntoTile {  // y += factor * value
+  float* y;
+  int width;
+  float factor;
+  template <class V>
+  void store(int row, int lane, V value) const {
+    float* at = y + static_cast<long>(row) * width + lane;
+    V::store(at, V::fma(V::set(factor), value, V::load(at)));
   }
 };
 
@@ -83,23 +94,9 @@ void finish_places(Epilogue epilogue, const float* out, const float* bias, int r
   finish_of(epilogue, out, bias, rows, width, IntoPlaces{y, first});
 }
 
-template <class V>
-inline void finish_add_lanes(const float* out, const float* bias, int rows, int width, int lane,
-                             float factor, float* y) {
-  for (int r = 0; r < rows; ++r) {
-    const long at = static_cast<long>(r) * width + lane;
-    const V value = V::load(out + at) + V::set(bias[r]);
-    V::store(y + at, V::fma(V::set(factor), value, V::load(y + at)));
-  }
-}
-
 void finish_add(const float* out, const float* bias, int rows, int width, float factor,
                 float* y) {
-  int lane = 0;
-  for (; lane + Wide::kLanes <= width; lane += Wide::kLanes)
-    finish_add_lanes<Wide>(out, bias, rows, width, lane, factor, y);
-  for (; lane < width; lane += 8)
-    finish_add_lanes<Narrow>(out, bias, rows, width, lane, factor, y);
+  finish_of(Epilogue::kStore, out, bias, rows, width, OntoTile{y, width, factor});
 }
 
 template <class V>
