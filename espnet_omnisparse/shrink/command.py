@@ -36,7 +36,8 @@ def add_commands(commands: Commands) -> None:
     axis.add_argument(
         "--sizes",
         metavar='"small:0.33 8MB"',
-        help="by dropping branches: NAME:FRACTION, NAME:BRANCHES or a budget",
+        help="by dropping branches: NAME:FRACTION, NAME:BRANCHES or a budget; with "
+        "@ZEROS behind it, as in small:0.5@70%%, by zeros in what is kept, too",
     )
     axis.add_argument("--sparsity", metavar='"0.5 0.8"', help="by zeros in the weights")
     command.add_argument(
@@ -58,7 +59,7 @@ def add_commands(commands: Commands) -> None:
     command.add_argument(
         "--lr",
         type=positive,
-        help="highest learning rate (the model's own, with --sizes half of it)",
+        help="highest learning rate (the model's own; half of it if no size has zeros)",
     )
     command.add_argument(
         "--utterances",

@@ -13,6 +13,7 @@ from espnet_omnisparse.extract.repair import own_options
 from espnet_omnisparse.recipe.derive import with_supernet
 from espnet_omnisparse.shrink.encoders import axes_of
 from espnet_omnisparse.shrink.original import Original
+from espnet_omnisparse.shrink.sizes import SPARSITY
 
 #: How the text is spelt is the model's own.
 _TEXT = (
@@ -58,8 +59,8 @@ class Length:
 
 
 def layer_axis(sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """The section `supernet` of the layer axis."""
-    return {
+    """The section `supernet` of the layer axis, or of both if sizes have zeros."""
+    section = {
         "method": "taylor",  # a trained net's gates need no scores that are learned
         "sizes": dict(sizes),
         "update": "split_batch",
@@ -67,22 +68,31 @@ def layer_axis(sizes: Mapping[str, Any]) -> dict[str, Any]:
         "step1": 0.1,
         "distillation": "kl",
     }
+    if any(isinstance(one, Mapping) and SPARSITY in one for one in sizes.values()):
+        section[SPARSITY] = _masks(sizes, ["dense", "size", "size", "size"])
+    return section
 
 
 def weight_axis(sizes: Mapping[str, Any]) -> dict[str, Any]:
     """The section `supernet` of the weight axis."""
     return {
         "sizes": dict(sizes),
-        "sparsity": {
-            "final": max(one["sparsity"] for one in sizes.values()),
-            "ramp": 0.4,
-            "settle": 0.35,
-            "own": "norms_and_biases",
-            "sandwich": ["dense", "sparsest", "sparsest", "size"],
-        },
+        SPARSITY: _masks(sizes, ["dense", "sparsest", "sparsest", "size"]),
         "update": "split_batch",
         "subnet_weight": 1.0,
         "distillation": "kl",
+    }
+
+
+def _masks(sizes: Mapping[str, Any], sandwich: list[str]) -> dict[str, Any]:
+    """The section `supernet.sparsity`."""
+    options = (one for one in sizes.values() if isinstance(one, Mapping))
+    return {
+        "final": max(one.get(SPARSITY, 0.0) for one in options),
+        "ramp": 0.4,
+        "settle": 0.35,
+        "own": "norms_and_biases",
+        "sandwich": sandwich,
     }
 
 
@@ -98,8 +108,8 @@ def training_config(
         original: The model that it begins from.
         supernet: The section of that name.
         length: Of the training.
-        lr: The highest learning rate; `None`: the model's own on the weight axis, half
-            of it on the layer axis.
+        lr: The highest learning rate; `None`: the model's own where weights are
+            masked, else half of it.
 
     Raises:
         UserError: If the model has no encoder or rate that one can go by.
@@ -109,7 +119,7 @@ def training_config(
     config = copy.deepcopy(own_options(theirs))
     taught = {**supernet, "teacher": str(original.checkpoint)}
     parts = {name: theirs[name] for name in ("encoder_conf", "model_conf")}
-    masked = "sparsity" in supernet
+    masked = SPARSITY in supernet
     encoder = axes.weights if masked else axes.layers
     peak = _PEAK_OF_ZEROS if masked else _PEAK_OF_LAYERS
     if masked and theirs["decoder"] == "transformer" and not has_ctc_alone(theirs):

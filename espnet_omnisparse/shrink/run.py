@@ -126,7 +126,7 @@ def _prepare(wish: Wish, folder: Path) -> None:
     config = _config(wish, original, folder)
     net = build_supernet(config, original.checkpoint, original.name)
     net.supernet.measure()
-    check_shares(net, "--sparsity")
+    check_shares(net, "--sizes" if "method" in wish.supernet else "--sparsity")
     packed = Path(wish.model)
     weights = packed if packed.is_file() else original.checkpoint
     write_yaml(folder / MARK, _mark(wish, weights))

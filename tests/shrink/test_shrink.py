@@ -61,6 +61,7 @@ def layer_family(model, corpus, tmp_path_factory):
         (layer_axis({"small": 0.5}), None, 0.002),
         (weight_axis({"s90": {"sparsity": 0.9}}), None, 0.004),
         (weight_axis({"s90": {"sparsity": 0.9}}), 0.03, 0.03),
+        (layer_axis({"watch": {"units": 0.5, "sparsity": 0.9}}), None, 0.004),
     ],
 )
 def test_the_highest_rate_is_of_the_axis(model, tmp_path, axis, lr, expected):
@@ -163,6 +164,29 @@ def test_a_stock_model_becomes_a_family_of_sparsities(model, corpus, tmp_path):
         assert float((weight == 0).float().mean()) == pytest.approx(share, abs=0.07)
 
 
+def test_a_stock_model_becomes_a_family_of_both_axes(model, corpus, tmp_path):
+    out = tmp_path / "asr_family"
+    sizes = "watch:4@70% phone:0.75@50% car:@80% server:0.75"
+    cli.main(command(model, corpus, out, "--sizes", sizes, "--updates", "10"))
+    for name, kept, share in (
+        *(("watch", 4, 0.7), ("phone", 6, 0.5), ("car", 8, 0.8)),
+        *(("server", 6, 0.0), ("full", 8, 0.0)),
+    ):
+        size = size_of(out, name)
+        spec = read_yaml(size / "subnet.yaml")
+        assert spec["branches"]["kept"] == kept
+        weights = [
+            weight
+            for key, weight in load(size / "model.pth").items()
+            if key.endswith(("w_1.weight", "w_2.weight", "linear_out.weight"))
+        ]
+        zeros = sum(int((weight == 0).sum()) for weight in weights)
+        count = sum(weight.numel() for weight in weights)
+        assert zeros / count == pytest.approx(share, abs=0.07)
+        Speech2Text(size / "config.yaml", size / "model.pth", ctc_weight=1.0)
+    assert read_yaml(out / "config.yaml")["scheduler_conf"]["warmup_lr_list"][1] == 0.004
+
+
 OTHERS = {
     "transducer": (stock.TRANSDUCER, LAYERS),
     "E-Branchformer": (stock.E_BRANCHFORMER, LAYERS),
@@ -253,6 +277,10 @@ def test_sizes_and_folders_that_make_no_sense_are_refused(
     assert "name 0.5 as well" in told("--sizes", "0.5")
     assert "must be a share of zeros" in told("--sparsity", "120%")
     assert "supernet.sizes" in told("--sizes", "small:99")
+    assert "name @70% as well" in told("--sizes", "@70%")
+    assert "8MB in a:8MB@70% must be a fraction" in told("--sizes", "a:8MB@70%")
+    assert "--sizes: nothing must be a share" in told("--sizes", "small:0.5@")
+    assert "--sizes: 99.99% cannot be met" in told("--sizes", "small:0.5@99.99%")
     assert "has small twice" in told("--sizes", "small:0.5 small:0.3")
     assert "has s50 twice" in told("--sparsity", "50% 0.5")
     assert "--sizes: 'nan' must be" in told("--sizes", "small:nan")
