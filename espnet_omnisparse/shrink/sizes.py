@@ -124,7 +124,8 @@ def _share(text: str, option: str) -> float:
     share = None if number is None else number / (100 if text[-1] == "%" else 1)
     if share is None or not 0.0 < share < 1.0:
         raise UserError(
-            f"{option}: {text or 'nothing'} must be a share of zeros such as 70% or 0.7."
+            f"{option}: {text or 'nothing'} must be a share of zeros such as 70% or "
+            "0.7."
         )
     return round(share, 6)
 

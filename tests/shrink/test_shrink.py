@@ -184,7 +184,8 @@ def test_a_stock_model_becomes_a_family_of_both_axes(model, corpus, tmp_path):
         count = sum(weight.numel() for weight in weights)
         assert zeros / count == pytest.approx(share, abs=0.07)
         Speech2Text(size / "config.yaml", size / "model.pth", ctc_weight=1.0)
-    assert read_yaml(out / "config.yaml")["scheduler_conf"]["warmup_lr_list"][1] == 0.004
+    config = read_yaml(out / "config.yaml")
+    assert config["scheduler_conf"]["warmup_lr_list"][1] == 0.004
 
 
 OTHERS = {
