@@ -9,7 +9,8 @@ a slow moment of the machine hits both; ratios are medians of paired ratios.
 import argparse
 import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -31,7 +32,10 @@ BEFORE_SETTLING = 620  # masks on weights follow them to update 650
 
 
 def configuration(
-    args: argparse.Namespace, update: str | None, method: str = "simple_topk"
+    args: argparse.Namespace,
+    update: str | None,
+    method: str = "simple_topk",
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """ESPnet configuration of the benchmarked shape.
 
@@ -40,6 +44,7 @@ def configuration(
         update: `None` for stock ESPnet, `plain` for our encoder without a supernet,
             or a value of `supernet.update`.
         method: The supernet's selection method, or `SPARSE`.
+        options: Further ones of the supernet.
     """
     parser = OmniASRTask.get_parser()
     config = vars(parser.parse_args(["--output_dir", os.devnull]))
@@ -75,6 +80,7 @@ def configuration(
         if method == SPARSE:
             config["encoder"] = "omni_sparse_conformer"
             config["model_conf"]["supernet"] = {**SUPERNETS["weight"], "update": update}
+        config["model_conf"]["supernet"] |= options or {}
     return config
 
 
@@ -115,7 +121,11 @@ def make_batch(args: argparse.Namespace) -> dict[str, torch.Tensor]:
 
 
 def supernet_at(
-    args: argparse.Namespace, update: str, at: int, method: str = "simple_topk"
+    args: argparse.Namespace,
+    update: str,
+    at: int,
+    method: str = "simple_topk",
+    options: Mapping[str, Any] | None = None,
 ) -> Any:
     """A supernet at a certain update of its run.
 
@@ -123,9 +133,10 @@ def supernet_at(
         args: The command's options.
         update: See `configuration`.
         at: The update count.
-        method: A selection method's name.
+        method: The same.
+        options: The same.
     """
-    model = build(configuration(args, update, method))
+    model = build(configuration(args, update, method, options))
     model.supernet.set_run_length(RUN_LENGTH)
     model.supernet.update = at
     return model
@@ -185,11 +196,17 @@ def bench_sparsity(args: argparse.Namespace) -> None:
     models["per_accum"].accumulate(nets)
     batch = make_batch(args)
     runs = {"dense": step(dense, batch)}
-    for mode, model in models.items():
-        # only the updates of a turn must be different ones
-        runs[mode] = step(model, batch, counts=mode == "in_turn")
-    # in turn each of the nets: their mean is what a batch costs
-    times = measure_paired(runs, nets * max(2, args.rounds // 2), warmup=nets)
+    with TemporaryDirectory() as folder:
+        # as omnisparse shrink has it
+        options = {"distillation": "kl", "teacher": f"{folder}/teacher.pth"}
+        torch.save(build(configuration(args, None)).state_dict(), options["teacher"])
+        taught = supernet_at(args, "split_batch", STEP2_AT, SPARSE, options)
+        models["split_batch, with a teacher"] = taught
+        for mode, model in models.items():
+            # only the updates of a turn must be different ones
+            runs[mode] = step(model, batch, counts=mode == "in_turn")
+        # in turn each of the nets: their mean is what a batch costs
+        times = measure_paired(runs, nets * max(2, args.rounds // 2), warmup=nets)
     print(
         "\n| masks on weights, a batch | mean (ms) | against the dense net |\n"
         "|---|---|---|"

@@ -22,7 +22,11 @@ def rows(printed: str) -> dict[str, list[str]]:
     [
         ("training", ["stock conformer", "ours, no supernet", "step 2, split_batch"]),
         ("selection", ["simple_topk", "iterative_zero_out", "ortho_softmax"]),
-        ("sparsity", ["dense", "per_batch", "split_batch", "per_accum", "in_turn"]),
+        (
+            "sparsity",
+            ["dense", "per_batch", "split_batch", "per_accum", "in_turn"]
+            + ["split_batch, with a teacher"],
+        ),
         ("sizes", ["full (16 of 16 branches)", "small (5 of 16 branches)"]),
     ],
 )
