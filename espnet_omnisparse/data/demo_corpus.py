@@ -10,8 +10,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from espnet_omnisparse.data import synthesis
-from espnet_omnisparse.data.synthesis import Utterance, Voice
+from espnet_omnisparse.data import made_corpus, synthesis
+from espnet_omnisparse.data.made_corpus import Utterance, Voice
 from espnet_omnisparse.errors import one_sentence
 
 UTTERANCES = {"demo-train": 608, "demo-dev": 48, "demo-test": 80}
@@ -84,9 +84,9 @@ def write_corpus(out: Path) -> str:
         UserError: If the folder holds something else, or espeakng-loader is missing.
     """
     utterances = plan()
-    synthesis.write_corpus(out, utterances)
+    made_corpus.write_corpus(out, utterances, synthesis.speak)
     words = f"{len(VOICES)} voices, {len(_VOCABULARY)} words"
-    return f"{synthesis.summary(out, utterances)}; {words}"
+    return f"{made_corpus.summary(out, utterances)}; {words}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

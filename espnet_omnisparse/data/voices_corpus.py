@@ -11,12 +11,13 @@ import gzip
 import random
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from espnet_omnisparse.arguments import positive
 from espnet_omnisparse.console import bar
-from espnet_omnisparse.data import synthesis
-from espnet_omnisparse.data.synthesis import Utterance, Voice
+from espnet_omnisparse.data import made_corpus, synthesis
+from espnet_omnisparse.data.made_corpus import Utterance, Voice
 from espnet_omnisparse.errors import UserError, one_sentence
 
 ACCENTS = "en en-us en-gb-scotland en-gb-x-rp en-us-nyc en-gb-x-gbclan en-029".split()
@@ -139,8 +140,9 @@ def write_corpus(text: Path, hours: float, out: Path) -> str:
     """
     utterances = plan(read_lines(text), hours)
     with bar("spoken", len(utterances), "utterance") as told:
-        synthesis.write_corpus(out, utterances, NOISE_DB, told.update)
-    return synthesis.summary(out, utterances)
+        speak = partial(synthesis.speak, noise_db=NOISE_DB)
+        made_corpus.write_corpus(out, utterances, speak, told.update)
+    return made_corpus.summary(out, utterances)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

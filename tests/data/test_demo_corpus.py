@@ -29,7 +29,7 @@ def spoken(monkeypatch):
     monkeypatch.setattr(
         synthesis,
         "speak",
-        lambda utterance, noise_db: np.random.default_rng(1).uniform(-0.5, 0.5, 1600),
+        lambda utterance: np.random.default_rng(1).uniform(-0.5, 0.5, 1600),
     )
 
 
@@ -130,7 +130,7 @@ def test_incomplete_corpus_is_redone(tmp_path, small, spoken, left):
 
 
 def test_interruption_leaves_nothing(tmp_path, small, monkeypatch):
-    def interrupted(utterance, noise_db):
+    def interrupted(utterance):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(synthesis, "speak", interrupted)

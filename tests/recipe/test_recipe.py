@@ -398,11 +398,11 @@ WITH_OURS = "import espnet_omnisparse.tasks"
 
 def write_small_corpus(folder: Path) -> None:
     """A few of the demo corpus's utterances, in LibriSpeech's layout."""
-    from espnet_omnisparse.data import demo_corpus, synthesis
+    from espnet_omnisparse.data import demo_corpus, made_corpus, synthesis
 
     wanted = {"demo-train": 5, "demo-dev": 1, "demo-test": 1}
     chosen = [one for one in demo_corpus.plan() if one.number < wanted[one.part]]
-    synthesis.write_corpus(folder, chosen)
+    made_corpus.write_corpus(folder, chosen, synthesis.speak)
 
 
 def result_rows(results: Path) -> list[str]:
