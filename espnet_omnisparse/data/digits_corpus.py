@@ -1,4 +1,4 @@
-"""Connected digits: strings joined from the recordings of the Free Spoken Digit Dataset.
+"""Connected digits: strings joined from recordings of the Free Spoken Digit Dataset.
 
 Small enough that two CPU cores train on it to a low error. Laid out as LibriSpeech is:
 
