@@ -200,11 +200,11 @@ def bench_sparsity(args: argparse.Namespace) -> None:
         # as omnisparse shrink has it
         options = {"distillation": "kl", "teacher": f"{folder}/teacher.pth"}
         torch.save(build(configuration(args, None)).state_dict(), options["teacher"])
-        taught = supernet_at(args, "split_batch", STEP2_AT, SPARSE, options)
-        models["split_batch, with a teacher"] = taught
+        taught = supernet_at(args, "in_turn", STEP2_AT, SPARSE, options)
+        models["in_turn, with a teacher"] = taught
         for mode, model in models.items():
             # only the updates of a turn must be different ones
-            runs[mode] = step(model, batch, counts=mode == "in_turn")
+            runs[mode] = step(model, batch, counts=mode.startswith("in_turn"))
         # in turn each of the nets: their mean is what a batch costs
         times = measure_paired(runs, nets * max(2, args.rounds // 2), warmup=nets)
     print(

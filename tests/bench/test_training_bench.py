@@ -25,7 +25,7 @@ def rows(printed: str) -> dict[str, list[str]]:
         (
             "sparsity",
             ["dense", "per_batch", "split_batch", "per_accum", "in_turn"]
-            + ["split_batch, with a teacher"],
+            + ["in_turn, with a teacher"],
         ),
         ("sizes", ["full (16 of 16 branches)", "small (5 of 16 branches)"]),
     ],
