@@ -26,8 +26,8 @@ _WARM_UP = 0.1
 #: Highest rate against the original's. With half of it sizes of 70 % zeros and more are
 #: worse (measured); for branches that was not compared.
 _PEAK_OF_LAYERS, _PEAK_OF_ZEROS = 0.5, 1.0
-#: One subnet an update costs least, and for a trained net that is taught no size was worse
-#: by it, and some better (measured).
+#: One subnet an update costs least. No size of a trained net that is taught was worse
+#: by it, and some were better (measured).
 _UPDATE = "in_turn"
 #: Rates of these are no learning rates.
 _RELATIVE = ("noamlr",)
