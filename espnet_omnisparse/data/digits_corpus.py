@@ -11,7 +11,7 @@ The dataset is by Zohar Jackson and others, CC BY-SA 4.0, and so is what this wr
 import argparse
 import random
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 
@@ -124,7 +124,11 @@ def write_corpus(fsdd: Path, out: Path) -> str:
         UserError: If the dataset is not whole, or the folder holds something else.
     """
     utterances = plan()
-    speak = partial(join, read_recordings(fsdd))
+    recordings = cache(partial(read_recordings, fsdd))  # not read if nothing is written
+
+    def speak(utterance: Utterance) -> np.ndarray:
+        return join(recordings(), utterance)
+
     with bar("joined", len(utterances), "utterance") as told:
         made_corpus.write_corpus(out, utterances, speak, told.update)
     return made_corpus.summary(out, utterances)

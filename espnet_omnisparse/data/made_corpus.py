@@ -1,4 +1,4 @@
-"""Corpora that are made here, planned utterance by utterance, as LibriSpeech lies."""
+"""Corpora that are made here, planned by the utterance, laid out as LibriSpeech is."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence

@@ -26,9 +26,9 @@ _WARM_UP = 0.1
 #: Highest rate against the original's. With half of it sizes of 70 % zeros and more are
 #: worse (measured); for branches that was not compared.
 _PEAK_OF_LAYERS, _PEAK_OF_ZEROS = 0.5, 1.0
-#: One subnet an update costs least. No size of a trained net that is taught was worse
-#: by it, and some were better (measured).
-_UPDATE = "in_turn"
+#: Of either axis. One subnet an update costs least; no size of a trained net that is
+#: taught was told to be worse by it, and some were better (measured).
+_TRAINING = {"update": "in_turn", "subnet_weight": 1.0, "distillation": "kl"}
 #: Rates of these are no learning rates.
 _RELATIVE = ("noamlr",)
 
@@ -66,10 +66,8 @@ def layer_axis(sizes: Mapping[str, Any]) -> dict[str, Any]:
     section = {
         "method": "taylor",  # a trained net's gates need no scores that are learned
         "sizes": dict(sizes),
-        "update": _UPDATE,
-        "subnet_weight": 1.0,
         "step1": 0.1,
-        "distillation": "kl",
+        **_TRAINING,
     }
     if any(isinstance(one, Mapping) and SPARSITY in one for one in sizes.values()):
         section[SPARSITY] = _masks(sizes, ["dense", "size", "size", "size"])
@@ -81,9 +79,7 @@ def weight_axis(sizes: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "sizes": dict(sizes),
         SPARSITY: _masks(sizes, ["dense", "sparsest", "sparsest", "size"]),
-        "update": _UPDATE,
-        "subnet_weight": 1.0,
-        "distillation": "kl",
+        **_TRAINING,
     }
 
 

@@ -37,6 +37,10 @@ def layer_sizes(text: str) -> dict[str, Any]:
         sizes[name] = size
     if not sizes:
         raise UserError('--sizes names none: give some, as in "small:0.33 8MB".')
+    if all(isinstance(one, Mapping) and UNITS not in one for one in sizes.values()):
+        raise UserError(
+            "--sizes: no size drops a branch: say how many zeros with --sparsity."
+        )
     return sizes
 
 

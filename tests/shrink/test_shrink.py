@@ -280,6 +280,7 @@ def test_sizes_and_folders_that_make_no_sense_are_refused(
     assert "supernet.sizes" in told("--sizes", "small:99")
     assert "name @70% as well" in told("--sizes", "@70%")
     assert "8MB in a:8MB@70% must be a fraction" in told("--sizes", "a:8MB@70%")
+    assert "no size drops a branch" in told("--sizes", "car:@80% phone:@50%")
     assert "--sizes: nothing must be a share" in told("--sizes", "small:0.5@")
     assert "--sizes: 99.99% cannot be met" in told("--sizes", "small:0.5@99.99%")
     assert "has small twice" in told("--sizes", "small:0.5 small:0.3")
